@@ -1,0 +1,3 @@
+//! The API server as a library; `seaway-server` runs it.
+
+pub mod storage;
