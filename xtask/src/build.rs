@@ -1,0 +1,55 @@
+//! Building our binaries and finding them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{ebpf, run};
+
+/// The binaries that a host of the cluster runs.
+pub(crate) const BINARIES: &[(&str, &str)] = &[
+    ("control-plane", "seaway-server"),
+    ("agent", "seaway-agent"),
+    ("cli", "seaway"),
+    ("cni", "seaway-cni"),
+];
+
+/// Builds the BPF object and every binary; returns where each is, by name.
+pub(crate) fn binaries(release: bool) -> Result<BTreeMap<String, PathBuf>> {
+    run::step("building the BPF object", ebpf::build)?;
+    let profile = if release { "release" } else { "dev" };
+    run::step(&format!("building the binaries ({profile} profile; the first time takes minutes)"), || {
+        let mut cargo = run::cargo();
+        cargo.args(["build", "--message-format", "json-render-diagnostics", "--profile", profile]);
+        for (package, binary) in BINARIES {
+            cargo.args(["--package", package, "--bin", binary]);
+        }
+        let output =
+            cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
+        if !output.status.success() {
+            bail!("cargo build ended with {}", output.status);
+        }
+        let built = executables(&String::from_utf8_lossy(&output.stdout));
+        for (_, binary) in BINARIES {
+            if !built.contains_key(*binary) {
+                bail!("cargo named no executable for {binary}");
+            }
+        }
+        Ok(built)
+    })
+}
+
+/// Executables by target name, out of cargo's JSON messages.
+pub(crate) fn executables(messages: &str) -> BTreeMap<String, PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter_map(|message| {
+            let executable = message["executable"].as_str()?;
+            Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(executable)))
+        })
+        .collect()
+}

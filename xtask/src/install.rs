@@ -1,0 +1,89 @@
+//! Debian packages that a command needs: found, or installed and named.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::run;
+
+/// A program and the Debian package that brings it.
+pub(crate) struct Need {
+    pub(crate) program: &'static str,
+    pub(crate) package: &'static str,
+}
+
+/// What a cluster needs on the machine.
+pub(crate) const CLUSTER: &[Need] = &[
+    Need { program: "ip", package: "iproute2" },
+    Need { program: "nsenter", package: "util-linux" },
+    Need { program: "mount", package: "mount" },
+    Need { program: "containerd", package: "containerd" },
+    Need { program: "runc", package: "runc" },
+    Need { program: "/usr/lib/cni/loopback", package: "containernetworking-plugins" },
+];
+
+pub(crate) const KUBECTL: &[Need] = &[Need { program: "kubectl", package: "kubernetes-client" }];
+
+/// What the test images are made of.
+pub(crate) const IMAGES: &[Need] = &[
+    Need { program: "busybox", package: "busybox-static" },
+    Need { program: "nginx", package: "nginx-light" },
+];
+
+pub(crate) const ETCD: &[Need] = &[Need { program: "etcd", package: "etcd-server" }];
+
+/// What the kernel and cluster tiers judge us with.
+pub(crate) const PEERS: &[Need] = &[
+    Need { program: "bird", package: "bird2" },
+    Need { program: "python3", package: "python3" },
+    Need { program: "nft", package: "nftables" },
+    Need { program: "iptables-save", package: "iptables" },
+];
+
+/// Installs what is missing; as another user than root it says what to install.
+pub(crate) fn ensure(needs: &[&[Need]]) -> Result<()> {
+    let mut packages: Vec<&str> = needs
+        .iter()
+        .flat_map(|group| group.iter())
+        .filter(|need| run::which(need.program).is_none())
+        .map(|need| need.package)
+        .collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages_installed(&packages)
+}
+
+/// Installs Debian packages by name.
+pub(crate) fn packages_installed(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if run::which("apt-get").is_none() {
+        bail!("missing on this machine: {list} (Debian's package names); install them and run again");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("missing on this machine: {list}; as root: apt-get install {list}");
+    }
+    run::step(&format!("installing Debian packages: {list}"), || {
+        run::output(Command::new("apt-get").args(["update", "-q"]))
+            .context("refreshing the package lists")?;
+        // Services of the packages must not start: the tests run their own.
+        let policy = std::path::Path::new("/usr/sbin/policy-rc.d");
+        let ours = !policy.exists();
+        if ours {
+            std::fs::write(policy, "#!/bin/sh\nexit 101\n").context("writing policy-rc.d")?;
+            run::run(Command::new("chmod").args(["755", "/usr/sbin/policy-rc.d"]))?;
+        }
+        let installed = run::output(
+            Command::new("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["install", "-y", "-q", "--no-install-recommends"])
+                .args(packages),
+        );
+        if ours {
+            std::fs::remove_file(policy).context("removing policy-rc.d")?;
+        }
+        installed.map(|_| ())
+    })
+}
