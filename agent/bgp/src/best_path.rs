@@ -1,0 +1,128 @@
+//! The decision process (RFC 4271 9.1.2.2, RFC 4456 section 9), with the step that decided.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::rib::{Path, Source};
+
+/// The step at which the best path won over the runner-up, in the order they are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    OnlyPath,
+    Local,
+    LocalPref,
+    AsPathLength,
+    Origin,
+    Med,
+    ExternalOverInternal,
+    RouterId,
+    ClusterListLength,
+    PeerAddress,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::OnlyPath => "only path",
+            Reason::Local => "originated here",
+            Reason::LocalPref => "higher LOCAL_PREF",
+            Reason::AsPathLength => "shorter AS_PATH",
+            Reason::Origin => "lower ORIGIN",
+            Reason::Med => "lower MULTI_EXIT_DISC",
+            Reason::ExternalOverInternal => "external over internal",
+            Reason::RouterId => "lower BGP identifier",
+            Reason::ClusterListLength => "shorter CLUSTER_LIST",
+            Reason::PeerAddress => "lower peer address",
+        })
+    }
+}
+
+/// The default LOCAL_PREF where the attribute is absent.
+pub const LOCAL_PREF_DEFAULT: u32 = 100;
+
+/// Orders two paths; `Less` is better. The reason is the first step at which they differ.
+pub fn compare(a: &Path, b: &Path) -> (Ordering, Reason) {
+    let (order, reason) = compare_cost(a, b);
+    if order != Ordering::Equal {
+        return (order, reason);
+    }
+    let originator = |path: &Path| path.attributes.originator_id.unwrap_or(path.router_id);
+    let cluster_list = |path: &Path| path.attributes.cluster_list.len();
+    let steps = [
+        (originator(a).cmp(&originator(b)), Reason::RouterId),
+        (cluster_list(a).cmp(&cluster_list(b)), Reason::ClusterListLength),
+    ];
+    for (order, reason) in steps {
+        if order != Ordering::Equal {
+            return (order, reason);
+        }
+    }
+    (a.source.cmp(&b.source), Reason::PeerAddress)
+}
+
+/// The steps before the tie-breakers: paths equal here share the load.
+fn compare_cost(a: &Path, b: &Path) -> (Ordering, Reason) {
+    let local = |path: &Path| path.source != Source::Local;
+    let local_pref = |path: &Path| path.attributes.local_pref.unwrap_or(LOCAL_PREF_DEFAULT);
+    let length = |path: &Path| path.attributes.as_path_length();
+    let med = |path: &Path| path.attributes.med.unwrap_or(0);
+    let neighbour = |path: &Path| path.attributes.neighbour_asn();
+    let med_order = if neighbour(a) == neighbour(b) { med(a).cmp(&med(b)) } else { Ordering::Equal };
+    let steps = [
+        (local(a).cmp(&local(b)), Reason::Local),
+        (local_pref(b).cmp(&local_pref(a)), Reason::LocalPref),
+        (length(a).cmp(&length(b)), Reason::AsPathLength),
+        (a.attributes.origin.cmp(&b.attributes.origin), Reason::Origin),
+        (med_order, Reason::Med),
+        (b.external.cmp(&a.external), Reason::ExternalOverInternal),
+    ];
+    for (order, reason) in steps {
+        if order != Ordering::Equal {
+            return (order, reason);
+        }
+    }
+    (Ordering::Equal, Reason::RouterId)
+}
+
+/// The outcome for one destination.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Selection<'a> {
+    pub best: &'a Path,
+    pub reason: Reason,
+    /// Next hops of the best path and of those equal in cost, sorted, without repeats.
+    pub next_hops: Vec<IpAddr>,
+}
+
+/// Selects among `paths`. MED is compared between paths of one neighbour AS only, so those are settled
+/// first (RFC 4271 9.1.2.2 c): otherwise the result would depend on the order of arrival.
+pub fn select(paths: &[Path], multipath_max: usize) -> Option<Selection<'_>> {
+    let mut candidates: Vec<&Path> = paths
+        .iter()
+        .filter(|path| {
+            let beaten_by_med = |other: &&Path| {
+                other.attributes.neighbour_asn() == path.attributes.neighbour_asn()
+                    && compare_cost(other, path) == (Ordering::Less, Reason::Med)
+            };
+            !paths.iter().any(|other| beaten_by_med(&other))
+        })
+        .collect();
+    candidates.sort_by(|a, b| compare(a, b).0);
+    let (best, rest) = candidates.split_first()?;
+    let reason = match rest.first() {
+        None if paths.len() > 1 => Reason::Med,
+        None => Reason::OnlyPath,
+        Some(second) => compare(best, second).1,
+    };
+    let mut next_hops = vec![best.attributes.next_hop];
+    for path in rest {
+        if next_hops.len() < multipath_max
+            && compare_cost(best, path).0 == Ordering::Equal
+            && !next_hops.contains(&path.attributes.next_hop)
+        {
+            next_hops.push(path.attributes.next_hop);
+        }
+    }
+    next_hops.sort_unstable();
+    Some(Selection { best, reason, next_hops })
+}
