@@ -1,3 +1,4 @@
 //! The API server as a library; `seaway-server` runs it.
 
+pub mod security;
 pub mod storage;

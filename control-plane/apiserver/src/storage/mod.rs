@@ -14,6 +14,10 @@
 //!    each with the value before it; a start that history no longer holds fails with [`StorageError::Compacted`].
 //! 6. A watcher that cannot keep up is ended with an error, never silently skipped.
 
+pub mod cache;
+pub mod keys;
+
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -61,8 +65,8 @@ pub struct Change {
     pub revision: Revision,
     /// The new value; `None` when the key was deleted.
     pub value: Option<Bytes>,
-    /// The value before; `None` when the key was created.
-    pub previous: Option<Bytes>,
+    /// The version before; `None` when the key was created.
+    pub previous: Option<Stored>,
 }
 
 /// What a watch yields.

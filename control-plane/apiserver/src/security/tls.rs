@@ -1,0 +1,107 @@
+//! The server's TLS: our certificate, and client certificates that are asked for but judged later.
+//!
+//! The handshake proves that a client holds the key of the certificate it shows. Whether the client CA signed it is for
+//! [`super::authentication::Authenticator::peer`]: a certificate of another CA then gets a 401 with a reason.
+
+use std::sync::Arc;
+
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::CryptoProvider,
+    server::{
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
+
+use super::pki::PkiError;
+
+/// Checks chains against the CA certificates of a PEM text: for [`super::authentication::Authenticator::new`].
+///
+/// # Errors
+/// When the text holds no certificate that can be a root.
+pub fn client_verifier(ca_pem: &str) -> Result<Arc<dyn ClientCertVerifier>, PkiError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        let certificate = certificate.map_err(|error| PkiError::content("client CA", &error))?;
+        roots.add(certificate).map_err(|error| PkiError::content("client CA", &error))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(roots.into(), provider())
+        .build()
+        .map_err(|error| PkiError::content("client CA", &error))
+}
+
+/// The configuration of a listener: HTTP/2 and HTTP/1.1, client certificates optional.
+///
+/// # Errors
+/// When certificate and key are not a pair or cannot be read.
+pub fn server_config(certificate_pem: &str, key_pem: &str) -> Result<Arc<ServerConfig>, PkiError> {
+    let content = |error: &dyn std::error::Error| PkiError::content("serving certificate", error);
+    let chain = CertificateDer::pem_slice_iter(certificate_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| content(&error))?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| content(&error))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| content(&error))?
+        .with_client_cert_verifier(Arc::new(AnyHolder { provider: provider() }))
+        .with_single_cert(chain, key)
+        .map_err(|error| content(&error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Takes any certificate whose key signed the handshake.
+#[derive(Debug)]
+struct AnyHolder {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for AnyHolder {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,199 @@
+//! The one task that follows the store and keeps the cache current, in revision order.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use super::{Cache, Event, EventKind, Object, resource::Resource};
+use crate::storage::{
+    Change, Range, Revision, Storage, StorageError, WatchItem, WatchStream, keys::REGISTRY,
+};
+
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+pub(super) struct Feed {
+    cache: Weak<Cache>,
+    storage: Arc<dyn Storage>,
+    stream: WatchStream,
+    /// Changes up to here are in the objects already: they only enrich history.
+    loaded: Revision,
+    /// The newest change that was delivered, or what the stream began after.
+    position: Revision,
+}
+
+impl Feed {
+    /// Lists everything, then opens the stream as far back as the store's history goes, so that watches resume over a
+    /// restart of the server.
+    pub(super) async fn load(cache: &Arc<Cache>) -> Result<Self, StorageError> {
+        let storage = cache.storage.clone();
+        let loaded = list(cache).await?;
+        let (stream, oldest) = open_oldest(&*storage).await?;
+        *cache.oldest.write().expect("no code panics while it holds this lock") = oldest;
+        for resource in cache.resources.read().expect("no code panics while it holds this lock").values() {
+            resource.begin_history(oldest);
+        }
+        Ok(Self { cache: Arc::downgrade(cache), storage, stream, loaded, position: oldest })
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let item = tokio::select! {
+                () = stop.cancelled() => return,
+                item = self.stream.next() => item,
+            };
+            let Some(cache) = self.cache.upgrade() else { return };
+            match item {
+                Some(Ok(item)) => self.take(&cache, item),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, position = self.position.0, "the store's watch ended; opening it again");
+                    drop(cache);
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = self.reopen() => {}
+                    }
+                }
+                None => {
+                    drop(cache);
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = self.reopen() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, cache: &Cache, item: WatchItem) {
+        let revision = match item {
+            WatchItem::Change(change) => {
+                let revision = change.revision;
+                self.apply(cache, change);
+                revision
+            }
+            WatchItem::Progress(revision) => revision,
+        };
+        self.position = self.position.max(revision);
+        // What the list showed is not shown less by an older event.
+        if self.position >= self.loaded {
+            cache.applied.send_if_modified(|applied| {
+                let newer = self.position > *applied;
+                *applied = self.position.max(*applied);
+                newer
+            });
+        }
+    }
+
+    fn apply(&self, cache: &Cache, change: Change) {
+        if crate::storage::keys::resource_of(&change.key).is_none() {
+            return;
+        }
+        let resource = cache.resource(&change.key);
+        let Some(event) = event(&resource, &change) else { return };
+        let now = Instant::now();
+        if event.revision <= self.loaded {
+            resource.remember(Arc::new(event), now);
+        } else {
+            resource.apply(Arc::new(event), now);
+        }
+    }
+
+    /// Opens the stream after the last delivered change; where history is gone, loads everything anew.
+    async fn reopen(&mut self) {
+        let mut wait = RETRY_FIRST;
+        loop {
+            match self.storage.watch(REGISTRY, self.position).await {
+                Ok(stream) => {
+                    self.stream = stream;
+                    return;
+                }
+                Err(StorageError::Compacted { .. }) => match self.reload().await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(%error, "the store cannot be read; trying again"),
+                },
+                Err(error) => tracing::warn!(%error, "the store cannot be watched; trying again"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn reload(&mut self) -> Result<(), StorageError> {
+        let Some(cache) = self.cache.upgrade() else { return Ok(()) };
+        let at = self.storage.revision().await?;
+        let range = Range { prefix: REGISTRY.to_owned(), at: Some(at), ..Range::default() };
+        let page = self.storage.list(range).await?;
+        let stream = self.storage.watch(REGISTRY, page.revision).await?;
+        *cache.oldest.write().expect("no code panics while it holds this lock") = page.revision;
+        for resource in cache.resources.read().expect("no code panics while it holds this lock").values() {
+            resource.reset(page.revision);
+        }
+        load_page(&cache, page.items)?;
+        self.stream = stream;
+        self.loaded = page.revision;
+        self.position = page.revision;
+        cache.applied.send_replace(page.revision);
+        tracing::warn!(revision = page.revision.0, "the store's history was lost; all watches begin anew");
+        Ok(())
+    }
+}
+
+async fn list(cache: &Cache) -> Result<Revision, StorageError> {
+    let page = cache.storage.list(Range { prefix: REGISTRY.to_owned(), ..Range::default() }).await?;
+    let revision = page.revision;
+    load_page(cache, page.items)?;
+    Ok(revision)
+}
+
+fn load_page(cache: &Cache, items: Vec<crate::storage::Stored>) -> Result<(), StorageError> {
+    for stored in items {
+        if crate::storage::keys::resource_of(&stored.key).is_none() {
+            continue;
+        }
+        let object = Object::from_stored(&stored).map_err(|error| super::damaged(&stored.key, &error))?;
+        cache.resource(&stored.key).load(Arc::new(object));
+    }
+    Ok(())
+}
+
+/// A watch from the oldest revision that the store still holds.
+async fn open_oldest(storage: &dyn Storage) -> Result<(WatchStream, Revision), StorageError> {
+    let mut after = Revision(1);
+    loop {
+        match storage.watch(REGISTRY, after).await {
+            Ok(stream) => return Ok((stream, after)),
+            // Compaction may go on while we ask.
+            Err(StorageError::Compacted { oldest, .. }) if oldest > after => after = oldest,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The event of a change. Versions that the resource holds already are shared, not parsed again.
+fn event(resource: &Resource, change: &Change) -> Option<Event> {
+    let version = |bytes: &[u8], revision| match resource.get(&change.key) {
+        Some(known) if known.revision() == revision => Some(known),
+        _ => match Object::new(change.key.clone(), revision, bytes) {
+            Ok(object) => Some(Arc::new(object)),
+            Err(error) => {
+                tracing::error!(key = %change.key, %error, "the store holds a value that is no object; it is not shown");
+                None
+            }
+        },
+    };
+    let previous = match &change.previous {
+        Some(stored) => Some(version(&stored.value, stored.revision)?),
+        None => None,
+    };
+    let (kind, object) = match (&change.value, &previous) {
+        (Some(bytes), None) => (EventKind::Added, version(bytes, change.revision)?),
+        (Some(bytes), Some(_)) => (EventKind::Modified, version(bytes, change.revision)?),
+        (None, Some(previous)) => (EventKind::Deleted, Arc::new(previous.deleted_at(change.revision))),
+        (None, None) => return None,
+    };
+    Some(Event { kind, object, previous, revision: change.revision })
+}

@@ -1,0 +1,179 @@
+//! One resource in the cache: its objects, the recent history that watches resume from, and its watchers.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::{Event, Object, ObjectMap};
+use crate::storage::{Revision, StorageError};
+
+/// Every event is kept this long at least, unless [`HISTORY_MAX`] are newer.
+const HISTORY_AGE: Duration = Duration::from_secs(90);
+/// So many events are kept however old they are.
+const HISTORY_MIN: usize = 256;
+const HISTORY_MAX: usize = 65_536;
+/// A watcher that has this many undelivered events is ended.
+pub(super) const WATCHER_BACKLOG_MAX: usize = 16_384;
+
+pub(super) struct Resource {
+    prefix: Arc<str>,
+    state: RwLock<State>,
+}
+
+struct State {
+    objects: ObjectMap,
+    /// The newest event of this resource, or where its history begins.
+    newest: Revision,
+    /// Every event after this revision is in `history`.
+    oldest: Revision,
+    history: VecDeque<(Instant, Arc<Event>)>,
+    watchers: Vec<Watcher>,
+}
+
+struct Watcher {
+    prefix: Arc<str>,
+    sender: mpsc::Sender<Arc<Event>>,
+}
+
+impl Resource {
+    pub(super) fn new(prefix: &str, oldest: Revision) -> Self {
+        let state = State {
+            objects: ObjectMap::default(),
+            newest: oldest,
+            oldest,
+            history: VecDeque::new(),
+            watchers: Vec::new(),
+        };
+        Self { prefix: prefix.into(), state: RwLock::new(state) }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().expect("no code panics while it holds this lock")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().expect("no code panics while it holds this lock")
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<Arc<Object>> {
+        self.read().objects.get(key).cloned()
+    }
+
+    /// The objects now, and the newest event among them.
+    pub(super) fn objects(&self) -> (ObjectMap, Revision) {
+        let state = self.read();
+        (state.objects.clone(), state.newest)
+    }
+
+    pub(super) fn newest(&self) -> Revision {
+        self.read().newest
+    }
+
+    /// The objects as they were after the write of `at`.
+    pub(super) fn objects_at(&self, at: Revision) -> Result<ObjectMap, StorageError> {
+        let state = self.read();
+        if at < state.oldest {
+            return Err(StorageError::Compacted { requested: at, oldest: state.oldest });
+        }
+        let mut objects = state.objects.clone();
+        let undone: Vec<_> = state
+            .history
+            .iter()
+            .rev()
+            .map(|(_, event)| event)
+            .take_while(|event| event.revision > at)
+            .cloned()
+            .collect();
+        drop(state);
+        for event in undone {
+            match &event.previous {
+                Some(previous) => drop(objects.insert(previous.clone())),
+                None => drop(objects.remove(event.object.key())),
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Registers a watcher: what history holds for it, and a receiver of all that follows.
+    pub(super) fn watch(
+        &self,
+        prefix: &str,
+        after: Option<Revision>,
+    ) -> Result<(VecDeque<Arc<Event>>, mpsc::Receiver<Arc<Event>>), StorageError> {
+        let mut state = self.write();
+        let mut backlog = VecDeque::new();
+        if let Some(after) = after {
+            if after < state.oldest {
+                return Err(StorageError::Compacted { requested: after, oldest: state.oldest });
+            }
+            let from = state.history.partition_point(|(_, event)| event.revision <= after);
+            let events = state.history.range(from..).map(|(_, event)| event);
+            backlog.extend(events.filter(|event| event.object.key().starts_with(prefix)).cloned());
+        }
+        let (sender, receiver) = mpsc::channel(WATCHER_BACKLOG_MAX);
+        state.watchers.push(Watcher { prefix: prefix.into(), sender });
+        Ok((backlog, receiver))
+    }
+
+    /// Takes in an object of the first list.
+    pub(super) fn load(&self, object: Arc<Object>) {
+        self.write().objects.insert(object);
+    }
+
+    /// Says how far back the history goes that is about to be remembered.
+    pub(super) fn begin_history(&self, oldest: Revision) {
+        let mut state = self.write();
+        state.oldest = oldest;
+        state.newest = oldest;
+    }
+
+    /// Takes in an event that the first list shows already: history only.
+    pub(super) fn remember(&self, event: Arc<Event>, now: Instant) {
+        self.write().remember(event, now);
+    }
+
+    /// Takes in an event: objects, history, watchers.
+    pub(super) fn apply(&self, event: Arc<Event>, now: Instant) {
+        let mut state = self.write();
+        if event.is_deletion() {
+            state.objects.remove(event.object.key());
+        } else {
+            state.objects.insert(event.object.clone());
+        }
+        let whole = self.prefix.len();
+        state.watchers.retain(|watcher| {
+            let wanted = watcher.prefix.len() == whole || event.object.key().starts_with(&*watcher.prefix);
+            if wanted { watcher.sender.try_send(event.clone()).is_ok() } else { !watcher.sender.is_closed() }
+        });
+        state.remember(event, now);
+    }
+
+    /// Forgets everything and ends all watchers: the store's history was lost between two reads.
+    pub(super) fn reset(&self, oldest: Revision) {
+        let mut state = self.write();
+        state.objects = ObjectMap::default();
+        state.history.clear();
+        state.watchers.clear();
+        state.oldest = oldest;
+        state.newest = oldest;
+    }
+}
+
+impl State {
+    fn remember(&mut self, event: Arc<Event>, now: Instant) {
+        self.newest = event.revision;
+        self.history.push_back((now, event));
+        while let Some((at, event)) = self.history.front() {
+            let aged = now.duration_since(*at) > HISTORY_AGE && self.history.len() > HISTORY_MIN;
+            if !aged && self.history.len() <= HISTORY_MAX {
+                break;
+            }
+            self.oldest = event.revision;
+            self.history.pop_front();
+        }
+    }
+}
