@@ -1,0 +1,146 @@
+//! What all controllers share: the client, the stores, and the writer of Events.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::events::Recorder;
+use crate::store::{Store, feed};
+
+/// The controllers' common view of the cluster.
+pub struct Cluster {
+    /// Talks to the API.
+    pub client: Client,
+    /// Writes Events.
+    pub events: Recorder,
+    pub cluster_roles: Arc<Store<ClusterRole>>,
+    pub controller_revisions: Arc<Store<ControllerRevision>>,
+    pub cron_jobs: Arc<Store<CronJob>>,
+    pub daemon_sets: Arc<Store<DaemonSet>>,
+    pub deployments: Arc<Store<Deployment>>,
+    pub disruption_budgets: Arc<Store<PodDisruptionBudget>>,
+    pub endpoint_slices: Arc<Store<EndpointSlice>>,
+    pub endpoints: Arc<Store<Endpoints>>,
+    pub jobs: Arc<Store<Job>>,
+    /// The Leases of nodes: namespace kube-node-lease.
+    pub leases: Arc<Store<Lease>>,
+    pub namespaces: Arc<Store<Namespace>>,
+    pub nodes: Arc<Store<Node>>,
+    pub persistent_volume_claims: Arc<Store<PersistentVolumeClaim>>,
+    pub pods: Arc<Store<Pod>>,
+    pub replica_sets: Arc<Store<ReplicaSet>>,
+    pub replication_controllers: Arc<Store<ReplicationController>>,
+    /// The ConfigMaps named kube-root-ca.crt.
+    pub root_certificates: Arc<Store<ConfigMap>>,
+    pub service_accounts: Arc<Store<ServiceAccount>>,
+    pub services: Arc<Store<Service>>,
+    pub stateful_sets: Arc<Store<StatefulSet>>,
+}
+
+/// The name of the ConfigMap that carries the cluster's CA in every namespace.
+pub const ROOT_CERTIFICATE: &str = "kube-root-ca.crt";
+/// The namespace of the nodes' Leases.
+pub const NODE_LEASES: &str = "kube-node-lease";
+
+impl Cluster {
+    /// Empty stores.
+    pub fn new(client: Client, events: Recorder) -> Self {
+        Self {
+            client,
+            events,
+            cluster_roles: Arc::default(),
+            controller_revisions: Arc::default(),
+            cron_jobs: Arc::default(),
+            daemon_sets: Arc::default(),
+            deployments: Arc::default(),
+            disruption_budgets: Arc::default(),
+            endpoint_slices: Arc::default(),
+            endpoints: Arc::default(),
+            jobs: Arc::default(),
+            leases: Arc::default(),
+            namespaces: Arc::default(),
+            nodes: Arc::default(),
+            persistent_volume_claims: Arc::default(),
+            pods: Arc::default(),
+            replica_sets: Arc::default(),
+            replication_controllers: Arc::default(),
+            root_certificates: Arc::default(),
+            service_accounts: Arc::default(),
+            services: Arc::default(),
+            stateful_sets: Arc::default(),
+        }
+    }
+
+    /// Starts one watch per store; subscribe first, so that no object is missed.
+    pub fn start(&self, tasks: &mut JoinSet<()>, cancel: &CancellationToken) {
+        self.watch(&self.cluster_roles, tasks, cancel);
+        self.watch(&self.controller_revisions, tasks, cancel);
+        self.watch(&self.cron_jobs, tasks, cancel);
+        self.watch(&self.daemon_sets, tasks, cancel);
+        self.watch(&self.deployments, tasks, cancel);
+        self.watch(&self.disruption_budgets, tasks, cancel);
+        self.watch(&self.endpoint_slices, tasks, cancel);
+        self.watch(&self.endpoints, tasks, cancel);
+        self.watch(&self.jobs, tasks, cancel);
+        self.watch(&self.namespaces, tasks, cancel);
+        self.watch(&self.nodes, tasks, cancel);
+        self.watch(&self.persistent_volume_claims, tasks, cancel);
+        self.watch(&self.pods, tasks, cancel);
+        self.watch(&self.replica_sets, tasks, cancel);
+        self.watch(&self.replication_controllers, tasks, cancel);
+        self.watch(&self.service_accounts, tasks, cancel);
+        self.watch(&self.services, tasks, cancel);
+        self.watch(&self.stateful_sets, tasks, cancel);
+        let leases = Api::<Lease>::namespaced(self.client.clone(), NODE_LEASES);
+        tasks.spawn(feed(leases, watcher::Config::default(), self.leases.clone(), cancel.clone()));
+        let named = watcher::Config::default().fields(&format!("metadata.name={ROOT_CERTIFICATE}"));
+        let certificates = Api::<ConfigMap>::all(self.client.clone());
+        tasks.spawn(feed(certificates, named, self.root_certificates.clone(), cancel.clone()));
+    }
+
+    fn watch<K>(&self, store: &Arc<Store<K>>, tasks: &mut JoinSet<()>, cancel: &CancellationToken)
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let api = Api::<K>::all(self.client.clone());
+        tasks.spawn(feed(api, watcher::Config::default(), store.clone(), cancel.clone()));
+    }
+
+    /// Waits until every store holds its first complete list.
+    pub async fn wait_synced(&self) {
+        self.cluster_roles.wait_synced().await;
+        self.controller_revisions.wait_synced().await;
+        self.cron_jobs.wait_synced().await;
+        self.daemon_sets.wait_synced().await;
+        self.deployments.wait_synced().await;
+        self.disruption_budgets.wait_synced().await;
+        self.endpoint_slices.wait_synced().await;
+        self.endpoints.wait_synced().await;
+        self.jobs.wait_synced().await;
+        self.leases.wait_synced().await;
+        self.namespaces.wait_synced().await;
+        self.nodes.wait_synced().await;
+        self.persistent_volume_claims.wait_synced().await;
+        self.pods.wait_synced().await;
+        self.replica_sets.wait_synced().await;
+        self.replication_controllers.wait_synced().await;
+        self.root_certificates.wait_synced().await;
+        self.service_accounts.wait_synced().await;
+        self.services.wait_synced().await;
+        self.stateful_sets.wait_synced().await;
+    }
+}
