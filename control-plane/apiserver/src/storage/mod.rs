@@ -15,14 +15,17 @@
 //! 6. A watcher that cannot keep up is ended with an error, never silently skipped.
 
 pub mod cache;
+pub mod embedded;
 pub mod keys;
-
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+
+/// The longest value, in bytes: what etcd takes in a request by default, less room for the key and the request around it.
+pub const VALUE_BYTES_MAX: usize = 1_500_000;
 
 /// A point in the store's history; the `resourceVersion` of Kubernetes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

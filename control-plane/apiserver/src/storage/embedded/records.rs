@@ -1,0 +1,231 @@
+//! The tables of the file and their records.
+//!
+//! `current`: key -> revision (8 bytes, big endian) and value. `log`: revision -> one change with the version before.
+//! `state`: the newest revision, the oldest that can be read, and the format.
+
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+
+use bytes::Bytes;
+use redb::{ReadTransaction, ReadableTable, TableDefinition};
+
+use super::table_file::failed;
+use crate::storage::{Change, Page, Range, Revision, StorageError, Stored};
+
+pub(super) const CURRENT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("current");
+pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+pub(super) const STATE: TableDefinition<'_, &str, u64> = TableDefinition::new("state");
+
+pub(super) const STATE_FORMAT: &str = "format";
+pub(super) const STATE_REVISION: &str = "revision";
+pub(super) const STATE_COMPACTED: &str = "compacted";
+pub(super) const FORMAT: u64 = 1;
+/// The revision of an empty store.
+pub(super) const FIRST: Revision = Revision(1);
+
+/// The tables as one read transaction sees them.
+pub(super) struct Tables {
+    current: redb::ReadOnlyTable<&'static str, &'static [u8]>,
+    log: redb::ReadOnlyTable<u64, &'static [u8]>,
+    state: redb::ReadOnlyTable<&'static str, u64>,
+}
+
+impl Tables {
+    pub(super) fn open(transaction: &ReadTransaction) -> Result<Self, redb::TableError> {
+        Ok(Self {
+            current: transaction.open_table(CURRENT)?,
+            log: transaction.open_table(LOG)?,
+            state: transaction.open_table(STATE)?,
+        })
+    }
+
+    /// The newest revision and the oldest that can be read.
+    pub(super) fn revisions(&self) -> Result<(Revision, Revision), StorageError> {
+        let state = |name| match self.state.get(name) {
+            Ok(Some(value)) => Ok(Revision(value.value())),
+            Ok(None) => Err(StorageError::Damaged { detail: format!("the record {name} is missing") }),
+            Err(error) => Err(failed(error)),
+        };
+        Ok((state(STATE_REVISION)?, state(STATE_COMPACTED)?))
+    }
+
+    pub(super) fn format(&self) -> Result<Option<u64>, StorageError> {
+        Ok(self.state.get(STATE_FORMAT).map_err(failed)?.map(|value| value.value()))
+    }
+
+    pub(super) fn get(&self, key: &str) -> Result<Option<Stored>, StorageError> {
+        let value = self.current.get(key).map_err(failed)?;
+        value.map(|record| decode_current(key.into(), record.value())).transpose()
+    }
+
+    pub(super) fn list(&self, range: &Range) -> Result<Page, StorageError> {
+        let (revision, compacted) = self.revisions()?;
+        let at = range.at.unwrap_or(revision);
+        check_revision(at, compacted)?;
+        if at > revision {
+            return Err(StorageError::Future { requested: at, current: revision });
+        }
+        let undone = if at == revision { BTreeMap::new() } else { self.undo(&range.prefix, at, revision)? };
+        let start = range.start.as_deref().filter(|start| *start > range.prefix.as_str()).unwrap_or(&range.prefix);
+        let limit = range.limit.unwrap_or(usize::MAX);
+        let mut items = Vec::new();
+        let mut remaining = 0;
+        let mut take = |stored: Stored| {
+            if items.len() < limit { items.push(stored) } else { remaining += 1 }
+        };
+        let mut undone_from = undone.range::<str, _>((Bound::Included(start), Bound::Unbounded)).peekable();
+        for entry in self.current.range(start..).map_err(failed)? {
+            let (key, record) = entry.map_err(failed)?;
+            let key = key.value();
+            if !key.starts_with(&range.prefix) {
+                break;
+            }
+            // Keys that are not there any more come between those that are.
+            while let Some((_, Some(stored))) = undone_from.next_if(|(undone, _)| &***undone < key) {
+                take(stored.clone());
+            }
+            match undone_from.next_if(|(undone, _)| &***undone == key) {
+                Some((_, Some(stored))) => take(stored.clone()),
+                Some((_, None)) => {}
+                None => take(decode_current(key.into(), record.value())?),
+            }
+        }
+        undone_from.filter_map(|(_, stored)| stored.clone()).for_each(take);
+        Ok(Page { items, revision: at, remaining })
+    }
+
+    /// What was stored at `at` of every key under a prefix that changed since; `None` when the key was not there.
+    fn undo(
+        &self,
+        prefix: &str,
+        at: Revision,
+        newest: Revision,
+    ) -> Result<BTreeMap<Arc<str>, Option<Stored>>, StorageError> {
+        let mut undone = BTreeMap::new();
+        for entry in self.log.range(at.0 + 1..=newest.0).map_err(failed)? {
+            let (revision, record) = entry.map_err(failed)?;
+            let change = decode_change(revision.value(), record.value())?;
+            if change.key.starts_with(prefix) {
+                // The oldest change of a key says what was before all of them.
+                undone.entry(change.key).or_insert(change.previous);
+            }
+        }
+        Ok(undone)
+    }
+
+    /// The changes under a prefix after `after`, up to `until`.
+    pub(super) fn changes(
+        &self,
+        prefix: &str,
+        after: Revision,
+        until: Revision,
+    ) -> Result<Vec<Change>, StorageError> {
+        let (_, compacted) = self.revisions()?;
+        check_revision(after, compacted)?;
+        let mut changes = Vec::new();
+        if after >= until {
+            return Ok(changes);
+        }
+        for entry in self.log.range(after.0 + 1..=until.0).map_err(failed)? {
+            let (revision, record) = entry.map_err(failed)?;
+            let change = decode_change(revision.value(), record.value())?;
+            if change.key.starts_with(prefix) {
+                changes.push(change);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Reads every record once.
+    pub(super) fn verify(&self) -> Result<(), StorageError> {
+        let (newest, _) = self.revisions()?;
+        for entry in self.current.iter().map_err(failed)? {
+            let (key, record) = entry.map_err(failed)?;
+            let stored = decode_current(key.value().into(), record.value())?;
+            if stored.revision > newest {
+                let detail = format!("{} is newer than the store's revision {}", stored.key, newest.0);
+                return Err(StorageError::Damaged { detail });
+            }
+        }
+        for entry in self.log.iter().map_err(failed)? {
+            let (revision, record) = entry.map_err(failed)?;
+            decode_change(revision.value(), record.value())?;
+        }
+        Ok(())
+    }
+}
+
+fn check_revision(requested: Revision, oldest: Revision) -> Result<(), StorageError> {
+    if requested < oldest { Err(StorageError::Compacted { requested, oldest }) } else { Ok(()) }
+}
+
+pub(super) fn encode_current(revision: Revision, value: &[u8]) -> Vec<u8> {
+    [&revision.0.to_be_bytes(), value].concat()
+}
+
+pub(super) fn decode_current(key: Arc<str>, record: &[u8]) -> Result<Stored, StorageError> {
+    match record.split_first_chunk::<8>() {
+        Some((revision, value)) => {
+            let revision = Revision(u64::from_be_bytes(*revision));
+            Ok(Stored { key, value: Bytes::copy_from_slice(value), revision })
+        }
+        None => Err(StorageError::Damaged { detail: format!("the record of {key} is too short") }),
+    }
+}
+
+const HAS_VALUE: u8 = 1;
+const HAS_PREVIOUS: u8 = 2;
+
+/// flags, key length and key, then, where flagged, value length and value, previous revision and previous value.
+pub(super) fn encode_change(change: &Change) -> Vec<u8> {
+    let size = |bytes: Option<&Bytes>| bytes.map_or(0, Bytes::len);
+    let previous = change.previous.as_ref();
+    let mut record = Vec::with_capacity(
+        17 + change.key.len() + size(change.value.as_ref()) + size(previous.map(|stored| &stored.value)),
+    );
+    let flags = u8::from(change.value.is_some()) * HAS_VALUE + u8::from(previous.is_some()) * HAS_PREVIOUS;
+    let put = |record: &mut Vec<u8>, bytes: &[u8]| {
+        let length = u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB");
+        record.extend_from_slice(&length.to_be_bytes());
+        record.extend_from_slice(bytes);
+    };
+    record.push(flags);
+    put(&mut record, change.key.as_bytes());
+    if let Some(value) = &change.value {
+        put(&mut record, value);
+    }
+    if let Some(previous) = previous {
+        record.extend_from_slice(&previous.revision.0.to_be_bytes());
+        record.extend_from_slice(&previous.value);
+    }
+    record
+}
+
+pub(super) fn decode_change(revision: u64, record: &[u8]) -> Result<Change, StorageError> {
+    parse_change(Revision(revision), record)
+        .ok_or_else(|| StorageError::Damaged { detail: format!("the log record of revision {revision} is malformed") })
+}
+
+fn parse_change(revision: Revision, record: &[u8]) -> Option<Change> {
+    let take = |rest: &[u8]| -> Option<(usize, usize)> {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        (tail.len() >= length).then_some((4, 4 + length))
+    };
+    let (flags, mut rest) = record.split_first()?;
+    let (start, end) = take(rest)?;
+    let key: Arc<str> = std::str::from_utf8(&rest[start..end]).ok()?.into();
+    rest = &rest[end..];
+    let mut value = None;
+    if flags & HAS_VALUE != 0 {
+        let (start, end) = take(rest)?;
+        value = Some(Bytes::copy_from_slice(&rest[start..end]));
+        rest = &rest[end..];
+    }
+    let mut previous = None;
+    if flags & HAS_PREVIOUS != 0 {
+        let (before, bytes) = rest.split_first_chunk::<8>()?;
+        let revision = Revision(u64::from_be_bytes(*before));
+        previous = Some(Stored { key: key.clone(), value: Bytes::copy_from_slice(bytes), revision });
+    }
+    Some(Change { key, revision, value, previous })
+}
