@@ -1,0 +1,314 @@
+//! The bpf(2) calls that aya does not make: links that are looked at and updated in place, and batched map access.
+//!
+//! Layouts are those of `union bpf_attr` and `struct bpf_link_info` in linux/bpf.h, which only ever grow at the end.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+const BPF_MAP_LOOKUP_ELEM: u32 = 1;
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_MAP_DELETE_ELEM: u32 = 3;
+const BPF_OBJ_PIN: u32 = 6;
+const BPF_OBJ_GET: u32 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_MAP_LOOKUP_BATCH: u32 = 24;
+const BPF_MAP_UPDATE_BATCH: u32 = 26;
+const BPF_MAP_DELETE_BATCH: u32 = 27;
+const BPF_LINK_CREATE: u32 = 28;
+const BPF_LINK_UPDATE: u32 = 29;
+
+/// Where a program hooks in: values of `enum bpf_attach_type`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum AttachType {
+    Connect4 = 10,
+    Connect6 = 11,
+    Sendmsg4 = 14,
+    Sendmsg6 = 15,
+    Recvmsg4 = 19,
+    Recvmsg6 = 20,
+    Getpeername4 = 29,
+    Getpeername6 = 30,
+    TcxIngress = 46,
+    TcxEgress = 47,
+}
+
+/// What a link hangs on. Zero where that is gone, and the link with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Target {
+    Cgroup(u64),
+    Interface(u32),
+    Other,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjectAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    zero: u32,
+    expected_revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    zero: u32,
+    target: u64,
+    rest: [u64; 6],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    rest: [u64; 10],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    zero: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Calls bpf(2) with an attribute structure.
+///
+/// # Safety
+/// Every address in `attr` must be valid for what the command reads and writes there.
+unsafe fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: `attr` is valid for its size; what it points to is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, core::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd() as u32
+}
+
+fn path_bytes(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidFilename))
+}
+
+pub(crate) fn get_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_bytes(path)?;
+    let mut attr = ObjectAttr { pathname: path.as_ptr() as u64, ..ObjectAttr::default() };
+    // SAFETY: the path lives until the call returns; a successful call gives a new descriptor that is ours.
+    unsafe { bpf(BPF_OBJ_GET, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd as i32)) }
+}
+
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = path_bytes(path)?;
+    let mut attr = ObjectAttr { pathname: path.as_ptr() as u64, bpf_fd: raw(fd), ..ObjectAttr::default() };
+    // SAFETY: the path lives until the call returns.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attr).map(drop) }
+}
+
+/// Attaches a program by a link. `target` is a cgroup's descriptor or an interface's index.
+pub(crate) fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: raw(program),
+        target,
+        attach_type: attach_type as u32,
+        ..LinkCreateAttr::default()
+    };
+    // SAFETY: no addresses in it; a successful call gives a new descriptor that is ours.
+    unsafe { bpf(BPF_LINK_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd as i32)) }
+}
+
+/// Replaces a link's program atomically.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
+    // SAFETY: no addresses in it.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attr).map(drop) }
+}
+
+pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<Target> {
+    const BPF_LINK_TYPE_CGROUP: u32 = 3;
+    const BPF_LINK_TYPE_TCX: u32 = 11;
+    let mut info = LinkInfo::default();
+    object_info(link, &mut info)?;
+    Ok(match info.kind {
+        BPF_LINK_TYPE_CGROUP => Target::Cgroup(info.target),
+        BPF_LINK_TYPE_TCX => Target::Interface(info.target as u32),
+        _ => Target::Other,
+    })
+}
+
+/// Key and value size of a map, in bytes.
+pub(crate) fn map_sizes(map: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    let mut info = MapInfo::default();
+    object_info(map, &mut info)?;
+    Ok((info.key_size as usize, info.value_size as usize))
+}
+
+fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attr =
+        InfoAttr { bpf_fd: raw(fd), info_len: size_of::<T>() as u32, info: core::ptr::from_mut(info) as u64 };
+    // SAFETY: the kernel writes at most `info_len` bytes, the size of `info`.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop) }
+}
+
+/// Reads one element into `value`, which the caller sized (for per-CPU maps, for all CPUs).
+///
+/// # Safety
+/// `K` must have the map's key size, and `value` room for what the map gives.
+pub(crate) unsafe fn lookup<K>(map: BorrowedFd<'_>, key: &K, value: *mut u8) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: core::ptr::from_ref(key) as u64,
+        value: value as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: as the caller promises.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop) }
+}
+
+/// Writes one element.
+///
+/// # Safety
+/// `K` and `V` must have the map's sizes.
+pub(crate) unsafe fn update<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: core::ptr::from_ref(key) as u64,
+        value: core::ptr::from_ref(value) as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: as the caller promises.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop) }
+}
+
+/// Deletes one element.
+///
+/// # Safety
+/// `K` must have the map's key size.
+pub(crate) unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attr =
+        ElementAttr { map_fd: raw(map), key: core::ptr::from_ref(key) as u64, ..ElementAttr::default() };
+    // SAFETY: as the caller promises.
+    unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop) }
+}
+
+/// The outcome of a batch: how many elements, counted from the first, were done before it stopped.
+pub(crate) struct Batch {
+    pub(crate) done: usize,
+    pub(crate) result: io::Result<()>,
+}
+
+/// Writes elements in one call.
+///
+/// # Safety
+/// `K` and `V` must have the map's sizes, and the slices the same length.
+pub(crate) unsafe fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Batch {
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    // SAFETY: as the caller promises; `count` elements are read from each.
+    let result = unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop) };
+    Batch { done: attr.count as usize, result }
+}
+
+/// Deletes elements in one call; stops at the first that is not there.
+///
+/// # Safety
+/// `K` must have the map's key size.
+pub(crate) unsafe fn delete_batch<K>(map: BorrowedFd<'_>, keys: &[K]) -> Batch {
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    // SAFETY: as the caller promises; `count` keys are read.
+    let result = unsafe { bpf(BPF_MAP_DELETE_BATCH, &mut attr).map(drop) };
+    Batch { done: attr.count as usize, result }
+}
+
+/// Reads up to `keys.len()` elements of a hash from `position`, and moves that. `Ok(None)` for the count says that the
+/// call found the end; the elements before it are in the slices.
+///
+/// # Safety
+/// `K` and `V` must have the map's sizes, and the slices the same length.
+pub(crate) unsafe fn lookup_batch<K, V>(
+    map: BorrowedFd<'_>,
+    position: &mut Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> Batch {
+    let mut next = 0u32;
+    let mut attr = BatchAttr {
+        in_batch: position.as_ref().map_or(0, |at| core::ptr::from_ref(at) as u64),
+        out_batch: core::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    // SAFETY: as the caller promises; at most `count` elements are written to each, and a hash's position is 32 bits.
+    let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr).map(drop) };
+    *position = Some(next);
+    Batch { done: attr.count as usize, result }
+}

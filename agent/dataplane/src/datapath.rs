@@ -1,0 +1,147 @@
+//! The datapath as the agent sees it: opened once, told what is desired, asked what it counted.
+//!
+//! Dropping it changes nothing in the kernel: programs, links and maps are pinned and go on without the agent.
+
+use std::path::{Path, PathBuf};
+
+use ebpf_common::{Counter, desired::Services, maps};
+
+use crate::{
+    flows::{self, FlowEntry, Flows, Swept},
+    maps::{MapError, PinnedCounters},
+    programs::{LogLevel, ProgramError, Programs, Role, TcMode},
+    services::{Applied, ServiceEntry, ServiceMaps},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error("reading the datapath's log")]
+    Log(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A folder of this node's own on a BPF file system, such as /sys/fs/bpf/seaway.
+    pub bpf_dir: PathBuf,
+    pub tc_mode: TcMode,
+    pub log_level: LogLevel,
+}
+
+impl Config {
+    /// The best that the running kernel has, without a log.
+    pub fn new(bpf_dir: impl Into<PathBuf>) -> Self {
+        Self { bpf_dir: bpf_dir.into(), tc_mode: TcMode::of_kernel(), log_level: LogLevel::Off }
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.bpf_dir.join("maps")
+    }
+}
+
+#[derive(Debug)]
+pub struct Datapath {
+    programs: Programs,
+    services: ServiceMaps,
+    flows: Flows,
+    counters: PinnedCounters,
+}
+
+impl Datapath {
+    /// Loads the programs, takes over the maps of an earlier agent and replaces its programs in place. Services keep
+    /// being served as the maps say until [`Self::set_services`].
+    pub fn open(config: &Config) -> Result<Self, Error> {
+        let programs = Programs::load(&config.bpf_dir, config.tc_mode, config.log_level)?;
+        let maps = config.maps();
+        Ok(Self {
+            programs,
+            services: ServiceMaps::open(&maps)?,
+            flows: Flows::open(&maps)?,
+            counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
+        })
+    }
+
+    /// Makes `services` all that is balanced. Call it first when Services and EndpointSlices are in sync: what is not
+    /// in `services` is deleted. After an error, calling it again goes on where it stopped.
+    pub fn set_services(&mut self, services: Services) -> Result<Applied, Error> {
+        self.services.set_desired(services);
+        Ok(self.services.apply()?)
+    }
+
+    /// Single changes, for those who know them; end with [`ServiceMaps::apply`].
+    pub fn services_mut(&mut self) -> &mut ServiceMaps {
+        &mut self.services
+    }
+
+    /// Serves the sockets of all processes in `cgroup`, a directory of the cgroup v2 tree, and below.
+    pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), Error> {
+        Ok(self.programs.attach_cgroup(cgroup)?)
+    }
+
+    /// Serves the packets of a pod, on the host's end of its link. Call it in the node's network namespace, before the
+    /// pod can send. Twice is no error.
+    pub fn attach_pod_link(&mut self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs.attach_link(interface_index, Role::Pod)?)
+    }
+
+    /// Serves packets that reach Services from beyond this node, with backends on it.
+    pub fn attach_uplink(&mut self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs.attach_link(interface_index, Role::Uplink)?)
+    }
+
+    /// After a pod's link is gone, or to stop serving it. Twice is no error.
+    pub fn detach_pod_link(&mut self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs.detach_link(interface_index, Role::Pod)?)
+    }
+
+    pub fn detach_uplink(&mut self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs.detach_link(interface_index, Role::Uplink)?)
+    }
+
+    pub fn detach_cgroup(&self) -> Result<(), Error> {
+        Ok(self.programs.detach_cgroup()?)
+    }
+
+    /// What the maps hold, with the names of the Services.
+    pub fn services(&self) -> Vec<ServiceEntry> {
+        self.services.entries()
+    }
+
+    pub fn flows(&self) -> Result<Vec<FlowEntry>, Error> {
+        Ok(self.flows.entries(flows::now_ns())?)
+    }
+
+    /// Forgets flows that ended or fell silent. To be called every 10 seconds or so.
+    pub fn sweep_flows(&self) -> Result<Swept, Error> {
+        Ok(self.flows.sweep(flows::now_ns())?)
+    }
+
+    /// Each counter with its sum over all CPUs, since the map was made.
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
+        Counter::ALL.iter().map(|counter| Ok((*counter, self.counters.sum(*counter as u32)?))).collect()
+    }
+
+    pub fn programs_mut(&mut self) -> &mut Programs {
+        &mut self.programs
+    }
+
+    /// Passes what the programs log to the `log` crate's logger until dropped. Needs a tokio runtime, and a log level
+    /// other than off to see anything.
+    pub fn spawn_log_reader(&mut self) -> Result<tokio::task::JoinHandle<()>, Error> {
+        let logger = aya_log::EbpfLogger::init(self.programs.ebpf_mut())
+            .map_err(|source| Error::Log(Box::new(source)))?;
+        // SAFETY: the logger owns its ring buffer's descriptor, and gives the same one until it is dropped.
+        let registered =
+            unsafe { tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE) };
+        let mut logger = registered.map_err(|source| Error::Log(Box::new(source.into_parts().1)))?;
+        Ok(tokio::spawn(async move {
+            while let Ok(mut guard) = logger.readable_mut().await {
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        }))
+    }
+}

@@ -1,0 +1,178 @@
+//! The packet path's flows, as the agent sees them: listing, and forgetting those that ended or fell silent.
+//!
+//! Only the agent knows both directions of a flow at once, so only it forgets. An entry is looked at again right before
+//! it is deleted: one that a packet has touched since stays.
+
+use std::{collections::HashMap, net::IpAddr, path::Path};
+
+use ebpf_common::{Flow, Protocol, Tuple, maps, timeout_seconds};
+
+use crate::maps::{MapError, PinnedMap};
+
+/// An entry without its other half is either being made right now or a leftover.
+const LONE_SECONDS: u64 = 10;
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// What a sweep saw and did, in map entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    pub seen: usize,
+    pub deleted: usize,
+}
+
+/// A flow from its client's side.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FlowEntry {
+    pub protocol: Protocol,
+    pub client: (IpAddr, u16),
+    pub frontend: (IpAddr, u16),
+    pub backend: (IpAddr, u16),
+    /// Where the backend sees the client.
+    pub seen_as: (IpAddr, u16),
+    pub service_id: u32,
+    pub backend_id: u32,
+    /// The backend has answered.
+    pub answered: bool,
+    /// Either side has said that it is done.
+    pub closing: bool,
+    pub idle_seconds: u64,
+}
+
+#[derive(Debug)]
+pub struct Flows {
+    map: PinnedMap<Tuple, Flow>,
+}
+
+impl Flows {
+    /// # Errors
+    /// Where no agent has pinned the map in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        Ok(Self { map: PinnedMap::open(directory, maps::CONNTRACK)? })
+    }
+
+    /// Every flow, at `now_ns` of CLOCK_MONOTONIC.
+    pub fn entries(&self, now_ns: u64) -> Result<Vec<FlowEntry>, MapError> {
+        let all: HashMap<Tuple, Flow> = self.map.read_all()?.into_iter().collect();
+        let mut entries: Vec<FlowEntry> = all
+            .iter()
+            .filter(|(_, flow)| flow.is_forward())
+            .map(|(tuple, forward)| entry(tuple, forward, all.get(&forward.translated.reversed()), now_ns))
+            .collect();
+        entries.sort_unstable_by_key(|entry| (entry.client, entry.frontend, entry.protocol));
+        Ok(entries)
+    }
+
+    /// Forgets what is due at `now_ns` of CLOCK_MONOTONIC.
+    pub fn sweep(&self, now_ns: u64) -> Result<Swept, MapError> {
+        let all: HashMap<Tuple, Flow> = self.map.read_all()?.into_iter().collect();
+        let mut swept = Swept { seen: all.len(), deleted: 0 };
+        for tuple in due(&all, now_ns) {
+            if self.map.get(&tuple)?.as_ref() == all.get(&tuple) {
+                self.map.remove(&tuple)?;
+                swept.deleted += 1;
+            }
+        }
+        Ok(swept)
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, the clock of the programs.
+pub fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a timespec that the call fills; CLOCK_MONOTONIC exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * NS_PER_SECOND + now.tv_nsec as u64
+}
+
+/// The entries to delete; of a flow the client's first, so that a packet in between opens a new flow.
+fn due(all: &HashMap<Tuple, Flow>, now_ns: u64) -> Vec<Tuple> {
+    let idle_seconds = |flow: &Flow| now_ns.saturating_sub(flow.last_seen_ns) / NS_PER_SECOND;
+    let mut due = Vec::new();
+    for (tuple, flow) in all {
+        let other = flow.translated.reversed();
+        let paired = all.get(&other).filter(|found| found.translated.reversed() == *tuple);
+        match paired {
+            None if idle_seconds(flow) >= LONE_SECONDS => due.push(*tuple),
+            Some(reverse) if flow.is_forward() => {
+                let idle = idle_seconds(flow).min(idle_seconds(reverse));
+                if idle >= timeout_seconds(tuple.protocol, flow, reverse) {
+                    due.extend([*tuple, other]);
+                }
+            }
+            None | Some(_) => {}
+        }
+    }
+    due
+}
+
+fn entry(tuple: &Tuple, forward: &Flow, reverse: Option<&Flow>, now_ns: u64) -> FlowEntry {
+    let last_seen_ns = forward.last_seen_ns.max(reverse.map_or(0, |reverse| reverse.last_seen_ns));
+    let to = &forward.translated;
+    FlowEntry {
+        protocol: tuple.protocol,
+        client: (tuple.source.to_ip(), tuple.source_port.get()),
+        frontend: (tuple.destination.to_ip(), tuple.destination_port.get()),
+        backend: (to.destination.to_ip(), to.destination_port.get()),
+        seen_as: (to.source.to_ip(), to.source_port.get()),
+        service_id: forward.service_id.0,
+        backend_id: forward.backend_id.0,
+        answered: reverse.is_some_and(|reverse| reverse.seen != 0),
+        closing: forward.is_closing() || reverse.is_some_and(Flow::is_closing),
+        idle_seconds: now_ns.saturating_sub(last_seen_ns) / NS_PER_SECOND,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebpf_common::{Address, BackendId, Direction, Port, ServiceId};
+
+    use super::*;
+
+    const SECOND: u64 = NS_PER_SECOND;
+
+    fn flow(protocol: Protocol, seen_ns: (u64, u64)) -> [(Tuple, Flow); 2] {
+        let client = Address::from_v4([10, 244, 0, 2]);
+        let frontend = Address::from_v4([10, 96, 0, 1]);
+        let backend = Address::from_v4([10, 244, 1, 2]);
+        let tuple = Tuple::new(client, Port::new(40000), frontend, Port::new(80), protocol);
+        let translated = Tuple::new(client, Port::new(40000), backend, Port::new(8080), protocol);
+        let (service, id) = (ServiceId(1), BackendId(1));
+        let forward = Flow::new(Direction::Forward, translated, service, id, false, seen_ns.0);
+        let mut reverse = Flow::new(Direction::Reverse, tuple.reversed(), service, id, false, seen_ns.1);
+        reverse.seen = 1;
+        [(tuple, forward), (translated.reversed(), reverse)]
+    }
+
+    #[test]
+    fn a_flow_lives_while_either_direction_is_heard() {
+        let [forward, reverse] = flow(Protocol::UDP, (0, 1000 * SECOND));
+        let all = HashMap::from([forward, reverse]);
+        assert!(due(&all, 1179 * SECOND).is_empty());
+        assert_eq!(due(&all, 1180 * SECOND), [forward.0, reverse.0]);
+    }
+
+    #[test]
+    fn a_closed_connection_goes_long_before_an_open_one() {
+        let [mut forward, mut reverse] = flow(Protocol::TCP, (0, 0));
+        assert!(due(&HashMap::from([forward, reverse]), 7999 * SECOND).is_empty());
+        (forward.1.fin, reverse.1.fin) = (1, 1);
+        assert_eq!(due(&HashMap::from([forward, reverse]), 120 * SECOND).len(), 2);
+    }
+
+    #[test]
+    fn half_a_flow_is_a_leftover_once_it_is_no_longer_new() {
+        let [forward, reverse] = flow(Protocol::TCP, (5 * SECOND, 5 * SECOND));
+        for lone in [forward, reverse] {
+            let all = HashMap::from([lone]);
+            assert!(due(&all, 14 * SECOND).is_empty());
+            assert_eq!(due(&all, 15 * SECOND), [lone.0]);
+        }
+    }
+
+    #[test]
+    fn a_time_in_the_future_is_not_idle() {
+        let all = HashMap::from(flow(Protocol::UDP, (u64::MAX, u64::MAX)));
+        assert!(due(&all, 1000 * SECOND).is_empty());
+    }
+}

@@ -1,0 +1,467 @@
+//! The BPF programs: loaded with the pinned maps, attached by pinned links, replaced in place.
+//!
+//! Everything that the kernel keeps for us has a name under one folder of a BPF file system, so that several nodes on
+//! one machine stay apart and a new agent finds what the old one left:
+//!
+//! ```text
+//!   maps/NAME                       contents outlive the agent
+//!   programs/NAME                   for bpftool
+//!   links/cgroup-connect4 …         a link keeps its program attached while no agent runs
+//!   links/tc-pod-12-ingress …       role and interface index
+//! ```
+//!
+//! A new agent loads its programs and updates each link: the kernel changes the pointer, and no packet or call passes
+//! without a program. Below Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{
+        Program, SchedClassifier, TcAttachType,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    },
+    util::KernelVersion,
+};
+
+use crate::bpf::{self, AttachType, Target};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/seaway.o"));
+
+const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
+    ("connect4", AttachType::Connect4),
+    ("connect6", AttachType::Connect6),
+    ("sendmsg4", AttachType::Sendmsg4),
+    ("sendmsg6", AttachType::Sendmsg6),
+    ("recvmsg4", AttachType::Recvmsg4),
+    ("recvmsg6", AttachType::Recvmsg6),
+    ("getpeername4", AttachType::Getpeername4),
+    ("getpeername6", AttachType::Getpeername6),
+];
+
+/// Priority and handle of our clsact filters, by which a later agent finds them again.
+const CLSACT_PRIORITY: u16 = 180;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    #[error("this binary was built without the BPF object: run `cargo xtask build`, then build again")]
+    NoObject,
+    #[error("preparing the BPF file system at {}", path.display())]
+    FileSystem { path: PathBuf, source: io::Error },
+    #[error("loading the BPF object")]
+    Object(#[source] Box<aya::EbpfError>),
+    #[error("the kernel refused the BPF program {name}")]
+    Load { name: String, source: Box<aya::programs::ProgramError> },
+    #[error("the BPF object has no program {0}")]
+    Missing(String),
+    #[error("{} is not a cgroup v2 directory: socket programs attach only there", .0.display())]
+    NotCgroup2(PathBuf),
+    #[error("opening the cgroup {}", path.display())]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error("attaching the BPF program {program} to {target}")]
+    Attach { program: String, target: String, source: io::Error },
+    #[error("attaching the BPF program {program} to {target} with clsact")]
+    Clsact { program: String, target: String, source: Box<aya::programs::ProgramError> },
+    #[error("pinning {}", path.display())]
+    Pin { path: PathBuf, source: io::Error },
+}
+
+/// What a link leads to, which decides the programs on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The host's end of a pod's link.
+    Pod,
+    /// A link to other machines.
+    Uplink,
+}
+
+impl Role {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "pod",
+            Self::Uplink => "uplink",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hook {
+    Ingress,
+    Egress,
+}
+
+impl Hook {
+    const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    const fn attach_type(self) -> AttachType {
+        match self {
+            Self::Ingress => AttachType::TcxIngress,
+            Self::Egress => AttachType::TcxEgress,
+        }
+    }
+
+    const fn clsact(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+}
+
+/// How tc programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TcMode {
+    /// By links, Linux 6.6 and newer.
+    Tcx,
+    /// By filters of the clsact qdisc.
+    Clsact,
+}
+
+impl TcMode {
+    /// The best that the running kernel has.
+    pub fn of_kernel() -> Self {
+        match KernelVersion::current() {
+            Ok(version) if version >= KernelVersion::new(6, 6, 0) => Self::Tcx,
+            Ok(_) | Err(_) => Self::Clsact,
+        }
+    }
+}
+
+/// How much the programs say of single connections and packets; off costs nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum LogLevel {
+    #[default]
+    Off = 0,
+    Error = 1,
+    Warn = 2,
+    Info = 3,
+    Debug = 4,
+    Trace = 5,
+}
+
+#[derive(Debug)]
+pub struct Programs {
+    directory: PathBuf,
+    tc_mode: TcMode,
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Loads all programs over the maps pinned under `directory`, creating what is missing, and puts them into every
+    /// link that an earlier agent left. `directory` gets a BPF file system where it is not on one.
+    pub fn load(directory: &Path, tc_mode: TcMode, log_level: LogLevel) -> Result<Self, ProgramError> {
+        if OBJECT.is_empty() {
+            return Err(ProgramError::NoObject);
+        }
+        prepare_directory(directory)?;
+        let level = log_level as u8;
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(directory.join("maps"))
+            .override_global(aya_log::LEVEL, &level, false)
+            .load(OBJECT)
+            .map_err(|source| ProgramError::Object(Box::new(source)))?;
+        for (name, program) in ebpf.programs_mut() {
+            let loaded = match program {
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => return Err(ProgramError::Missing(name.to_owned())),
+            };
+            loaded.map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })?;
+        }
+        let programs = Self { directory: directory.to_owned(), tc_mode, ebpf };
+        programs.pin_programs()?;
+        programs.update_links()?;
+        Ok(programs)
+    }
+
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Serves the sockets of all processes in a cgroup and below. Attaching again changes nothing.
+    ///
+    /// # Errors
+    /// Where `cgroup` is not a directory of the cgroup v2 tree (on hybrid machines that is /sys/fs/cgroup/unified).
+    pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), ProgramError> {
+        let file =
+            File::open(cgroup).map_err(|source| ProgramError::Cgroup { path: cgroup.to_owned(), source })?;
+        let kind = nix::sys::statfs::fstatfs(&file)
+            .map_err(|errno| ProgramError::Cgroup { path: cgroup.to_owned(), source: errno.into() })?;
+        if kind.filesystem_type().0 as i64 != CGROUP2_SUPER_MAGIC {
+            return Err(ProgramError::NotCgroup2(cgroup.to_owned()));
+        }
+        let inode = file
+            .metadata()
+            .map_err(|source| ProgramError::Cgroup { path: cgroup.to_owned(), source })?
+            .ino();
+        for (name, attach_type) in SOCKET_PROGRAMS {
+            let pin = self.link_path(&format!("cgroup-{name}"));
+            // The cgroup's id is its inode number, on 64-bit machines.
+            self.attach(name, &pin, file.as_raw_fd() as u32, Target::Cgroup(inode), attach_type)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the role's programs to an interface of the current network namespace. Attaching again changes nothing.
+    pub fn attach_link(&mut self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
+        for hook in Hook::BOTH {
+            let program = program_name(role, hook);
+            match self.tc_mode {
+                TcMode::Tcx => {
+                    let pin = self.link_path(&tc_link_name(role, interface_index, hook));
+                    let target = Target::Interface(interface_index);
+                    self.attach(&program, &pin, interface_index, target, hook.attach_type())?;
+                }
+                TcMode::Clsact => self.attach_clsact(&program, interface_index, hook)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Self::attach_link`]. Nothing there is no error.
+    pub fn detach_link(&mut self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
+        for hook in Hook::BOTH {
+            match self.tc_mode {
+                TcMode::Tcx => unpin(&self.link_path(&tc_link_name(role, interface_index, hook)))?,
+                TcMode::Clsact => self.detach_clsact(&program_name(role, hook), interface_index, hook)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Self::attach_cgroup`]. Nothing there is no error.
+    pub fn detach_cgroup(&self) -> Result<(), ProgramError> {
+        SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| unpin(&self.link_path(&format!("cgroup-{name}"))))
+    }
+
+    fn link_path(&self, name: &str) -> PathBuf {
+        self.directory.join("links").join(name)
+    }
+
+    fn fd(&self, name: &str) -> Result<BorrowedFd<'_>, ProgramError> {
+        let program = self.ebpf.program(name).ok_or_else(|| ProgramError::Missing(name.to_owned()))?;
+        let fd = program
+            .fd()
+            .map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })?;
+        Ok(fd.as_fd())
+    }
+
+    fn pin_programs(&self) -> Result<(), ProgramError> {
+        for (name, _) in self.ebpf.programs() {
+            let path = self.directory.join("programs").join(name);
+            unpin(&path)?;
+            bpf::pin(self.fd(name)?, &path).map_err(|source| ProgramError::Pin { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Puts the new programs into all links; unpins those whose interface or cgroup is gone.
+    fn update_links(&self) -> Result<(), ProgramError> {
+        let links = self.directory.join("links");
+        let entries = fs::read_dir(&links)
+            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+            .map_err(|source| ProgramError::FileSystem { path: links.clone(), source })?;
+        for entry in entries {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(program) = program_of_link(&name) else { continue };
+            let link = bpf::get_pinned(&path).map_err(|source| ProgramError::Pin { path: path.clone(), source })?;
+            match bpf::link_target(link.as_fd()) {
+                Ok(Target::Cgroup(0) | Target::Interface(0) | Target::Other) | Err(_) => unpin(&path)?,
+                Ok(target) => match bpf::link_update(link.as_fd(), self.fd(&program)?) {
+                    // It went between the look and the update.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => unpin(&path)?,
+                    result => result.map_err(|source| attach_error(&program, target, source))?,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &self,
+        program: &str,
+        pin: &Path,
+        raw_target: u32,
+        target: Target,
+        attach_type: AttachType,
+    ) -> Result<(), ProgramError> {
+        let fd = self.fd(program)?;
+        if let Ok(link) = bpf::get_pinned(pin) {
+            let same = bpf::link_target(link.as_fd()).is_ok_and(|actual| actual == target);
+            if same && bpf::link_update(link.as_fd(), fd).is_ok() {
+                return Ok(());
+            }
+            unpin(pin)?;
+        }
+        let link = bpf::link_create(fd, raw_target, attach_type)
+            .map_err(|source| attach_error(program, target, source))?;
+        bpf::pin(link.as_fd(), pin).map_err(|source| ProgramError::Pin { path: pin.to_owned(), source })
+    }
+
+    fn attach_clsact(&mut self, name: &str, interface_index: u32, hook: Hook) -> Result<(), ProgramError> {
+        let interface = interface_name(name, interface_index)?;
+        let target = interface.clone();
+        let failed = |source: aya::programs::ProgramError| ProgramError::Clsact {
+            program: name.to_owned(),
+            target: target.clone(),
+            source: Box::new(source),
+        };
+        match tc::qdisc_add_clsact(&interface) {
+            Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            result => result.map_err(|error| failed(error.into()))?,
+        }
+        let classifier = classifier(&mut self.ebpf, name)?;
+        let options = || NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+        let attached =
+            classifier.attach_with_options(&interface, hook.clsact(), TcAttachOptions::Netlink(options()));
+        let id = match attached {
+            Ok(id) => id,
+            Err(aya::programs::ProgramError::TcError(tc::TcError::NetlinkError(error)))
+                if error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                let old = SchedClassifierLink::attached(
+                    &interface,
+                    hook.clsact(),
+                    CLSACT_PRIORITY,
+                    CLSACT_HANDLE,
+                    None,
+                )
+                .map_err(|source| attach_error(name, Target::Interface(interface_index), source))?;
+                classifier.attach_to_link(old).map_err(&failed)?
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        // The filter stays when this process ends.
+        std::mem::forget(classifier.take_link(id).map_err(failed)?);
+        Ok(())
+    }
+
+    fn detach_clsact(&mut self, name: &str, interface_index: u32, hook: Hook) -> Result<(), ProgramError> {
+        let Ok(interface) = interface_name(name, interface_index) else { return Ok(()) };
+        match tc::qdisc_detach_program(&interface, hook.clsact(), name) {
+            Err(tc::TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(|error| ProgramError::Clsact {
+                program: name.to_owned(),
+                target: interface,
+                source: Box::new(error.into()),
+            }),
+        }
+    }
+}
+
+/// Removes every pinned object under `directory`: the programs stop serving and the maps are gone. Nothing there is no
+/// error. clsact filters go with their interfaces.
+pub fn remove_pinned(directory: &Path) -> Result<(), ProgramError> {
+    match fs::remove_dir_all(directory) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ProgramError::FileSystem { path: directory.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| ProgramError::Missing(name.to_owned()))
+}
+
+fn program_name(role: Role, hook: Hook) -> String {
+    format!("{}_{}", role.name(), hook.name())
+}
+
+fn tc_link_name(role: Role, interface_index: u32, hook: Hook) -> String {
+    format!("tc-{}-{interface_index}-{}", role.name(), hook.name())
+}
+
+/// The inverse of the names that links are pinned under.
+fn program_of_link(name: &str) -> Option<String> {
+    if let Some(program) = name.strip_prefix("cgroup-") {
+        return Some(program.to_owned());
+    }
+    let mut parts = name.strip_prefix("tc-")?.split('-');
+    let (role, _index, hook) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(format!("{role}_{hook}"))
+}
+
+fn interface_name(program: &str, interface_index: u32) -> Result<String, ProgramError> {
+    nix::net::if_::if_indextoname(interface_index)
+        .map(|name| name.to_string_lossy().into_owned())
+        .map_err(|errno| attach_error(program, Target::Interface(interface_index), errno.into()))
+}
+
+fn attach_error(program: &str, target: Target, source: io::Error) -> ProgramError {
+    let target = match target {
+        Target::Cgroup(id) => format!("the cgroup with id {id}"),
+        Target::Interface(index) => format!("the interface with index {index}"),
+        Target::Other => "its link".to_owned(),
+    };
+    ProgramError::Attach { program: program.to_owned(), target, source }
+}
+
+fn unpin(path: &Path) -> Result<(), ProgramError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ProgramError::Pin { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the folders on a BPF file system, mounting one where there is none yet.
+fn prepare_directory(directory: &Path) -> Result<(), ProgramError> {
+    const STANDARD: &str = "/sys/fs/bpf";
+    let failed = |path: &Path, source: io::Error| ProgramError::FileSystem { path: path.to_owned(), source };
+    let mount_point = if directory.starts_with(STANDARD) { Path::new(STANDARD) } else { directory };
+    if mount_point == directory {
+        fs::create_dir_all(directory).map_err(|source| failed(directory, source))?;
+    }
+    let kind = nix::sys::statfs::statfs(mount_point).map_err(|errno| failed(mount_point, errno.into()))?;
+    if kind.filesystem_type().0 as i64 & 0xffff_ffff != BPF_FS_MAGIC {
+        let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV | nix::mount::MsFlags::MS_NOEXEC;
+        nix::mount::mount(Some("bpf"), mount_point, Some("bpf"), flags, Some("mode=0700"))
+            .map_err(|errno| failed(mount_point, errno.into()))?;
+    }
+    for folder in ["maps", "programs", "links"] {
+        let path = directory.join(folder);
+        fs::create_dir_all(&path).map_err(|source| failed(&path, source))?;
+    }
+    Ok(())
+}
+
+/// Makes sure that the object has each program under the type that it is attached as.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_of_a_link_is_found_by_the_links_name() {
+        for role in [Role::Pod, Role::Uplink] {
+            for hook in Hook::BOTH {
+                let link = tc_link_name(role, 12, hook);
+                assert_eq!(program_of_link(&link), Some(program_name(role, hook)));
+            }
+        }
+        assert_eq!(program_of_link("cgroup-connect4").as_deref(), Some("connect4"));
+        assert_eq!(program_of_link("something"), None);
+    }
+}

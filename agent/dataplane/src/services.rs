@@ -1,0 +1,309 @@
+//! The service maps: ids that last, and an order of writing that no reader can fall into.
+//!
+//! Entries point forward: frontend -> slot -> backend. New ones are written from the end (backends, slots, frontends),
+//! old ones deleted from the start (frontends, slots, backends), so that what a frontend leads to always exists. Ids
+//! are recovered from the maps when the agent starts again, and given out once: element 0 of the backends, which no
+//! reader accepts, keeps the highest ones.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    path::Path,
+};
+
+use ebpf_common::{
+    Address, Backend, BackendId, Frontend, FrontendKey, Port, Protocol, ServiceId, SlotKey,
+    desired::{Endpoint, Service, Services},
+    maps,
+};
+
+use crate::{
+    delta::Delta,
+    maps::{MapError, PinnedMap},
+};
+
+const LAST_IDS: BackendId = BackendId(0);
+
+/// What an apply changed, in map elements.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    pub written: usize,
+    pub deleted: usize,
+}
+
+/// A frontend as the maps hold it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceEntry {
+    /// Empty where only the maps know it.
+    pub name: String,
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub service_id: u32,
+    pub affinity_seconds: u32,
+    /// In slot order.
+    pub backends: Vec<BackendEntry>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BackendEntry {
+    pub backend_id: u32,
+    pub address: IpAddr,
+    pub port: u16,
+    /// On this node.
+    pub local: bool,
+}
+
+#[derive(Debug)]
+pub struct ServiceMaps {
+    frontends_map: PinnedMap<FrontendKey, Frontend>,
+    slots_map: PinnedMap<SlotKey, BackendId>,
+    backends_map: PinnedMap<BackendId, Backend>,
+    frontends: Delta<FrontendKey, Frontend>,
+    slots: Delta<SlotKey, BackendId>,
+    backends: Delta<BackendId, Backend>,
+    service_id_by_frontend: HashMap<FrontendKey, ServiceId>,
+    backend_id_by_endpoint: HashMap<(ServiceId, Address, Port), BackendId>,
+    services: Services,
+    last_service_id: u32,
+    last_backend_id: u32,
+}
+
+impl ServiceMaps {
+    /// Opens the pinned maps in `directory` and recovers ids and contents from them. Nothing is changed before the
+    /// first apply after something was desired.
+    pub fn open(directory: &Path) -> Result<Self, MapError> {
+        let frontends_map = PinnedMap::open(directory, maps::FRONTENDS)?;
+        let slots_map = PinnedMap::open(directory, maps::SLOTS)?;
+        let backends_map = PinnedMap::open(directory, maps::BACKENDS)?;
+        let frontends: Vec<(FrontendKey, Frontend)> = frontends_map.read_all()?;
+        let slots: Vec<(SlotKey, BackendId)> = slots_map.read_all()?;
+        let backends: BTreeMap<BackendId, Backend> = backends_map.read_all()?.into_iter().collect();
+
+        let last = backends.get(&LAST_IDS);
+        let last_service_id = frontends
+            .iter()
+            .map(|(_, frontend)| frontend.service_id.0)
+            .chain(slots.iter().map(|(key, _)| key.service_id.0))
+            .chain(backends.values().map(|backend| backend.service_id.0))
+            .max()
+            .unwrap_or(0);
+        let last_backend_id =
+            backends.keys().next_back().map_or(0, |id| id.0).max(last.map_or(0, |last| last.id.0));
+        let backends = backends.into_iter().filter(|(id, _)| *id != LAST_IDS);
+        let backends = Delta::from_actual(backends);
+        Ok(Self {
+            service_id_by_frontend: frontends.iter().map(|(key, frontend)| (*key, frontend.service_id)).collect(),
+            backend_id_by_endpoint: backends
+                .actual()
+                .iter()
+                .map(|(id, backend)| ((backend.service_id, backend.address, backend.port), *id))
+                .collect(),
+            frontends: Delta::from_actual(frontends),
+            slots: Delta::from_actual(slots),
+            backends,
+            frontends_map,
+            slots_map,
+            backends_map,
+            services: Services::new(),
+            last_service_id,
+            last_backend_id,
+        })
+    }
+
+    /// Makes `services` all that is desired.
+    pub fn set_desired(&mut self, services: Services) {
+        let gone: Vec<FrontendKey> =
+            self.services.keys().filter(|key| !services.contains_key(*key)).copied().collect();
+        for key in gone {
+            self.remove(&key);
+        }
+        for (key, service) in services {
+            self.insert(key, service);
+        }
+    }
+
+    /// Desires one frontend, new or changed.
+    pub fn insert(&mut self, key: FrontendKey, service: Service) {
+        if self.services.get(&key) == Some(&service) {
+            return;
+        }
+        let service_id = self.service_id(&key);
+        let mut endpoints = service.endpoints.clone();
+        endpoints.sort_unstable_by_key(|endpoint| (!endpoint.local, endpoint.address, endpoint.port));
+        endpoints.dedup_by_key(|endpoint| (endpoint.address, endpoint.port));
+        let before: Vec<BackendId> = self.backend_ids(service_id);
+        let ids: Vec<BackendId> =
+            endpoints.iter().map(|endpoint| self.desire_backend(service_id, endpoint)).collect();
+        for (slot, id) in (0..).zip(&ids) {
+            self.slots.insert_desired(SlotKey { service_id, slot }, *id);
+        }
+        for slot in ids.len() as u32..before.len() as u32 {
+            self.slots.remove_desired(&SlotKey { service_id, slot });
+        }
+        for id in before.iter().filter(|id| !ids.contains(id)) {
+            self.backends.remove_desired(id);
+        }
+        let frontend = Frontend {
+            service_id,
+            backend_count: ids.len() as u32,
+            local_count: endpoints.iter().filter(|endpoint| endpoint.local).count() as u32,
+            affinity_seconds: service.affinity_seconds,
+        };
+        self.frontends.insert_desired(key, frontend);
+        self.services.insert(key, service);
+    }
+
+    /// No longer desires a frontend.
+    pub fn remove(&mut self, key: &FrontendKey) {
+        if self.services.remove(key).is_none() {
+            return;
+        }
+        let service_id = self.service_id(key);
+        self.frontends.remove_desired(key);
+        for (slot, id) in (0..).zip(self.backend_ids(service_id)) {
+            self.slots.remove_desired(&SlotKey { service_id, slot });
+            self.backends.remove_desired(&id);
+        }
+    }
+
+    /// Makes the maps say what is desired. What fails stays due for the next apply.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, as when a map is full; the maps are consistent then too.
+    pub fn apply(&mut self) -> Result<Applied, MapError> {
+        if self.is_settled() {
+            return Ok(Applied::default());
+        }
+        self.keep_last_ids()?;
+        let mut applied = Applied::default();
+        applied.written += write(&self.backends_map, &mut self.backends)?;
+        applied.written += write(&self.slots_map, &mut self.slots)?;
+        applied.written += write(&self.frontends_map, &mut self.frontends)?;
+        applied.deleted += delete(&self.frontends_map, &mut self.frontends)?;
+        applied.deleted += delete(&self.slots_map, &mut self.slots)?;
+        applied.deleted += delete(&self.backends_map, &mut self.backends)?;
+        if applied.deleted > 0 {
+            self.forget_ids();
+        }
+        Ok(applied)
+    }
+
+    /// Whether the maps say what is desired, as far as this process knows.
+    pub fn is_settled(&self) -> bool {
+        self.frontends.is_settled() && self.slots.is_settled() && self.backends.is_settled()
+    }
+
+    /// What the maps hold, by address and port.
+    pub fn entries(&self) -> Vec<ServiceEntry> {
+        let names = self.services.iter().map(|(key, service)| (*key, service.name.as_str())).collect();
+        collect_entries(self.frontends.actual(), self.slots.actual(), self.backends.actual(), &names)
+    }
+
+    /// Reads the pinned maps of a running agent, without names: what the kernel acts on, not what anybody believes.
+    pub fn dump(directory: &Path) -> Result<Vec<ServiceEntry>, MapError> {
+        let frontends: HashMap<_, _> =
+            PinnedMap::<FrontendKey, Frontend>::open(directory, maps::FRONTENDS)?.read_all()?.into_iter().collect();
+        let slots: HashMap<_, _> =
+            PinnedMap::<SlotKey, BackendId>::open(directory, maps::SLOTS)?.read_all()?.into_iter().collect();
+        let backends: HashMap<_, _> =
+            PinnedMap::<BackendId, Backend>::open(directory, maps::BACKENDS)?.read_all()?.into_iter().collect();
+        Ok(collect_entries(&frontends, &slots, &backends, &HashMap::new()))
+    }
+
+    fn service_id(&mut self, key: &FrontendKey) -> ServiceId {
+        if let Some(id) = self.service_id_by_frontend.get(key) {
+            return *id;
+        }
+        self.last_service_id += 1;
+        let id = ServiceId(self.last_service_id);
+        self.service_id_by_frontend.insert(*key, id);
+        id
+    }
+
+    fn desire_backend(&mut self, service_id: ServiceId, endpoint: &Endpoint) -> BackendId {
+        let id = *self
+            .backend_id_by_endpoint
+            .entry((service_id, endpoint.address, endpoint.port))
+            .or_insert_with(|| {
+                self.last_backend_id += 1;
+                BackendId(self.last_backend_id)
+            });
+        self.backends.insert_desired(id, Backend::new(id, service_id, endpoint.address, endpoint.port));
+        id
+    }
+
+    /// The backends that the service is desired to have, in slot order.
+    fn backend_ids(&self, service_id: ServiceId) -> Vec<BackendId> {
+        (0..).map_while(|slot| self.slots.desired().get(&SlotKey { service_id, slot }).copied()).collect()
+    }
+
+    fn keep_last_ids(&self) -> Result<(), MapError> {
+        let (service, backend) = (ServiceId(self.last_service_id), BackendId(self.last_backend_id));
+        let last = Backend::new(backend, service, Address::UNSPECIFIED, Port::new(0));
+        self.backends_map.insert(&LAST_IDS, &last)
+    }
+
+    /// Ids of what is neither desired nor there are never used again.
+    fn forget_ids(&mut self) {
+        let (backends, frontends) = (&self.backends, &self.frontends);
+        self.backend_id_by_endpoint
+            .retain(|_, id| backends.actual().contains_key(id) || backends.desired().contains_key(id));
+        self.service_id_by_frontend
+            .retain(|key, _| frontends.actual().contains_key(key) || frontends.desired().contains_key(key));
+    }
+}
+
+fn write<K, V>(map: &PinnedMap<K, V>, delta: &mut Delta<K, V>) -> Result<usize, MapError>
+where
+    K: aya::Pod + Eq + std::hash::Hash,
+    V: aya::Pod + PartialEq,
+{
+    let upserts = delta.upserts();
+    map.insert_all(&upserts, |key, value| delta.upserted(key, *value))?;
+    Ok(upserts.len())
+}
+
+fn delete<K, V>(map: &PinnedMap<K, V>, delta: &mut Delta<K, V>) -> Result<usize, MapError>
+where
+    K: aya::Pod + Eq + std::hash::Hash,
+    V: aya::Pod + PartialEq,
+{
+    let deletes = delta.deletes();
+    map.remove_all(&deletes, |key| delta.deleted(key))?;
+    Ok(deletes.len())
+}
+
+fn collect_entries(
+    frontends: &HashMap<FrontendKey, Frontend>,
+    slots: &HashMap<SlotKey, BackendId>,
+    backends: &HashMap<BackendId, Backend>,
+    names: &HashMap<FrontendKey, &str>,
+) -> Vec<ServiceEntry> {
+    let mut entries: Vec<ServiceEntry> = frontends
+        .iter()
+        .map(|(key, frontend)| {
+            let service_id = frontend.service_id;
+            let backends = (0..frontend.backend_count).filter_map(|slot| {
+                let backend = backends.get(slots.get(&SlotKey { service_id, slot })?)?;
+                Some(BackendEntry {
+                    backend_id: backend.id.0,
+                    address: backend.address.to_ip(),
+                    port: backend.port.get(),
+                    local: slot < frontend.local_count,
+                })
+            });
+            ServiceEntry {
+                name: names.get(key).copied().unwrap_or_default().to_owned(),
+                address: key.address.to_ip(),
+                port: key.port.get(),
+                protocol: key.protocol,
+                service_id: service_id.0,
+                affinity_seconds: frontend.affinity_seconds,
+                backends: backends.collect(),
+            }
+        })
+        .collect();
+    entries.sort_unstable_by_key(|entry| (entry.address, entry.port, entry.protocol));
+    entries
+}

@@ -1,0 +1,181 @@
+//! Connection tracking of the packet path: two entries per translated flow, found by the packet's own tuple.
+//!
+//! The forward entry is keyed by what the client sends, the reverse entry by what the backend answers; each holds the
+//! whole tuple that the packet gets. An entry is written by packets of its own direction only, one byte per fact, so
+//! that CPUs never overwrite each other's; whoever judges a flow reads both. There is no window tracking: a packet that
+//! fits the tuple is translated, and the hosts judge it.
+
+use crate::{Address, BackendId, Port, Protocol, ServiceId};
+
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Tuple {
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: Port,
+    pub destination_port: Port,
+    pub protocol: Protocol,
+    zero: [u8; 3],
+}
+
+impl Tuple {
+    #[inline(always)]
+    pub const fn new(
+        source: Address,
+        source_port: Port,
+        destination: Address,
+        destination_port: Port,
+        protocol: Protocol,
+    ) -> Self {
+        Self { source, destination, source_port, destination_port, protocol, zero: [0; 3] }
+    }
+
+    /// The tuple of the answer.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            zero: [0; 3],
+        }
+    }
+}
+
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    Forward = 1,
+    Reverse = 2,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flow {
+    /// CLOCK_MONOTONIC at the last packet of this direction.
+    pub last_seen_ns: u64,
+    /// What the packet becomes. Its reverse is the key of the other entry.
+    pub translated: Tuple,
+    pub service_id: ServiceId,
+    pub backend_id: BackendId,
+    direction: u8,
+    /// 1 where client and backend are one pod: both directions enter at the pod's own link and leave there again.
+    pub hairpin: u8,
+    /// 1 once a packet of this direction was seen. 0 only on a reverse entry that waits for its first answer.
+    pub seen: u8,
+    /// 1 once this direction sent FIN.
+    pub fin: u8,
+    /// 1 once this direction sent RST.
+    pub rst: u8,
+    zero: [u8; 3],
+}
+
+impl Flow {
+    #[inline(always)]
+    pub const fn new(
+        direction: Direction,
+        translated: Tuple,
+        service_id: ServiceId,
+        backend_id: BackendId,
+        hairpin: bool,
+        now_ns: u64,
+    ) -> Self {
+        Self {
+            last_seen_ns: now_ns,
+            translated,
+            service_id,
+            backend_id,
+            direction: direction as u8,
+            hairpin: hairpin as u8,
+            seen: matches!(direction, Direction::Forward) as u8,
+            fin: 0,
+            rst: 0,
+            zero: [0; 3],
+        }
+    }
+
+    #[inline(always)]
+    pub const fn is_forward(&self) -> bool {
+        self.direction == Direction::Forward as u8
+    }
+
+    #[inline(always)]
+    pub const fn is_hairpin(&self) -> bool {
+        self.hairpin != 0
+    }
+
+    /// Whether this direction said that it is done.
+    #[inline(always)]
+    pub const fn is_closing(&self) -> bool {
+        (self.fin | self.rst) != 0
+    }
+}
+
+/// A datagram in pieces: only its first fragment has ports.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FragmentKey {
+    pub source: Address,
+    pub destination: Address,
+    /// The Identification field: 16 bits in IPv4, 32 in IPv6.
+    pub identification: u32,
+    pub protocol: Protocol,
+    zero: [u8; 3],
+}
+
+impl FragmentKey {
+    #[inline(always)]
+    pub const fn new(source: Address, destination: Address, identification: u32, protocol: Protocol) -> Self {
+        Self { source, destination, identification, protocol, zero: [0; 3] }
+    }
+}
+
+/// The addresses that the first fragment got, for those that follow it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    pub source: Address,
+    pub destination: Address,
+}
+
+/// How long a flow may be silent before it is forgotten, judged from both of its entries.
+///
+/// TCP established outlives the default keepalive time of hosts (2 h, RFC 9293 3.8.4). A reset flow is kept for 2
+/// minutes, since a reset may be forged or out of window, and RFC 5382 REQ-5 asks for a closed one as long.
+pub const fn timeout_seconds(protocol: Protocol, forward: &Flow, reverse: &Flow) -> u64 {
+    let answered = reverse.seen != 0;
+    match protocol {
+        Protocol::TCP => {
+            if forward.rst != 0 || reverse.rst != 0 || (forward.fin != 0 && reverse.fin != 0) {
+                120
+            } else if forward.fin != 0 || reverse.fin != 0 {
+                300
+            } else if answered {
+                8000
+            } else {
+                60
+            }
+        }
+        // RFC 4787 REQ-5 recommends 5 minutes and requires 2; an unanswered datagram holds nothing open.
+        _ => {
+            if answered {
+                180
+            } else {
+                30
+            }
+        }
+    }
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<Tuple>() == 40 && align_of::<Tuple>() == 8);
+    assert!(offset_of!(Tuple, source_port) == 32 && offset_of!(Tuple, protocol) == 36);
+    assert!(size_of::<FragmentKey>() == 40 && size_of::<Fragment>() == 32);
+    assert!(size_of::<Flow>() == 64 && offset_of!(Flow, translated) == 8);
+    assert!(offset_of!(Flow, service_id) == 48 && offset_of!(Flow, hairpin) == 57);
+};
+
+crate::pod!(Tuple, Flow, FragmentKey, Fragment);

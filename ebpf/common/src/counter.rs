@@ -1,0 +1,84 @@
+//! What the programs count, per CPU: each verdict and each reason to drop has one counter.
+
+/// An index into the counters map. New counters are added at the end, numbers are never reused.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Counter {
+    /// connect() to a frontend was given a backend.
+    SocketConnect = 0,
+    /// A datagram of an unconnected socket was given a backend.
+    SocketSend = 1,
+    /// A peer address was shown as the frontend's.
+    SocketReverse = 2,
+    /// connect() or sendmsg() to a frontend without backends was refused.
+    SocketRefused = 3,
+    /// A packet opened a tracked flow.
+    FlowNew = 4,
+    /// A packet was translated towards a backend.
+    FlowForward = 5,
+    /// A packet was translated back towards its client.
+    FlowReverse = 6,
+    /// A packet went back to the pod that sent it, through its Service.
+    Hairpin = 7,
+    /// Dropped: the frontend has no backend.
+    DropNoBackend = 8,
+    /// Dropped: the frontend has no backend on this node, and the packet came from outside.
+    DropNoLocalBackend = 9,
+    /// Dropped: the conntrack map is full.
+    DropConntrackFull = 10,
+    /// Dropped: no source port is free towards the chosen backend.
+    DropPortsExhausted = 11,
+    /// Dropped: a fragment whose first part was not seen.
+    DropFragment = 12,
+    /// Dropped: the packet is shorter than its headers say.
+    DropMalformed = 13,
+    /// Dropped: the kernel refused to rewrite the packet.
+    DropRewrite = 14,
+}
+
+impl Counter {
+    pub const COUNT: u32 = 15;
+
+    pub const ALL: [Self; Self::COUNT as usize] = [
+        Self::SocketConnect,
+        Self::SocketSend,
+        Self::SocketReverse,
+        Self::SocketRefused,
+        Self::FlowNew,
+        Self::FlowForward,
+        Self::FlowReverse,
+        Self::Hairpin,
+        Self::DropNoBackend,
+        Self::DropNoLocalBackend,
+        Self::DropConntrackFull,
+        Self::DropPortsExhausted,
+        Self::DropFragment,
+        Self::DropMalformed,
+        Self::DropRewrite,
+    ];
+
+    /// The counter's name in metrics and command output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SocketConnect => "socket_connect",
+            Self::SocketSend => "socket_send",
+            Self::SocketReverse => "socket_reverse",
+            Self::SocketRefused => "socket_refused",
+            Self::FlowNew => "flow_new",
+            Self::FlowForward => "flow_forward",
+            Self::FlowReverse => "flow_reverse",
+            Self::Hairpin => "hairpin",
+            Self::DropNoBackend => "drop_no_backend",
+            Self::DropNoLocalBackend => "drop_no_local_backend",
+            Self::DropConntrackFull => "drop_conntrack_full",
+            Self::DropPortsExhausted => "drop_ports_exhausted",
+            Self::DropFragment => "drop_fragment",
+            Self::DropMalformed => "drop_malformed",
+            Self::DropRewrite => "drop_rewrite",
+        }
+    }
+
+    pub const fn is_drop(self) -> bool {
+        self as u32 >= Self::DropNoBackend as u32
+    }
+}

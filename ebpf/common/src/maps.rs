@@ -1,0 +1,24 @@
+//! Names and sizes of the maps. The number in a name is the layout's version: it changes only with an incompatible
+//! key or value, so that a new agent keeps the maps of the old one, and never misreads them.
+
+pub const FRONTENDS: &str = "FRONTENDS_1";
+pub const SLOTS: &str = "SLOTS_1";
+pub const BACKENDS: &str = "BACKENDS_1";
+pub const AFFINITY: &str = "AFFINITY_1";
+pub const SOCKET_FORWARD: &str = "SOCK_FWD_1";
+pub const SOCKET_REVERSE: &str = "SOCK_REV_1";
+pub const CONNTRACK: &str = "CONNTRACK_1";
+pub const FRAGMENTS: &str = "FRAGMENTS_1";
+pub const COUNTERS: &str = "COUNTERS_1";
+
+/// Every map that is pinned.
+pub const ALL: [&str; 9] =
+    [FRONTENDS, SLOTS, BACKENDS, AFFINITY, SOCKET_FORWARD, SOCKET_REVERSE, CONNTRACK, FRAGMENTS, COUNTERS];
+
+pub const FRONTENDS_MAX: u32 = 1 << 17;
+pub const SLOTS_MAX: u32 = 1 << 19;
+pub const BACKENDS_MAX: u32 = 1 << 19;
+pub const AFFINITY_MAX: u32 = 1 << 16;
+pub const SOCKETS_MAX: u32 = 1 << 16;
+pub const CONNTRACK_MAX: u32 = 1 << 19;
+pub const FRAGMENTS_MAX: u32 = 1 << 13;

@@ -1,0 +1,101 @@
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::{checksum::*, *};
+
+#[test]
+fn ipv4_address_is_held_as_mapped_and_comes_back() {
+    let address = Address::from(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)));
+    assert!(address.is_v4());
+    assert_eq!(address.to_ip(), IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)));
+    assert_eq!(address.0, Ipv4Addr::new(10, 96, 0, 1).to_ipv6_mapped().octets());
+}
+
+#[test]
+fn ipv6_address_is_not_taken_for_ipv4() {
+    for ip in ["fd00::1", "::", "::1", "::10.0.0.1", "64:ff9b::10.0.0.1"] {
+        let ip: Ipv6Addr = ip.parse().unwrap();
+        assert!(!Address::from(IpAddr::V6(ip)).is_v4(), "{ip}");
+        assert_eq!(Address::from(IpAddr::V6(ip)).to_ip(), IpAddr::V6(ip));
+    }
+}
+
+#[test]
+fn port_is_in_network_order() {
+    assert_eq!(Port::new(0x1234).to_network(), [0x12, 0x34]);
+    assert_eq!(Port::from_network([0x00, 0x50]).get(), 80);
+}
+
+#[test]
+fn pick_backend_stays_below_the_count_and_reaches_every_slot() {
+    assert_eq!(pick_backend(u32::MAX, 0), None);
+    for count in [1, 2, 3, 7, 1000, u32::MAX] {
+        assert_eq!(pick_backend(0, count), Some(0));
+        assert_eq!(pick_backend(u32::MAX, count), Some(count - 1));
+    }
+    let mut hits = [0u32; 6];
+    for i in 0..60_000u32 {
+        let slot = pick_backend(i.wrapping_mul(2_654_435_761), 6).unwrap();
+        hits[slot as usize] += 1;
+    }
+    assert!(hits.iter().all(|h| (9_900..10_100).contains(h)), "{hits:?}");
+}
+
+#[test]
+fn checksum_agrees_with_the_example_of_rfc_1071() {
+    let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+    assert_eq!(fold(sum(&bytes, 0)), 0xddf2);
+    assert_eq!(checksum(&bytes), !0xddf2);
+}
+
+#[test]
+fn checksum_update_equals_a_fresh_sum() {
+    let mut bytes = [0x45, 0x00, 0x12, 0x34, 0xab, 0xcd, 0x00, 0xff];
+    let before = checksum(&bytes);
+    for new in [0u16, 1, 0xffff, 0x8000, 0x1235] {
+        bytes[2..4].copy_from_slice(&0x1234u16.to_be_bytes());
+        let updated = update(before, 0x1234, new);
+        bytes[2..4].copy_from_slice(&new.to_be_bytes());
+        assert_eq!(updated, checksum(&bytes), "{new:#x}");
+    }
+}
+
+#[test]
+fn reversing_a_tuple_twice_gives_it_back() {
+    let tuple = Tuple::new(
+        Address::from_v4([10, 244, 0, 2]),
+        Port::new(40000),
+        Address::from_v4([10, 96, 0, 1]),
+        Port::new(443),
+        Protocol::TCP,
+    );
+    assert_ne!(tuple.reversed(), tuple);
+    assert_eq!(tuple.reversed().reversed(), tuple);
+}
+
+#[test]
+fn timeout_follows_the_state_of_both_directions() {
+    let tuple = Tuple::new(Address::UNSPECIFIED, Port::new(1), Address::UNSPECIFIED, Port::new(2), Protocol::TCP);
+    let flow = |direction| Flow::new(direction, tuple, ServiceId(1), BackendId(1), false, 0);
+    let (mut forward, mut reverse) = (flow(Direction::Forward), flow(Direction::Reverse));
+    assert_eq!(timeout_seconds(Protocol::TCP, &forward, &reverse), 60);
+    assert_eq!(timeout_seconds(Protocol::UDP, &forward, &reverse), 30);
+    reverse.seen = 1;
+    assert_eq!(timeout_seconds(Protocol::TCP, &forward, &reverse), 8000);
+    assert_eq!(timeout_seconds(Protocol::UDP, &forward, &reverse), 180);
+    forward.fin = 1;
+    assert_eq!(timeout_seconds(Protocol::TCP, &forward, &reverse), 300);
+    reverse.fin = 1;
+    assert_eq!(timeout_seconds(Protocol::TCP, &forward, &reverse), 120);
+    let mut reset = flow(Direction::Reverse);
+    reset.seen = 1;
+    reset.rst = 1;
+    assert_eq!(timeout_seconds(Protocol::TCP, &flow(Direction::Forward), &reset), 120);
+}
+
+#[test]
+fn counter_numbers_are_their_places() {
+    for (place, counter) in Counter::ALL.iter().enumerate() {
+        assert_eq!(*counter as usize, place);
+        assert_eq!(counter.is_drop(), counter.name().starts_with("drop_"));
+    }
+}

@@ -1,0 +1,163 @@
+//! The socket load balancer: addresses are exchanged in socket calls, so that packets need nothing.
+//!
+//! A connected socket keeps its backend for life. An unconnected UDP socket asks at each datagram and gets the same
+//! backend while that exists. Sockets of `AF_INET6` that talk IPv4 pass the v6 hooks with mapped addresses, which are
+//! the maps' own form.
+
+use core::ptr;
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    programs::SockAddrContext,
+};
+use aya_log_ebpf::debug;
+use ebpf_common::{
+    Address, Backend, Counter, FrontendKey, Port, Protocol, ServiceId, SocketForward, SocketKey, SocketReverse,
+};
+
+use crate::{
+    error::Error,
+    maps::{self, SOCKET_FORWARD, SOCKET_REVERSE},
+    nat::Scope,
+    service::{self, Client},
+};
+
+#[derive(Clone, Copy)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+#[inline(always)]
+pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
+    let Some(key) = destination(ctx, family) else { return Ok(()) };
+    let Some(backend) = select(ctx, &key)? else { return Ok(()) };
+    let cookie = socket_cookie(ctx);
+    remember_frontend(cookie, &key, &backend);
+    write(ctx, family, &backend.address, backend.port);
+    maps::count(Counter::SocketConnect);
+    debug!(ctx, "connect {:i}:{} -> {:i}:{}", key.address.0, key.port.get(), backend.address.0, backend.port.get());
+    Ok(())
+}
+
+#[inline(always)]
+pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
+    let Some(key) = destination(ctx, family) else { return Ok(()) };
+    let Some(frontend) = service::frontend(&key) else { return Ok(()) };
+    let cookie = socket_cookie(ctx);
+    let socket = SocketKey::new(cookie, key.address, key.port, key.protocol);
+    let backend = match same_as_before(&socket, frontend.service_id) {
+        Some(backend) => backend,
+        None => {
+            let Some(backend) = select(ctx, &key)? else { return Ok(()) };
+            let forward = SocketForward { service_id: frontend.service_id, backend_id: backend.id };
+            // Without the entry the next datagram chooses again.
+            let _ = SOCKET_FORWARD.insert(socket, forward, 0);
+            backend
+        }
+    };
+    remember_frontend(cookie, &key, &backend);
+    write(ctx, family, &backend.address, backend.port);
+    maps::count(Counter::SocketSend);
+    Ok(())
+}
+
+/// Shows the frontend where the kernel would show the backend: at recvmsg and getpeername.
+#[inline(always)]
+pub fn show_frontend(ctx: &SockAddrContext, family: Family) {
+    let Some(peer) = destination(ctx, family) else { return };
+    let socket = SocketKey::new(socket_cookie(ctx), peer.address, peer.port, peer.protocol);
+    // SAFETY: copied at once.
+    let Some(frontend) = unsafe { SOCKET_REVERSE.get(socket) }.copied() else { return };
+    write(ctx, family, &frontend.address, frontend.port);
+    maps::count(Counter::SocketReverse);
+}
+
+#[inline(always)]
+fn select(ctx: &SockAddrContext, key: &FrontendKey) -> Result<Option<Backend>, Error> {
+    // SAFETY: the context is a sock_addr's, from which the kernel knows the namespace.
+    let client = Client::Namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
+    match service::select(key, Scope::Cluster, &client) {
+        Err(_) => {
+            Error::Refused.count();
+            debug!(ctx, "refused {:i}:{}: no backend", key.address.0, key.port.get());
+            Err(Error::Refused)
+        }
+        selected => selected,
+    }
+}
+
+#[inline(always)]
+fn same_as_before(socket: &SocketKey, service_id: ServiceId) -> Option<Backend> {
+    // SAFETY: copied at once.
+    let forward = unsafe { SOCKET_FORWARD.get(socket) }.copied()?;
+    let backend = service::backend(forward.backend_id)?;
+    if backend.service_id == service_id { Some(backend) } else { None }
+}
+
+#[inline(always)]
+fn remember_frontend(cookie: u64, key: &FrontendKey, backend: &Backend) {
+    let socket = SocketKey::new(cookie, backend.address, backend.port, key.protocol);
+    let frontend = SocketReverse::new(backend.service_id, key.address, key.port);
+    // SAFETY: copied at once.
+    if unsafe { SOCKET_REVERSE.get(socket) }.copied() != Some(frontend) {
+        // Without the entry the application sees the backend's address.
+        let _ = SOCKET_REVERSE.insert(socket, frontend, 0);
+    }
+}
+
+#[inline(always)]
+fn socket_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is a sock_addr's.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// The address in the call, or `None` for protocols that are not balanced.
+#[inline(always)]
+fn destination(ctx: &SockAddrContext, family: Family) -> Option<FrontendKey> {
+    let fields = ctx.sock_addr;
+    // SAFETY: fields of the context, read as the 32-bit words that the verifier allows.
+    unsafe {
+        let protocol = match ptr::read_volatile(&raw const (*fields).protocol) {
+            6 => Protocol::TCP,
+            17 => Protocol::UDP,
+            _ => return None,
+        };
+        let address = match family {
+            Family::V4 => Address::from_v4(ptr::read_volatile(&raw const (*fields).user_ip4).to_ne_bytes()),
+            Family::V6 => {
+                let words = (&raw const (*fields).user_ip6).cast::<u32>();
+                Address::from_words([
+                    ptr::read_volatile(words),
+                    ptr::read_volatile(words.add(1)),
+                    ptr::read_volatile(words.add(2)),
+                    ptr::read_volatile(words.add(3)),
+                ])
+            }
+        };
+        let port = ptr::read_volatile(&raw const (*fields).user_port).to_ne_bytes();
+        Some(FrontendKey::new(address, Port::from_network([port[0], port[1]]), protocol))
+    }
+}
+
+#[inline(always)]
+fn write(ctx: &SockAddrContext, family: Family, address: &Address, port: Port) {
+    let fields = ctx.sock_addr;
+    let words = address.to_words();
+    // SAFETY: fields of the context, written as the 32-bit words that the verifier allows.
+    unsafe {
+        match family {
+            Family::V4 => ptr::write_volatile(&raw mut (*fields).user_ip4, words[3]),
+            Family::V6 => {
+                let target = (&raw mut (*fields).user_ip6).cast::<u32>();
+                ptr::write_volatile(target, words[0]);
+                ptr::write_volatile(target.add(1), words[1]);
+                ptr::write_volatile(target.add(2), words[2]);
+                ptr::write_volatile(target.add(3), words[3]);
+            }
+        }
+        let bytes = port.to_network();
+        ptr::write_volatile(&raw mut (*fields).user_port, u16::from_ne_bytes(bytes) as u32);
+    }
+}

@@ -1,0 +1,142 @@
+//! Entry points of the datapath, and nothing else: each maps an error to the verdict of its hook.
+//!
+//! | programs | hook | what |
+//! |---|---|---|
+//! | connect4/6, sendmsg4/6 | cgroup | a Service's address becomes a backend's before a packet exists |
+//! | recvmsg4/6, getpeername4/6 | cgroup | the application sees the address it asked for |
+//! | pod_ingress, pod_egress | tc on the host's end of a pod's link | what did not pass the socket programs |
+//! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it |
+//!
+//! The socket programs are an optimisation: with them off, tc serves the same flows.
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", no_main)]
+
+mod connect;
+mod conntrack;
+mod error;
+mod maps;
+mod nat;
+mod packet;
+mod service;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::bpf_set_retval,
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
+
+use crate::{
+    connect::Family,
+    error::Error,
+    nat::{Scope, Verdict},
+};
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket_verdict(connect::connect(&ctx, Family::V4))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    socket_verdict(connect::connect(&ctx, Family::V6))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket_verdict(connect::sendmsg(&ctx, Family::V4))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket_verdict(connect::sendmsg(&ctx, Family::V6))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    connect::show_frontend(&ctx, Family::V4);
+    ALLOW
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    connect::show_frontend(&ctx, Family::V6);
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    connect::show_frontend(&ctx, Family::V4);
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    connect::show_frontend(&ctx, Family::V6);
+    ALLOW
+}
+
+#[classifier]
+pub fn pod_ingress(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, nat::towards_backend(&ctx, Scope::Cluster))
+}
+
+#[classifier]
+pub fn pod_egress(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, nat::towards_client(&ctx))
+}
+
+#[classifier]
+pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, nat::towards_backend(&ctx, Scope::Node))
+}
+
+#[classifier]
+pub fn uplink_egress(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, nat::towards_client(&ctx))
+}
+
+#[inline(always)]
+fn socket_verdict(result: Result<(), Error>) -> i32 {
+    match result {
+        Ok(()) => ALLOW,
+        Err(_) => {
+            // SAFETY: a helper without pointers; -ECONNREFUSED is a valid return value for connect and sendmsg.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            REFUSE
+        }
+    }
+}
+
+#[inline(always)]
+fn tc_verdict(ctx: &TcContext, result: Result<Verdict, Error>) -> i32 {
+    match result {
+        // Others on the same hook go on with the packet.
+        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
+        Ok(Verdict::Return(action)) => action,
+        Err(error) => {
+            error.count();
+            aya_log_ebpf::warn!(ctx, "drop: counter {}", error as u32);
+            TC_ACT_SHOT as i32
+        }
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The verifier rejects a reachable one.
+    loop {}
+}
+
+/// No GPL-only kernel function is called, so the licence is the project's.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 11] = *b"Apache-2.0\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

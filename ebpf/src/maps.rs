@@ -1,0 +1,61 @@
+//! Every map of the datapath. Names carry the layout's version (`ebpf_common::maps`), and all are pinned, so that a
+//! new agent or a new program goes on with the old contents.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, LruHashMap, PerCpuArray},
+};
+use ebpf_common::{
+    Affinity, AffinityKey, Backend, BackendId, Counter, Flow, Fragment, FragmentKey, Frontend, FrontendKey, SlotKey,
+    SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
+};
+
+/// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
+#[map(name = "FRONTENDS_1")]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(FRONTENDS_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the agent, read after FRONTENDS.
+#[map(name = "SLOTS_1")]
+pub static SLOTS: HashMap<SlotKey, BackendId> = HashMap::pinned(SLOTS_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the agent, read after SLOTS; an id's absence says that a remembered backend is gone.
+#[map(name = "BACKENDS_1")]
+pub static BACKENDS: HashMap<BackendId, Backend> = HashMap::pinned(BACKENDS_MAX, BPF_F_NO_PREALLOC);
+
+/// Written and read here. LRU: an evicted client gets a fresh choice.
+#[map(name = "AFFINITY_1")]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(AFFINITY_MAX, 0);
+
+/// Unconnected UDP sockets: where their datagrams to a frontend go. LRU: a socket that sends is recent.
+#[map(name = "SOCK_FWD_1")]
+pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketForward> = LruHashMap::pinned(SOCKETS_MAX, 0);
+
+/// What a socket believes to talk to. LRU: eviction makes getpeername show the backend.
+#[map(name = "SOCK_REV_1")]
+pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketReverse> = LruHashMap::pinned(SOCKETS_MAX, 0);
+
+/// Written here, swept by the agent. Never LRU: only the agent, knowing both directions, forgets a flow.
+#[map(name = "CONNTRACK_1")]
+pub static CONNTRACK: HashMap<Tuple, Flow> = HashMap::pinned(CONNTRACK_MAX, BPF_F_NO_PREALLOC);
+
+/// Written at a translated first fragment, read at those that follow within seconds.
+#[map(name = "FRAGMENTS_1")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::pinned(FRAGMENTS_MAX, 0);
+
+/// Indexed by `Counter`; read by the agent.
+#[map(name = "COUNTERS_1")]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    add(counter as u32);
+}
+
+#[inline(always)]
+pub fn add(index: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the kernel gave this CPU's element, which no other CPU writes.
+        unsafe { *value += 1 };
+    }
+}

@@ -1,0 +1,111 @@
+//! Address translation per packet, at the client's edge: what enters from a client goes to a backend, what leaves
+//! towards it comes from the frontend again. The backend's side needs no program.
+//!
+//! ```text
+//!   client pod ==ingress==> DNAT -> FIB -> backend (a pod, this host, another node)
+//!   client pod <==egress=== un-DNAT <- FIB <- backend
+//!   hairpin: ingress -> full NAT -> out of the same link, both ways
+//! ```
+
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
+use ebpf_common::{Counter, Flow, Fragment, FrontendKey};
+
+use crate::{
+    conntrack,
+    error::Error,
+    maps::{self, FRAGMENTS},
+    packet::{self, Packet, Part},
+    service::{self, Client},
+};
+
+/// Which backends a client may get. One beyond the node gets those of this node: the answer of another would not come
+/// back this way.
+#[derive(Clone, Copy)]
+pub enum Scope {
+    Cluster,
+    Node,
+}
+
+pub enum Verdict {
+    /// The packet goes on, changed or not.
+    Pass,
+    /// The action that a helper asked for.
+    Return(i32),
+}
+
+#[inline(always)]
+pub fn towards_backend(ctx: &TcContext, scope: Scope) -> Result<Verdict, Error> {
+    let Some(packet) = packet::parse(ctx)? else { return Ok(Verdict::Pass) };
+    if matches!(packet.part, Part::Later) {
+        return later_fragment(ctx, &packet);
+    }
+    if let Some(found) = conntrack::find(&packet.tuple) {
+        // SAFETY: an element of the map, alive for this run of the program.
+        let flow = unsafe { &*found };
+        if flow.is_forward() && conntrack::is_stale(flow, &packet) {
+            conntrack::remove(&packet.tuple, flow);
+        } else if flow.is_forward() || flow.is_hairpin() {
+            conntrack::touch(found, &packet);
+            return translate(ctx, &packet, flow);
+        } else {
+            // A backend's answer, translated at its client's edge.
+            return Ok(Verdict::Pass);
+        }
+    }
+    let key = FrontendKey::new(packet.tuple.destination, packet.tuple.destination_port, packet.tuple.protocol);
+    let client = Client::Address(packet.tuple.source);
+    let Some(backend) = service::select(&key, scope, &client)? else { return Ok(Verdict::Pass) };
+    let flow = conntrack::open(&packet.tuple, &backend)?;
+    maps::count(Counter::FlowNew);
+    debug!(ctx, "flow to {:i} -> {:i}", packet.tuple.destination.0, backend.address.0);
+    translate(ctx, &packet, &flow)
+}
+
+#[inline(always)]
+pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
+    let Some(packet) = packet::parse(ctx)? else { return Ok(Verdict::Pass) };
+    if matches!(packet.part, Part::Later) {
+        return later_fragment(ctx, &packet);
+    }
+    let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::Pass) };
+    // SAFETY: an element of the map, alive for this run of the program.
+    let flow = unsafe { &*found };
+    if flow.is_forward() || flow.is_hairpin() {
+        return Ok(Verdict::Pass);
+    }
+    conntrack::touch(found, &packet);
+    translate(ctx, &packet, flow)
+}
+
+#[inline(never)]
+fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<Verdict, Error> {
+    let to = flow.translated;
+    let (hairpin, forward) = (flow.is_hairpin(), flow.is_forward());
+    if matches!(packet.part, Part::First) {
+        if hairpin {
+            // The pieces would have to turn around together.
+            return Err(Error::Fragment);
+        }
+        let fragment = Fragment { source: to.source, destination: to.destination };
+        FRAGMENTS.insert(packet.fragment_key(), fragment, 0).map_err(|_| Error::Fragment)?;
+    }
+    packet::rewrite(ctx, packet, &to)?;
+    maps::count(if forward { Counter::FlowForward } else { Counter::FlowReverse });
+    if hairpin {
+        maps::count(Counter::Hairpin);
+        return packet::turn_around(ctx).map(Verdict::Return);
+    }
+    Ok(Verdict::Pass)
+}
+
+/// A later fragment follows its first one, or passes as it is where that was not translated.
+#[inline(never)]
+fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Error> {
+    // SAFETY: copied at once.
+    let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key()) }.copied() else {
+        return Ok(Verdict::Pass);
+    };
+    packet::rewrite_fragment(ctx, packet, &fragment)?;
+    Ok(Verdict::Pass)
+}

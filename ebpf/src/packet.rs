@@ -1,0 +1,264 @@
+//! Headers in a socket buffer: read into a tuple, rewritten with their checksums.
+//!
+//! All access goes through the kernel's load and store functions, so that paged and cloned buffers need no pulling
+//! (which has crashed kernels on fragment-list GSO packets).
+
+use aya_ebpf::{
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::{bpf_csum_diff, bpf_redirect},
+    programs::TcContext,
+};
+use ebpf_common::{Address, Fragment, FragmentKey, Port, Protocol, Tuple};
+
+use crate::error::Error;
+
+const ETHERNET_BYTES: usize = 14;
+const ETHERTYPE_V4: u32 = 0x0800_u16.to_be() as u32;
+const ETHERTYPE_V6: u32 = 0x86dd_u16.to_be() as u32;
+
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
+pub const TCP_ACK: u8 = 0x10;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    First,
+    /// Has no ports.
+    Later,
+}
+
+pub struct Packet {
+    pub tuple: Tuple,
+    pub is_v4: bool,
+    pub part: Part,
+    /// The Identification field of a fragment.
+    pub identification: u32,
+    /// Of TCP, else 0.
+    pub tcp_flags: u8,
+    /// Offset of the TCP or UDP header.
+    transport: usize,
+}
+
+impl Packet {
+    pub fn fragment_key(&self) -> FragmentKey {
+        FragmentKey::new(self.tuple.source, self.tuple.destination, self.identification, self.tuple.protocol)
+    }
+
+    pub fn is_initial_syn(&self) -> bool {
+        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+}
+
+/// Reads the headers; `None` for what is neither TCP nor UDP over IP.
+#[inline(never)]
+pub fn parse(ctx: &TcContext) -> Result<Option<Packet>, Error> {
+    let mut packet = match ctx.skb.protocol() {
+        ETHERTYPE_V4 => match parse_v4(ctx)? {
+            Some(packet) => packet,
+            None => return Ok(None),
+        },
+        ETHERTYPE_V6 => match parse_v6(ctx)? {
+            Some(packet) => packet,
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    if matches!(packet.part, Part::Later) {
+        return Ok(Some(packet));
+    }
+    let ports: [u8; 4] = load(ctx, packet.transport)?;
+    packet.tuple.source_port = Port::from_network([ports[0], ports[1]]);
+    packet.tuple.destination_port = Port::from_network([ports[2], ports[3]]);
+    if packet.tuple.protocol == Protocol::TCP {
+        packet.tcp_flags = load(ctx, packet.transport + 13)?;
+    }
+    Ok(Some(packet))
+}
+
+#[inline(always)]
+fn parse_v4(ctx: &TcContext) -> Result<Option<Packet>, Error> {
+    let header: [u32; 5] = load(ctx, ETHERNET_BYTES)?;
+    let first = header[0].to_ne_bytes();
+    let second = header[1].to_ne_bytes();
+    let protocol = Protocol(header[2].to_ne_bytes()[1]);
+    if protocol != Protocol::TCP && protocol != Protocol::UDP {
+        return Ok(None);
+    }
+    let header_bytes = (first[0] & 0x0f) as usize * 4;
+    if header_bytes < 20 {
+        return Err(Error::Malformed);
+    }
+    let offset = u16::from_be_bytes([second[2] & 0x1f, second[3]]);
+    let more = second[2] & 0x20 != 0;
+    let part = match (offset, more) {
+        (0, false) => Part::Whole,
+        (0, true) => Part::First,
+        _ => Part::Later,
+    };
+    Ok(Some(Packet {
+        tuple: Tuple::new(
+            Address::from_v4(header[3].to_ne_bytes()),
+            Port::new(0),
+            Address::from_v4(header[4].to_ne_bytes()),
+            Port::new(0),
+            protocol,
+        ),
+        is_v4: true,
+        part,
+        identification: u16::from_ne_bytes([second[0], second[1]]) as u32,
+        tcp_flags: 0,
+        transport: ETHERNET_BYTES + header_bytes,
+    }))
+}
+
+/// Extension headers that are walked; RFC 8200 asks for each at most once, and four kinds stand before TCP or UDP.
+const EXTENSIONS_MAX: usize = 4;
+
+#[inline(always)]
+fn parse_v6(ctx: &TcContext) -> Result<Option<Packet>, Error> {
+    let header: [u32; 10] = load(ctx, ETHERNET_BYTES)?;
+    let mut next = header[1].to_ne_bytes()[2];
+    let mut transport = ETHERNET_BYTES + 40;
+    let mut part = Part::Whole;
+    let mut identification = 0;
+    for _ in 0..EXTENSIONS_MAX {
+        match next {
+            // Hop-by-hop options, routing, destination options (RFC 8200 4.3, 4.4, 4.6).
+            0 | 43 | 60 => {
+                let extension: [u8; 2] = load(ctx, transport)?;
+                next = extension[0];
+                transport += (extension[1] as usize + 1) * 8;
+            }
+            // Fragment (RFC 8200 4.5).
+            44 => {
+                let extension: [u8; 8] = load(ctx, transport)?;
+                let offset = u16::from_be_bytes([extension[2], extension[3]]);
+                part = match (offset & 0xfff8, offset & 1) {
+                    (0, 0) => Part::Whole,
+                    (0, _) => Part::First,
+                    _ => Part::Later,
+                };
+                identification = u32::from_ne_bytes([extension[4], extension[5], extension[6], extension[7]]);
+                next = extension[0];
+                transport += 8;
+                if matches!(part, Part::Later) {
+                    break;
+                }
+            }
+            _ => break,
+        }
+    }
+    let protocol = Protocol(next);
+    if protocol != Protocol::TCP && protocol != Protocol::UDP {
+        return Ok(None);
+    }
+    Ok(Some(Packet {
+        tuple: Tuple::new(
+            Address::from_words([header[2], header[3], header[4], header[5]]),
+            Port::new(0),
+            Address::from_words([header[6], header[7], header[8], header[9]]),
+            Port::new(0),
+            protocol,
+        ),
+        is_v4: false,
+        part,
+        identification,
+        tcp_flags: 0,
+        transport,
+    }))
+}
+
+/// Gives the packet the addresses and ports of `to`, and the checksums that follow.
+#[inline(never)]
+pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result<(), Error> {
+    let from = &packet.tuple;
+    let difference = difference(from, to)?;
+    let (checksum_at, zero_is_none) = if from.protocol == Protocol::TCP {
+        (packet.transport + 16, 0)
+    } else {
+        (packet.transport + 6, BPF_F_MARK_MANGLED_0 as u64)
+    };
+    ctx.l4_csum_replace(checksum_at, 0, difference, BPF_F_PSEUDO_HDR as u64 | zero_is_none)
+        .map_err(|_| Error::Rewrite)?;
+    if from.source_port != to.source_port {
+        rewrite_port(ctx, packet.transport, checksum_at, zero_is_none, from.source_port, to.source_port)?;
+    }
+    if from.destination_port != to.destination_port {
+        let at = packet.transport + 2;
+        rewrite_port(ctx, at, checksum_at, zero_is_none, from.destination_port, to.destination_port)?;
+    }
+    rewrite_addresses(ctx, packet.is_v4, difference, &to.source, &to.destination)
+}
+
+/// Gives a later fragment the addresses that its first one got.
+#[inline(always)]
+pub fn rewrite_fragment(ctx: &TcContext, packet: &Packet, to: &Fragment) -> Result<(), Error> {
+    let to = Tuple::new(to.source, Port::new(0), to.destination, Port::new(0), packet.tuple.protocol);
+    let difference = difference(&packet.tuple, &to)?;
+    rewrite_addresses(ctx, packet.is_v4, difference, &to.source, &to.destination)
+}
+
+/// The checksum difference of both addresses. IPv4 is mapped on both sides, so that the prefixes cancel.
+#[inline(always)]
+fn difference(from: &Tuple, to: &Tuple) -> Result<u64, Error> {
+    const ADDRESSES_BYTES: u32 = 32;
+    // SAFETY: both tuples begin with their two addresses, 32 bytes that the helper only reads.
+    let difference = unsafe {
+        bpf_csum_diff(
+            core::ptr::from_ref(from).cast_mut().cast(),
+            ADDRESSES_BYTES,
+            core::ptr::from_ref(to).cast_mut().cast(),
+            ADDRESSES_BYTES,
+            0,
+        )
+    };
+    if difference < 0 { Err(Error::Rewrite) } else { Ok(difference as u64) }
+}
+
+#[inline(always)]
+fn rewrite_port(
+    ctx: &TcContext,
+    at: usize,
+    checksum_at: usize,
+    zero_is_none: u64,
+    from: Port,
+    to: Port,
+) -> Result<(), Error> {
+    let (from, to) = (u16::from_ne_bytes(from.to_network()), u16::from_ne_bytes(to.to_network()));
+    ctx.l4_csum_replace(checksum_at, from as u64, to as u64, 2 | zero_is_none).map_err(|_| Error::Rewrite)?;
+    ctx.store(at, &to, 0).map_err(|_| Error::Rewrite)
+}
+
+#[inline(always)]
+fn rewrite_addresses(
+    ctx: &TcContext,
+    is_v4: bool,
+    difference: u64,
+    source: &Address,
+    destination: &Address,
+) -> Result<(), Error> {
+    if is_v4 {
+        ctx.l3_csum_replace(ETHERNET_BYTES + 10, 0, difference, 0).map_err(|_| Error::Rewrite)?;
+        let addresses = [source.to_words()[3], destination.to_words()[3]];
+        ctx.store(ETHERNET_BYTES + 12, &addresses, 0).map_err(|_| Error::Rewrite)
+    } else {
+        ctx.store(ETHERNET_BYTES + 8, source, 0).map_err(|_| Error::Rewrite)?;
+        ctx.store(ETHERNET_BYTES + 24, destination, 0).map_err(|_| Error::Rewrite)
+    }
+}
+
+/// Sends the packet back out of the link it came in on, to the station that sent it.
+#[inline(always)]
+pub fn turn_around(ctx: &TcContext) -> Result<i32, Error> {
+    let stations: [[u8; 6]; 2] = load(ctx, 0)?;
+    ctx.store(0, &[stations[1], stations[0]], 0).map_err(|_| Error::Rewrite)?;
+    // SAFETY: the context field and a helper without pointers.
+    Ok(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) } as i32)
+}
+
+#[inline(always)]
+fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Error> {
+    ctx.load(offset).map_err(|_| Error::Malformed)
+}

@@ -1,0 +1,117 @@
+//! From a frontend to a backend: affinity where asked for, else a random slot.
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use ebpf_common::{Address, Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotKey, pick_backend};
+
+use crate::{
+    error::Error,
+    maps::{AFFINITY, BACKENDS, FRONTENDS, SLOTS},
+    nat::Scope,
+};
+
+/// The agent changes one map after the other. A reader that looked at one before and at the next after a change may
+/// miss; then it looks again, and sees the new state.
+const ATTEMPTS: u32 = 4;
+
+/// Who asks, as far as affinity cares.
+#[derive(Clone, Copy)]
+pub enum Client {
+    Address(Address),
+    Namespace(u64),
+}
+
+#[inline(always)]
+pub fn frontend(key: &FrontendKey) -> Option<Frontend> {
+    // SAFETY: copied at once; the map's values are replaced as a whole, never written in place.
+    unsafe { FRONTENDS.get(key) }.copied()
+}
+
+/// The backend `id`, unless it is gone.
+#[inline(always)]
+pub fn backend(id: BackendId) -> Option<Backend> {
+    // SAFETY: copied at once, and the copy says whose it is.
+    let backend = unsafe { BACKENDS.get(id) }.copied()?;
+    if backend.id == id { Some(backend) } else { None }
+}
+
+/// The backend for a new connection of `client`, or `None` where `key` is no frontend.
+#[inline(never)]
+pub fn select(key: &FrontendKey, scope: Scope, client: &Client) -> Result<Option<Backend>, Error> {
+    let Some(mut frontend) = frontend(key) else { return Ok(None) };
+    if frontend.affinity_seconds != 0 {
+        if let Some(backend) = remembered(&frontend, client) {
+            return Ok(Some(backend));
+        }
+    }
+    for _ in 0..ATTEMPTS {
+        let count = match scope {
+            Scope::Cluster => frontend.backend_count,
+            Scope::Node => frontend.local_count,
+        };
+        // SAFETY: a helper without arguments.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let Some(slot) = pick_backend(random, count) else {
+            return Err(match scope {
+                Scope::Node if frontend.backend_count != 0 => Error::NoLocalBackend,
+                Scope::Node | Scope::Cluster => Error::NoBackend,
+            });
+        };
+        if let Some(backend) = in_slot(frontend.service_id, slot) {
+            if frontend.affinity_seconds != 0 {
+                remember(frontend.service_id, backend.id, client);
+            }
+            return Ok(Some(backend));
+        }
+        frontend = match self::frontend(key) {
+            Some(frontend) => frontend,
+            None => return Ok(None),
+        };
+    }
+    Err(Error::NoBackend)
+}
+
+#[inline(always)]
+fn in_slot(service_id: ServiceId, slot: u32) -> Option<Backend> {
+    // SAFETY: copied at once.
+    let id = unsafe { SLOTS.get(SlotKey { service_id, slot }) }.copied()?;
+    let backend = backend(id)?;
+    if backend.service_id == service_id { Some(backend) } else { None }
+}
+
+#[inline(always)]
+fn affinity_key(service_id: ServiceId, client: &Client) -> AffinityKey {
+    match client {
+        Client::Address(address) => AffinityKey::of_address(service_id, *address),
+        Client::Namespace(cookie) => AffinityKey::of_namespace(service_id, *cookie),
+    }
+}
+
+#[inline(never)]
+fn remembered_id(key: &AffinityKey, seconds: u32) -> u32 {
+    // SAFETY: the element is this client's own; a torn time only ends affinity early.
+    let Some(affinity) = AFFINITY.get_ptr_mut(key) else { return 0 };
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    // SAFETY: as above.
+    unsafe {
+        if now.wrapping_sub((*affinity).last_used_ns) > seconds as u64 * 1_000_000_000 {
+            return 0;
+        }
+        (*affinity).last_used_ns = now;
+        (*affinity).backend_id.0
+    }
+}
+
+#[inline(always)]
+fn remembered(frontend: &Frontend, client: &Client) -> Option<Backend> {
+    let id = remembered_id(&affinity_key(frontend.service_id, client), frontend.affinity_seconds);
+    let backend = backend(BackendId(id))?;
+    if backend.service_id == frontend.service_id { Some(backend) } else { None }
+}
+
+#[inline(always)]
+fn remember(service_id: ServiceId, backend_id: BackendId, client: &Client) {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    // A failed insert costs this client its affinity, not its connection.
+    let _ = AFFINITY.insert(affinity_key(service_id, client), Affinity::new(backend_id, now), 0);
+}
