@@ -7,19 +7,32 @@
 //! Decisions are pure functions that tests call alone; the stores are shared, one watch per kind for all controllers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 mod cluster;
 pub mod deployment;
+pub mod discovery;
+pub mod endpoint_slice;
+pub mod endpoints;
 pub mod events;
+pub mod namespace;
+pub mod node_lifecycle;
 pub mod ownership;
+pub mod pod_gc;
 pub mod pods;
 pub mod queue;
 pub mod reconcile;
 pub mod replica_set;
+pub mod service_account;
+pub mod services;
 pub mod store;
+pub mod taint_eviction;
+pub mod taints;
 
 pub use cluster::Cluster;
 
@@ -27,10 +40,30 @@ use queue::Queue;
 use reconcile::Reconcile;
 
 /// What the controllers need to know beyond the API.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// PEM of the cluster's CA, published as ConfigMap `kube-root-ca.crt`; empty publishes nothing.
     pub root_ca_pem: String,
+    /// How long a node may be silent before it counts as unreachable.
+    pub node_monitor_grace_period: Duration,
+    /// The same for a node that has not posted its status yet.
+    pub node_startup_grace_period: Duration,
+    /// Finished pods that may stay before the oldest are collected.
+    pub terminated_pod_gc_threshold: usize,
+    /// How long a node must be missing before the pods bound to it are collected.
+    pub pod_gc_quarantine: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root_ca_pem: String::new(),
+            node_monitor_grace_period: Duration::from_secs(50),
+            node_startup_grace_period: Duration::from_secs(60),
+            terminated_pod_gc_threshold: 12_500,
+            pod_gc_quarantine: Duration::from_secs(40),
+        }
+    }
 }
 
 /// Runs every controller with the default configuration until `cancel` is cancelled.
@@ -40,14 +73,26 @@ pub async fn run(client: kube::Client, cancel: CancellationToken) -> anyhow::Res
 
 /// Runs every controller until `cancel` is cancelled.
 pub async fn run_with(client: kube::Client, config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
-    let _ = config;
     let mut tasks = JoinSet::new();
     let (events, writer) = events::Recorder::new(client.clone(), cancel.clone());
     tasks.spawn(writer);
     let cluster = Arc::new(Cluster::new(client, events));
     let mut controllers = Controllers { cluster: cluster.clone(), tasks: &mut tasks, cancel: &cancel };
     controllers.start(deployment::new(&cluster), 4);
-    controllers.start(replica_set::new::<k8s_openapi::api::apps::v1::ReplicaSet>(&cluster), 4);
+    controllers.start(replica_set::new::<ReplicaSet>(&cluster), 4);
+    controllers.start(replica_set::new::<ReplicationController>(&cluster), 2);
+    controllers.start(endpoint_slice::new(&cluster), 4);
+    controllers.start(endpoints::new(&cluster), 2);
+    controllers.start(namespace::new(&cluster), 4);
+    controllers.start(service_account::service_accounts(&cluster), 1);
+    if !config.root_ca_pem.is_empty() {
+        controllers.start(service_account::root_certificates(&cluster, config.root_ca_pem), 1);
+    }
+    controllers.start(taint_eviction::new(&cluster), 4);
+    let timing = node_lifecycle::Timing { grace: config.node_monitor_grace_period, startup_grace: config.node_startup_grace_period };
+    tasks.spawn(node_lifecycle::run(cluster.clone(), timing, cancel.clone()));
+    let limits = pod_gc::Limits { finished_max: config.terminated_pod_gc_threshold, quarantine: config.pod_gc_quarantine };
+    tasks.spawn(pod_gc::run(cluster.clone(), limits, cancel.clone()));
     cluster.start(&mut tasks, &cancel);
     cancel.cancelled().await;
     tasks.join_all().await;
