@@ -1,1 +1,8 @@
-//! Tier cluster.
+//! The cluster tier: real containerd, kubectl and kernel, on the cluster that `cargo xtask test cluster` made.
+
+mod bad_input;
+mod failures;
+mod kubectl;
+mod network;
+mod python;
+mod web;
