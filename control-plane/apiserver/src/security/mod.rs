@@ -6,6 +6,7 @@
 
 pub mod authentication;
 pub mod authorizer;
+pub mod bootstrap_roles;
 pub mod impersonation;
 pub mod node;
 pub mod pki;
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 pub use self::{
     authentication::{Authenticator, Peer, Unauthorized},
     authorizer::Authorizer,
+    bootstrap_roles::bootstrap_roles,
 };
 
 /// Members of this group may do everything.

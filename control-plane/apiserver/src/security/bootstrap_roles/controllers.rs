@@ -1,0 +1,250 @@
+//! Roles of controllers: `system:controller:NAME` for the ServiceAccount `NAME` in kube-system.
+
+use super::Role;
+
+const EVENTS: &str = "event | core, events.k8s.io | events";
+
+pub(super) const ROLES: &[Role] = &[
+    Role {
+        name: "attachdetach-controller",
+        rules: &[
+            "list, watch | core | persistentvolumeclaims, persistentvolumes",
+            "read | core | nodes",
+            "patch, update | core | nodes/status",
+            "list, watch | core | pods",
+            EVENTS,
+            "create, delete, read | storage.k8s.io | volumeattachments",
+            "read | storage.k8s.io | csidrivers, csinodes",
+        ],
+    },
+    Role {
+        name: "certificate-controller",
+        rules: &[
+            "delete, read | certificates.k8s.io | certificatesigningrequests",
+            "update | certificates.k8s.io | certificatesigningrequests/approval, certificatesigningrequests/status",
+            "approve | certificates.k8s.io | signers | kubernetes.io/kube-apiserver-client-kubelet",
+            "sign | certificates.k8s.io | signers | kubernetes.io/kube-apiserver-client, \
+             kubernetes.io/kube-apiserver-client-kubelet, kubernetes.io/kubelet-serving, kubernetes.io/legacy-unknown",
+            "create | authorization.k8s.io | subjectaccessreviews",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "clusterrole-aggregation-controller",
+        rules: &["escalate, patch, read, update | rbac.authorization.k8s.io | clusterroles"],
+    },
+    Role {
+        name: "cronjob-controller",
+        rules: &[
+            "read, update | batch | cronjobs",
+            "create, delete, patch, read, update | batch | jobs",
+            "update | batch | cronjobs/finalizers, cronjobs/status",
+            "delete, list, watch | core | pods",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "daemon-set-controller",
+        rules: &[
+            "read | apps | daemonsets",
+            "update | apps | daemonsets/finalizers, daemonsets/status",
+            "list, watch | core | nodes",
+            "create, delete, list, patch, watch | core | pods",
+            "create | core | pods/binding",
+            "create, delete, patch, read, update | apps | controllerrevisions",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "deployment-controller",
+        rules: &[
+            "read, update | apps | deployments",
+            "update | apps | deployments/finalizers, deployments/status",
+            "create, delete, patch, read, update | apps | replicasets",
+            "read, update | core | pods",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "disruption-controller",
+        rules: &[
+            "read | apps | deployments, replicasets, statefulsets",
+            "read | core | replicationcontrollers",
+            "read | policy | poddisruptionbudgets",
+            "update | policy | poddisruptionbudgets/status",
+            "patch, update | core | pods/status",
+            "get | * | */scale",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "endpoint-controller",
+        rules: &[
+            "read | core | pods, services",
+            "create, delete, read, update | core | endpoints",
+            "create | core | endpoints/restricted",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "endpointslice-controller",
+        rules: &[
+            "read | core | nodes, pods, services",
+            "update | core | services/finalizers",
+            "create, delete, read, update | discovery.k8s.io | endpointslices",
+            "create | discovery.k8s.io | endpointslices/restricted",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "endpointslicemirroring-controller",
+        rules: &[
+            "read | core | endpoints, services",
+            "update | core | endpoints/finalizers, services/finalizers",
+            "create, delete, read, update | discovery.k8s.io | endpointslices",
+            "create | discovery.k8s.io | endpointslices/restricted",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "ephemeral-volume-controller",
+        rules: &[
+            "read | core | pods",
+            "update | core | pods/finalizers",
+            "create, read | core | persistentvolumeclaims",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "expand-controller",
+        rules: &[
+            "patch, read, update | core | persistentvolumes",
+            "patch, update | core | persistentvolumeclaims/status",
+            "read | core | persistentvolumeclaims",
+            EVENTS,
+        ],
+    },
+    Role { name: "generic-garbage-collector", rules: &["delete, patch, read, update | * | *", EVENTS] },
+    Role {
+        name: "horizontal-pod-autoscaler",
+        rules: &[
+            "read | autoscaling | horizontalpodautoscalers",
+            "update | autoscaling | horizontalpodautoscalers/status",
+            "get, update | * | */scale",
+            "list, watch | core | pods",
+            "list, watch | metrics.k8s.io | pods",
+            "read | custom.metrics.k8s.io, external.metrics.k8s.io | *",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "job-controller",
+        rules: &[
+            "patch, read, update | batch | jobs",
+            "update | batch | jobs/finalizers, jobs/status",
+            "create, delete, list, patch, watch | core | pods",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "legacy-service-account-token-cleaner",
+        rules: &[
+            "get | core | configmaps | kube-apiserver-legacy-service-account-token-tracking",
+            "delete, patch | core | secrets",
+        ],
+    },
+    Role {
+        name: "namespace-controller",
+        rules: &[
+            "delete, read | core | namespaces",
+            "update | core | namespaces/finalize, namespaces/status",
+            "delete, deletecollection, read | * | *",
+        ],
+    },
+    Role {
+        name: "node-controller",
+        rules: &[
+            "delete, patch, read, update | core | nodes",
+            "patch, update | core | nodes/status",
+            "patch, update | core | pods/status",
+            "delete, read | core | pods",
+            "read | coordination.k8s.io | leases",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "persistent-volume-binder",
+        rules: &[
+            "create, delete, read, update | core | persistentvolumes",
+            "update | core | persistentvolumeclaims/status, persistentvolumes/status",
+            "read, update | core | persistentvolumeclaims",
+            "create, delete, read | core | pods",
+            "read | storage.k8s.io | storageclasses",
+            "list, watch | core | nodes",
+            EVENTS,
+            "watch | core | events",
+        ],
+    },
+    Role {
+        name: "pod-garbage-collector",
+        rules: &["delete, list, watch | core | pods", "read | core | nodes", "patch | core | pods/status"],
+    },
+    Role { name: "pv-protection-controller", rules: &["read, update | core | persistentvolumes", EVENTS] },
+    Role {
+        name: "pvc-protection-controller",
+        rules: &[
+            "read, update | core | persistentvolumeclaims",
+            "update | core | persistentvolumeclaims/status",
+            "read | core | pods",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "replicaset-controller",
+        rules: &[
+            "read, update | apps | replicasets",
+            "update | apps | replicasets/finalizers, replicasets/status",
+            "create, delete, list, patch, watch | core | pods",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "replication-controller",
+        rules: &[
+            "read, update | core | replicationcontrollers",
+            "update | core | replicationcontrollers/finalizers, replicationcontrollers/status",
+            "create, delete, list, patch, watch | core | pods",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "resourcequota-controller",
+        rules: &["list, watch | * | *", "update | core | resourcequotas/status", EVENTS],
+    },
+    Role { name: "root-ca-cert-publisher", rules: &["create, update | core | configmaps", EVENTS] },
+    Role { name: "service-account-controller", rules: &["create | core | serviceaccounts", EVENTS] },
+    Role {
+        name: "service-controller",
+        rules: &[
+            "read | core | services",
+            "patch, update | core | services/status",
+            "list, watch | core | nodes",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "statefulset-controller",
+        rules: &[
+            "list, watch | core | pods",
+            "read | apps | statefulsets",
+            "update | apps | statefulsets/finalizers, statefulsets/status",
+            "create, delete, get, patch, update | core | pods",
+            "create, delete, patch, read, update | apps | controllerrevisions",
+            "create, delete, read, update | core | persistentvolumeclaims",
+            "update | core | pods/finalizers",
+            EVENTS,
+        ],
+    },
+    Role { name: "ttl-after-finished-controller", rules: &["delete, read | batch | jobs", EVENTS] },
+    Role { name: "ttl-controller", rules: &["list, patch, update, watch | core | nodes", EVENTS] },
+];
