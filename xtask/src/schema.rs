@@ -22,13 +22,12 @@ use serde_json::Value;
 
 const API_LEVEL: &str = "v1_36";
 const FOLDER: &str = "control-plane/api/schema";
-const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
-/// Types that require `metadata`; k8s-openapi says it of every kind.
-const METADATA_REQUIRED: [&str; 3] = [
-    "io.k8s.api.certificates.v1.CertificateSigningRequest",
-    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
-    "io.k8s.api.resource.v1.ResourceSlice",
-];
+const METADATA_TYPES: [&str; 2] =
+    ["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta"];
+/// The only stable type that requires `metadata`; k8s-openapi says it of every kind.
+const METADATA_REQUIRED: &str = "io.k8s.api.core.v1.Event";
+/// What is published as required and k8s-openapi makes optional.
+const REQUIRED_TOO: [(&str, &str); 1] = [("io.k8s.api.events.v1.Event", "eventTime")];
 
 /// Writes the table, or with `check` fails if what is committed differs.
 ///
@@ -168,9 +167,12 @@ impl<'a> Table<'a> {
             let mut attributes =
                 self.attributes(found, message, name).with_context(|| format!("field {name}"))?;
             let added = name == "metadata"
-                && schema["$ref"] == OBJECT_META
-                && !METADATA_REQUIRED.contains(&found.name.as_str());
-            if required.contains(name.as_str()) && !added {
+                && found.name != METADATA_REQUIRED
+                && METADATA_TYPES.iter().any(|metadata| schema["$ref"] == *metadata);
+            let named = required.contains(name.as_str()) && !added;
+            // A field with a default may be left out.
+            let required = named && !attributes.contains("\tdefault=");
+            if required || REQUIRED_TOO.contains(&(&found.name, name)) {
                 attributes.push_str("\trequired");
             }
             let tags = self.field(found, message, name).map_or_else(|| "-".to_owned(), |(tags, _)| tags);
@@ -245,15 +247,20 @@ impl<'a> Table<'a> {
         if let Some(list) = field.marker("listType").next() {
             out.push_str(&format!("\tlist={list}"));
             let mut keys: Vec<&str> = field.marker("listMapKey").collect();
-            keys.dedup();
+            keys = keys
+                .iter()
+                .enumerate()
+                .filter(|(i, key)| !keys[..*i].contains(key))
+                .map(|(_, key)| *key)
+                .collect();
             if list == "map" {
                 ensure!(!keys.is_empty(), "a list map without keys");
                 out.push_str(&format!(":{}", keys.join(",")));
             }
         }
         let map = field.marker("mapType").next().or_else(|| field.marker("structType").next());
-        if map == Some("atomic") {
-            out.push_str("\tmap=atomic");
+        if let Some(map) = map {
+            out.push_str(&format!("\tmap={map}"));
         }
         if let Some(strategy) = field.marker("patchStrategy").next() {
             out.push_str(&format!("\tpatch={strategy}"));

@@ -178,7 +178,7 @@ impl<'a> Reader<'a> {
             Some(b'{') => self.object(),
             Some(b'[') => self.array(),
             Some(b'"') => Ok(Value::from(self.string()?)),
-            Some(b'(') => self.expression(),
+            Some(b'(' | b'_') => self.expression(),
             Some(_) if self.eat("true") => Ok(Value::Bool(true)),
             Some(_) if self.eat("false") => Ok(Value::Bool(false)),
             _ => bail!("no value at {:?}", self.rest().chars().take(40).collect::<String>()),
@@ -207,9 +207,9 @@ impl<'a> Reader<'a> {
         Ok(Value::Array(items))
     }
 
-    /// `(__gen.subschema_for::<PATH>())`, or the block that adds a description to it.
+    /// `__gen.subschema_for::<PATH>()`, or the block that adds a description to it; often in parentheses.
     fn expression(&mut self) -> Result<Value> {
-        self.expect("(")?;
+        let parenthesis = self.eat("(");
         let block = self.eat("{");
         if block {
             self.expect("let mut schema_obj =")?;
@@ -225,7 +225,9 @@ impl<'a> Reader<'a> {
             self.expect("schema_obj")?;
             self.expect("}")?;
         }
-        self.expect(")")?;
+        if parenthesis {
+            self.expect(")")?;
+        }
         Ok(schema)
     }
 

@@ -1,0 +1,82 @@
+//! Defaults and requirements that the table itself states. Rules of single kinds are the registry's.
+
+use serde_json::Value;
+
+use super::{Schema, Shape, Type, TypeId};
+use crate::field::{FieldError, child, index, key};
+
+impl Schema {
+    /// Fills fields that have a `+default` and are absent or null, also inside lists and maps.
+    pub fn default(&self, ty: TypeId, value: &mut Value) {
+        self.default_object(self.get(ty), value);
+    }
+
+    /// Names required fields that are absent or null, also inside lists and maps; an empty value counts as present.
+    pub fn required(&self, ty: TypeId, value: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        self.required_object(self.get(ty), value, "", &mut errors);
+        errors
+    }
+
+    fn default_object(&self, ty: &Type, value: &mut Value) {
+        let Value::Object(object) = value else {
+            return;
+        };
+        for field in &ty.fields {
+            match (object.get_mut(field.name.as_ref()), &field.default) {
+                (None | Some(Value::Null), Some(default)) => {
+                    let default =
+                        serde_json::from_str(default).expect("xtask checked that defaults are JSON");
+                    object.insert(field.name.as_ref().to_owned(), default);
+                }
+                (Some(value), _) => self.default_value(&field.shape, value),
+                _ => {}
+            }
+        }
+    }
+
+    fn default_value(&self, shape: &Shape, value: &mut Value) {
+        match (self.resolve(shape), value) {
+            (Shape::Ref(id), value) => self.default_object(self.get(*id), value),
+            (Shape::List(item), Value::Array(items)) => {
+                items.iter_mut().for_each(|value| self.default_value(item, value));
+            }
+            (Shape::Map(item), Value::Object(entries)) => {
+                entries.values_mut().for_each(|value| self.default_value(item, value));
+            }
+            _ => {}
+        }
+    }
+
+    fn required_object(&self, ty: &Type, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+        let Value::Object(object) = value else {
+            return;
+        };
+        for field in &ty.fields {
+            match object.get(field.name.as_ref()) {
+                None | Some(Value::Null) if field.required => {
+                    errors.push(FieldError::required(child(path, &field.name), ""));
+                }
+                None | Some(Value::Null) => {}
+                Some(value) => self.required_value(&field.shape, value, &child(path, &field.name), errors),
+            }
+        }
+    }
+
+    fn required_value(&self, shape: &Shape, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+        match (self.resolve(shape), value) {
+            (Shape::Ref(id), value) => self.required_object(self.get(*id), value, path, errors),
+            (Shape::List(item), Value::Array(items)) => {
+                for (i, value) in items.iter().enumerate() {
+                    self.required_value(item, value, &index(path, i), errors);
+                }
+            }
+            (Shape::Map(item), Value::Object(entries)) => {
+                for (name, value) in entries {
+                    self.required_value(item, value, &key(path, name), errors);
+                }
+            }
+            _ => {}
+        }
+    }
+}
