@@ -1,0 +1,368 @@
+//! Links of pods: a veth pair whose ends are made in their final namespaces, addresses, routes and neighbours.
+//!
+//! ```text
+//!  pod namespace                             node namespace
+//!  eth0  10.244.0.66/32  ------- veth ------ swp<hash>   (ee:ee:ee:ee:ee:ee, no address)
+//!  default via 169.254.1.1, fe80::1          route to 10.244.0.66 on it, protocol 180
+//! ```
+//!
+//! The gateway addresses exist on no interface: a permanent neighbour entry stands for them, so no ARP or ND is
+//! ever waited for. A namespace move would cost an RCU grace period; naming the peer's namespace at creation does not.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Socket};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEIGH: u16 = 28;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u32 = 0x02;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTNH_F_ONLINK: u32 = 4;
+const SCOPE_LINK: u8 = 253;
+const PROTOCOL_BOOT: u8 = 3;
+
+/// Names of host ends start with this.
+pub const HOST_LINK_PREFIX: &str = "swp";
+/// The pods' IPv4 gateway; no interface has it.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The pods' IPv6 gateway; no interface has it.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The hardware address of every host end: locally administered, and the same for all, so pods may be told before.
+pub const HOST_MAC: [u8; 6] = [0xee; 6];
+
+#[derive(Clone, Debug)]
+pub struct PodLinkConfig<'a> {
+    /// Name of the host end, at most 15 octets.
+    pub host_name: &'a str,
+    /// Name of the pod's end.
+    pub pod_name: &'a str,
+    /// The pod's network namespace.
+    pub netns: &'a File,
+    /// One per family.
+    pub addresses: &'a [IpAddr],
+    /// Octets.
+    pub mtu: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// Interface index of the host end.
+    pub host_index: u32,
+    pub pod_mac: [u8; 6],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub mtu: u32,
+}
+
+/// The name of the host end for a container's interface.
+pub fn host_link_name(container_id: &str, interface: &str) -> String {
+    // FNV-1a, 64 bits, of which 48 fit the name.
+    let hash = container_id
+        .bytes()
+        .chain([b'/'])
+        .chain(interface.bytes())
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, octet| {
+            (hash ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3)
+        });
+    format!("{HOST_LINK_PREFIX}{:012x}", hash >> 16)
+}
+
+#[derive(Debug)]
+pub struct Links {
+    socket: Socket,
+}
+
+impl Links {
+    /// Works in the calling thread's network namespace.
+    pub fn open() -> io::Result<Links> {
+        Ok(Links { socket: Socket::open()? })
+    }
+
+    /// Makes the pair and all that the pod's end needs. A host end of the same name is replaced.
+    pub fn add_pod(&mut self, config: &PodLinkConfig<'_>) -> io::Result<PodLink> {
+        let pod_mac = pod_mac(config.addresses);
+        let create = veth_message(config, pod_mac);
+        match self.socket.request(create.clone()) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists && self.exists(config.host_name)? =>
+            {
+                self.remove(config.host_name)?;
+                self.socket.request(create)
+            }
+            result => result,
+        }
+        .map_err(|error| annotate(error, format!("creating veth {}", config.host_name)))?;
+        let configured = self.configure(config, pod_mac);
+        if configured.is_err() {
+            // Best effort: the error of the setup is the one to report.
+            let _ = self.remove(config.host_name);
+        }
+        configured
+    }
+
+    fn configure(&mut self, config: &PodLinkConfig<'_>, pod_mac: [u8; 6]) -> io::Result<PodLink> {
+        let name = config.host_name;
+        let host_index = self.index(name)?;
+        // Before the link is up, so that no address detection or autoconfiguration starts.
+        for (key, value) in [
+            ("ipv6/conf/{}/accept_dad", "0"),
+            ("ipv6/conf/{}/accept_ra", "0"),
+            ("ipv6/conf/{}/forwarding", "1"),
+        ] {
+            write_sysctl_if_present(&key.replace("{}", name), value)?;
+        }
+        write_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
+        write_sysctl(&format!("ipv4/conf/{name}/forwarding"), "1")?;
+        let mut host = vec![set_up(host_index)];
+        host.extend(config.addresses.iter().map(|address| neighbour(*address, host_index, pod_mac)));
+        run(&mut self.socket, host, &format!("setting up {name}"))?;
+        let mut pod = Socket::open_in(config.netns)
+            .map_err(|error| annotate(error, "entering the pod's network namespace".to_owned()))?;
+        let pod_index = index_of(&mut pod, config.pod_name)?;
+        let mut messages = vec![set_up(1), set_up(pod_index)];
+        for address in config.addresses {
+            messages.extend(pod_messages(*address, pod_index));
+        }
+        run(&mut pod, messages, &format!("setting up {} in the pod", config.pod_name))?;
+        Ok(PodLink { host_index, pod_mac })
+    }
+
+    /// Deletes a link; one that is not there is fine. Takes an RCU grace period, some 20 ms.
+    pub fn remove(&mut self, name: &str) -> io::Result<()> {
+        let header = [0; 16];
+        match self.socket.request(Message::new(RTM_DELLINK, 0, &header).string(IFLA_IFNAME, name)) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) || is_absent(&error) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The interface index of a link.
+    pub fn index(&mut self, name: &str) -> io::Result<u32> {
+        index_of(&mut self.socket, name)
+    }
+
+    pub fn exists(&mut self, name: &str) -> io::Result<bool> {
+        Ok(self.list()?.iter().any(|link| link.name == name))
+    }
+
+    /// All links of the namespace.
+    pub fn list(&mut self) -> io::Result<Vec<Link>> {
+        let header = [0; 16];
+        let answers = self.socket.query(Message::new(RTM_GETLINK, DUMP, &header))?;
+        Ok(answers.iter().filter_map(|answer| parse_link(&answer.body)).collect())
+    }
+
+    /// The host ends of pods.
+    pub fn pods(&mut self) -> io::Result<Vec<Link>> {
+        let mut links = self.list()?;
+        links.retain(|link| link.name.starts_with(HOST_LINK_PREFIX));
+        Ok(links)
+    }
+
+    /// The link that carries an address of this node; its MTU is the pods'.
+    pub fn uplink(&mut self, address: IpAddr) -> io::Result<Link> {
+        let header = [0; 8];
+        let answers = self.socket.query(Message::new(RTM_GETADDR, DUMP, &header))?;
+        let carries = |body: &[u8]| {
+            netlink::attributes(body.get(8..).unwrap_or_default()).any(|(kind, value)| {
+                matches!(kind, IFA_ADDRESS | IFA_LOCAL) && netlink::read_address(value) == Some(address)
+            })
+        };
+        let index = answers
+            .iter()
+            .find(|answer| carries(&answer.body))
+            .and_then(|answer| netlink::read_u32(answer.body.get(4..)?))
+            .ok_or_else(|| io::Error::other(format!("no interface of this node has address {address}")))?;
+        let link = self.list()?.into_iter().find(|link| link.index == index);
+        link.ok_or_else(|| io::Error::other(format!("the interface of {address} vanished")))
+    }
+}
+
+/// Sets what a node that forwards for pods needs: forwarding on, reverse path filter off.
+///
+/// The effective filter is the maximum of `all` and the interface's own: `all` must be 0 too.
+pub fn prepare_host(uplink: &str) -> io::Result<()> {
+    for scope in ["all", "default", uplink] {
+        write_sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+        write_sysctl(&format!("ipv4/conf/{scope}/send_redirects"), "0")?;
+    }
+    // With forwarding on, router advertisements are only taken at 2; else the default route would go.
+    write_sysctl_if_present(&format!("ipv6/conf/{uplink}/accept_ra"), "2")?;
+    write_sysctl("ipv4/ip_forward", "1")?;
+    write_sysctl_if_present("ipv6/conf/all/forwarding", "1")
+}
+
+fn write_sysctl(key: &str, value: &str) -> io::Result<()> {
+    let path = format!("/proc/sys/net/{key}");
+    let now = fs::read_to_string(&path).map_err(|error| annotate(error, format!("reading {path}")))?;
+    if now.trim() == value {
+        return Ok(());
+    }
+    fs::write(&path, value).map_err(|error| annotate(error, format!("writing {value} to {path}")))
+}
+
+/// For keys of IPv6, which may be disabled.
+fn write_sysctl_if_present(key: &str, value: &str) -> io::Result<()> {
+    match write_sysctl(key, value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn annotate(error: io::Error, doing: String) -> io::Error {
+    io::Error::new(error.kind(), format!("{doing}: {error}"))
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    let text = io::Error::from_raw_os_error(libc::ENODEV).to_string();
+    error.kind() == io::ErrorKind::NotFound || error.to_string().starts_with(&text)
+}
+
+/// 02:fe and the IPv4 address, or the last four octets of the IPv6 one: readable in a capture.
+fn pod_mac(addresses: &[IpAddr]) -> [u8; 6] {
+    let preferred = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    let tail = match preferred {
+        Some(IpAddr::V4(v4)) => v4.octets(),
+        Some(IpAddr::V6(v6)) => {
+            let octets = v6.octets();
+            [octets[12], octets[13], octets[14], octets[15]]
+        }
+        None => [0; 4],
+    };
+    [0x02, 0xfe, tail[0], tail[1], tail[2], tail[3]]
+}
+
+/// struct ifinfomsg.
+fn link_header(index: u32, flags: u32, change: u32) -> Vec<u8> {
+    let mut header = vec![0; 4];
+    header.extend_from_slice(&index.to_ne_bytes());
+    header.extend_from_slice(&flags.to_ne_bytes());
+    header.extend_from_slice(&change.to_ne_bytes());
+    header
+}
+
+fn veth_message(config: &PodLinkConfig<'_>, pod_mac: [u8; 6]) -> Message {
+    use std::os::fd::AsRawFd;
+    let mut peer = link_header(0, 0, 0);
+    netlink::put_attribute(&mut peer, IFLA_IFNAME, &[config.pod_name.as_bytes(), &[0]].concat());
+    netlink::put_attribute(&mut peer, IFLA_ADDRESS, &pod_mac);
+    netlink::put_attribute(&mut peer, IFLA_MTU, &config.mtu.to_ne_bytes());
+    netlink::put_attribute(&mut peer, IFLA_NET_NS_FD, &config.netns.as_raw_fd().to_ne_bytes());
+    let mut data = Vec::new();
+    netlink::put_attribute(&mut data, VETH_INFO_PEER, &peer);
+    let mut info = Vec::new();
+    netlink::put_attribute(&mut info, IFLA_INFO_KIND, b"veth");
+    netlink::put_attribute(&mut info, IFLA_INFO_DATA, &data);
+    Message::new(RTM_NEWLINK, CREATE | EXCLUSIVE, &link_header(0, 0, 0))
+        .string(IFLA_IFNAME, config.host_name)
+        .attribute(IFLA_ADDRESS, &HOST_MAC)
+        .u32(IFLA_MTU, config.mtu)
+        .attribute(IFLA_LINKINFO, &info)
+}
+
+fn set_up(index: u32) -> Message {
+    const IFF_UP: u32 = 1;
+    Message::new(RTM_NEWLINK, 0, &link_header(index, IFF_UP, IFF_UP))
+}
+
+fn family_of(address: IpAddr) -> u8 {
+    if address.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
+}
+
+fn neighbour(address: IpAddr, index: u32, mac: [u8; 6]) -> Message {
+    // struct ndmsg.
+    let mut header = vec![family_of(address), 0, 0, 0];
+    header.extend_from_slice(&index.to_ne_bytes());
+    header.extend_from_slice(&NUD_PERMANENT.to_ne_bytes());
+    header.extend_from_slice(&[0, 0]);
+    Message::new(RTM_NEWNEIGH, CREATE | REPLACE, &header)
+        .address(NDA_DST, address)
+        .attribute(NDA_LLADDR, &mac)
+}
+
+/// Address, gateway and default route of one family, inside the pod.
+fn pod_messages(address: IpAddr, index: u32) -> Vec<Message> {
+    let family = family_of(address);
+    let (bits, gateway) = match address {
+        IpAddr::V4(_) => (32, IpAddr::V4(GATEWAY_V4)),
+        IpAddr::V6(_) => (128, IpAddr::V6(GATEWAY_V6)),
+    };
+    // struct ifaddrmsg.
+    let mut header = vec![family, bits, 0, 0];
+    header.extend_from_slice(&index.to_ne_bytes());
+    let assign = Message::new(RTM_NEWADDR, CREATE | REPLACE, &header)
+        .address(IFA_LOCAL, address)
+        .address(IFA_ADDRESS, address)
+        .u32(IFA_FLAGS, IFA_F_NODAD);
+    let route = |length: u8, scope: u8, flags: u32| {
+        let mut header = vec![family, length, 0, 0, 254, PROTOCOL_BOOT, scope, 1];
+        header.extend_from_slice(&flags.to_ne_bytes());
+        Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header)
+    };
+    let mut messages = vec![assign, neighbour(gateway, index, HOST_MAC)];
+    if address.is_ipv4() {
+        messages.push(route(32, SCOPE_LINK, 0).address(RTA_DST, gateway).u32(RTA_OIF, index));
+    }
+    messages.push(route(0, 0, RTNH_F_ONLINK).address(RTA_GATEWAY, gateway).u32(RTA_OIF, index));
+    messages
+}
+
+fn run(socket: &mut Socket, mut messages: Vec<Message>, doing: &str) -> io::Result<()> {
+    let refused = socket.execute(&mut messages)?.into_iter().flatten().next();
+    match refused {
+        Some(refusal) => Err(annotate(refusal.into(), doing.to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn index_of(socket: &mut Socket, name: &str) -> io::Result<u32> {
+    let answers = socket
+        .query(Message::new(RTM_GETLINK, 0, &[0; 16]).string(IFLA_IFNAME, name))
+        .map_err(|error| annotate(error, format!("looking for link {name}")))?;
+    answers
+        .first()
+        .and_then(|answer| parse_link(&answer.body))
+        .map(|link| link.index)
+        .ok_or_else(|| io::Error::other(format!("no link {name}")))
+}
+
+fn parse_link(body: &[u8]) -> Option<Link> {
+    let index = netlink::read_u32(body.get(4..)?)?;
+    let (mut name, mut mtu) = (String::new(), 0);
+    for (kind, value) in netlink::attributes(body.get(16..)?) {
+        match kind {
+            IFLA_IFNAME => name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            IFLA_MTU => mtu = netlink::read_u32(value)?,
+            _ => {}
+        }
+    }
+    Some(Link { index, name, mtu })
+}
