@@ -15,8 +15,13 @@
 //! 6. A watcher that cannot keep up is ended with an error, never silently skipped.
 
 pub mod cache;
+pub mod compactor;
 pub mod embedded;
+pub mod etcd;
 pub mod keys;
+
+#[cfg(test)]
+mod conformance;
 
 use std::sync::Arc;
 

@@ -15,11 +15,7 @@ mod records;
 mod table_file;
 mod writer;
 
-use std::{
-    path::Path,
-    sync::Arc,
-    thread::JoinHandle,
-};
+use std::{path::Path, sync::Arc, thread::JoinHandle};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -57,10 +53,10 @@ impl Embedded {
         let hub = Arc::new(Hub::new(revision));
         let (jobs, queue) = mpsc::unbounded_channel();
         let writer = Writer::new(file.clone(), hub.clone(), queue);
-        let writer = std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|error| StorageError::Unavailable { detail: format!("cannot start the writer: {error}") })?;
+        let writer =
+            std::thread::Builder::new().name("store-writer".to_owned()).spawn(move || writer.run()).map_err(
+                |error| StorageError::Unavailable { detail: format!("cannot start the writer: {error}") },
+            )?;
         Ok(Self { file, hub, jobs: Some(jobs), writer: Some(writer) })
     }
 
@@ -68,7 +64,11 @@ impl Embedded {
         if let Operation::Create { value } | Operation::Update { value, .. } = &operation
             && value.len() > VALUE_BYTES_MAX
         {
-            return Err(StorageError::TooLarge { key: key.to_owned(), size: value.len(), limit: VALUE_BYTES_MAX });
+            return Err(StorageError::TooLarge {
+                key: key.to_owned(),
+                size: value.len(),
+                limit: VALUE_BYTES_MAX,
+            });
         }
         let (done, answer) = oneshot::channel();
         self.send(Job::Write { key: key.into(), operation, done })?;

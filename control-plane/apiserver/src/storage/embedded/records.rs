@@ -65,7 +65,8 @@ impl Tables {
             return Err(StorageError::Future { requested: at, current: revision });
         }
         let undone = if at == revision { BTreeMap::new() } else { self.undo(&range.prefix, at, revision)? };
-        let start = range.start.as_deref().filter(|start| *start > range.prefix.as_str()).unwrap_or(&range.prefix);
+        let start =
+            range.start.as_deref().filter(|start| *start > range.prefix.as_str()).unwrap_or(&range.prefix);
         let limit = range.limit.unwrap_or(usize::MAX);
         let mut items = Vec::new();
         let mut remaining = 0;
@@ -201,8 +202,9 @@ pub(super) fn encode_change(change: &Change) -> Vec<u8> {
 }
 
 pub(super) fn decode_change(revision: u64, record: &[u8]) -> Result<Change, StorageError> {
-    parse_change(Revision(revision), record)
-        .ok_or_else(|| StorageError::Damaged { detail: format!("the log record of revision {revision} is malformed") })
+    parse_change(Revision(revision), record).ok_or_else(|| StorageError::Damaged {
+        detail: format!("the log record of revision {revision} is malformed"),
+    })
 }
 
 fn parse_change(revision: Revision, record: &[u8]) -> Option<Change> {

@@ -12,7 +12,9 @@ use std::{
 
 use redb::{Database, DatabaseError, ReadableDatabase, StorageBackend};
 
-use super::records::{CURRENT, FIRST, FORMAT, LOG, STATE, STATE_COMPACTED, STATE_FORMAT, STATE_REVISION, Tables};
+use super::records::{
+    CURRENT, FIRST, FORMAT, LOG, STATE, STATE_COMPACTED, STATE_FORMAT, STATE_REVISION, Tables,
+};
 use crate::storage::StorageError;
 
 /// redb's own cache; small, because the watch cache above holds every object.
@@ -45,7 +47,10 @@ impl TableFile {
     }
 
     /// Reads in one transaction.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&Tables) -> Result<T, StorageError>) -> Result<T, StorageError> {
+    pub(super) fn read<T>(
+        &self,
+        read: impl FnOnce(&Tables) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = &*guard else { return Err(self.closed()) };
         let answer = (|| {
@@ -56,7 +61,10 @@ impl TableFile {
     }
 
     /// Runs a write. After a failure the database is opened again at the next write, as redb asks for.
-    pub(super) fn write<T>(&self, write: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, StorageError> {
+    pub(super) fn write<T>(
+        &self,
+        write: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, StorageError> {
         self.reopen()?;
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = &*guard else { return Err(self.closed()) };
@@ -124,14 +132,17 @@ fn create(path: &Path) -> Result<(), StorageError> {
 /// Opens a file with everything that opening would write kept in memory, and reads all of it: a damaged file is told from
 /// a good one before anything can touch it.
 fn verify(path: &Path) -> Result<(), StorageError> {
-    let file = File::options().read(true).write(true).open(path).map_err(|error| unavailable(path, &error))?;
+    let file =
+        File::options().read(true).write(true).open(path).map_err(|error| unavailable(path, &error))?;
     let length = file.metadata().map_err(|error| unavailable(path, &error))?.len();
     if length == 0 {
         return Err(damaged(path, "it is empty"));
     }
     match file.try_lock() {
         Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Err(open_error(path, DatabaseError::DatabaseAlreadyOpen)),
+        Err(fs::TryLockError::WouldBlock) => {
+            return Err(open_error(path, DatabaseError::DatabaseAlreadyOpen));
+        }
         Err(fs::TryLockError::Error(error)) => return Err(unavailable(path, &error)),
     }
     let state = Mutex::new(OverlayState { length, pages: BTreeMap::new() });
@@ -146,7 +157,9 @@ fn verify(path: &Path) -> Result<(), StorageError> {
         let tables = Tables::open(&transaction).map_err(failed)?;
         match tables.format()? {
             Some(FORMAT) => tables.verify(),
-            Some(other) => Err(StorageError::Damaged { detail: format!("its format is {other}, not {FORMAT}") }),
+            Some(other) => {
+                Err(StorageError::Damaged { detail: format!("its format is {other}, not {FORMAT}") })
+            }
             None => Err(StorageError::Damaged { detail: "it has no format record".to_owned() }),
         }
     }));

@@ -1,0 +1,379 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, BufRead, BufReader},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use futures::StreamExt;
+use proptest::prelude::*;
+
+use super::*;
+use crate::storage::{WatchItem, conformance};
+
+async fn empty() -> (Arc<dyn Storage>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    (Arc::new(Embedded::open(folder.path().join("store.redb")).unwrap()), folder)
+}
+
+conformance::suite!(empty());
+
+fn pod(name: &str) -> String {
+    format!("/registry/core/pods/{name}")
+}
+
+fn all(at: Option<Revision>) -> Range {
+    Range { prefix: "/registry/".to_owned(), at, ..Range::default() }
+}
+
+#[tokio::test]
+async fn history_and_watches_resume_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let store = Embedded::open(&path).unwrap();
+    let first = store.create(&pod("a"), "1".into()).await.unwrap();
+    let second = store.update(&pod("a"), first, "2".into()).await.unwrap();
+    drop(store);
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.revision().await.unwrap(), second);
+    assert_eq!(store.list(all(Some(first))).await.unwrap().items[0].value, "1");
+    let mut stream = store.watch("/registry/", first).await.unwrap();
+    let Some(Ok(WatchItem::Change(change))) = stream.next().await else { panic!("no change") };
+    assert_eq!((change.revision, change.previous.unwrap().value), (second, "1".into()));
+    assert_eq!(stream.next().await.unwrap().unwrap(), WatchItem::Progress(second));
+}
+
+#[tokio::test]
+async fn a_watcher_that_does_not_read_is_ended_with_an_error() {
+    let hub = Hub::new(Revision(1));
+    let (receiver, published) = hub.subscribe("/registry/");
+    for revision in 2..100_000 {
+        let key = pod("a").into();
+        hub.publish(&[crate::storage::Change {
+            key,
+            revision: Revision(revision),
+            value: Some(Bytes::new()),
+            previous: None,
+        }]);
+    }
+    let mut stream = hub::stream(Vec::new(), receiver, published, published);
+    let mut seen = 1;
+    let end = loop {
+        match stream.next().await {
+            Some(Ok(WatchItem::Change(change))) => {
+                seen += 1;
+                assert_eq!(change.revision.0, seen);
+            }
+            Some(Ok(WatchItem::Progress(_))) => {}
+            other => break other,
+        }
+    };
+    assert!(seen > 1);
+    assert!(matches!(end, Some(Err(StorageError::Lagged))), "{end:?}");
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_store_that_is_open_is_not_opened_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let _store = Embedded::open(&path).unwrap();
+    let Err(error) = Embedded::open(&path) else { panic!("it opened") };
+    assert!(
+        matches!(&error, StorageError::Unavailable { detail } if detail.contains("another process")),
+        "{error}"
+    );
+}
+
+/// A store with some data, closed.
+async fn filled(path: &Path) {
+    let store = Embedded::open(path).unwrap();
+    for index in 0..200 {
+        store.create(&pod(&format!("p{index}")), vec![b'x'; 3000].into()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_damaged_is_named_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = folder.path().join("good.redb");
+    filled(&good).await;
+    let whole = fs::read(&good).unwrap();
+    let mut cases: Vec<(String, Vec<u8>)> = vec![
+        ("empty".into(), Vec::new()),
+        ("garbage".into(), b"kind: Pod\n".repeat(5000)),
+        ("zeroes".into(), vec![0; whole.len()]),
+    ];
+    for part in [1, 100, 4096, 10_000, whole.len() / 2, whole.len() - 1] {
+        cases.push((format!("cut to {part}"), whole[..part].to_vec()));
+    }
+    for at in [3, 70, 5000, whole.len() / 3] {
+        let mut holed = whole.clone();
+        for byte in holed.iter_mut().skip(at).take(20_000) {
+            *byte = !*byte;
+        }
+        cases.push((format!("overwritten at {at}"), holed));
+    }
+    for (case, content) in cases {
+        let path = folder.path().join("damaged.redb");
+        fs::write(&path, &content).unwrap();
+        let Err(error) = Embedded::open(&path) else { panic!("{case}: it opened") };
+        let StorageError::Damaged { detail } = &error else { panic!("{case}: {error}") };
+        assert!(detail.contains(path.to_str().unwrap()) && detail.contains("backup"), "{case}: {detail}");
+        assert_eq!(fs::read(&path).unwrap(), content, "{case}: the file changed");
+    }
+    Embedded::open(&good).unwrap();
+}
+
+#[derive(Debug)]
+struct Disk {
+    file: fs::File,
+    full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn check(&self) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check()?;
+        self.file.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.check()?;
+        self.file.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.file.write_all_at(data, offset)
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_writes_and_the_store_recovers_when_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let full = Arc::new(AtomicBool::new(false));
+    let flag = full.clone();
+    let opener = move |path: &Path| {
+        let file = fs::File::options().read(true).write(true).open(path)?;
+        redb::Database::builder().create_with_backend(Disk { file, full: flag.clone() })
+    };
+    let store = Embedded::with_file(TableFile::open_with(&path, Box::new(opener)).unwrap()).unwrap();
+    let first = store.create(&pod("a"), "1".into()).await.unwrap();
+    let mut stream = store.watch("/registry/", first).await.unwrap();
+    full.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        let error = store.create(&pod("b"), "1".into()).await.unwrap_err();
+        assert!(
+            matches!(&error, StorageError::Unavailable { detail } if detail.contains("store.redb")),
+            "{error}"
+        );
+    }
+    full.store(false, Ordering::SeqCst);
+    let second = store.create(&pod("c"), "1".into()).await.unwrap();
+    assert!(second > first);
+    let items = store.list(all(None)).await.unwrap().items;
+    let keys: Vec<_> = items.iter().map(|item| item.key.as_ref()).collect();
+    assert_eq!(keys, [pod("a"), pod("c")]);
+    loop {
+        match stream.next().await.unwrap().unwrap() {
+            WatchItem::Change(change) => {
+                assert_eq!((change.key.as_ref(), change.revision), (pod("c").as_str(), second));
+                break;
+            }
+            WatchItem::Progress(_) => {}
+        }
+    }
+    drop(store);
+    assert_eq!(Embedded::open(&path).unwrap().revision().await.unwrap(), second);
+}
+
+const CHILD_PATH: &str = "SEAWAY_TEST_STORE";
+
+/// Also the process that the next test kills: with a path in the environment it writes on and on, and prints each key once
+/// its write is acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_at_once_are_all_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = std::env::var_os(CHILD_PATH).map(PathBuf::from);
+    let steps = if told.is_some() { u32::MAX } else { 20 };
+    let store = Arc::new(Embedded::open(told.unwrap_or(folder.path().join("store.redb"))).unwrap());
+    let writers = (0..8).map(|writer| {
+        let store = store.clone();
+        async move {
+            for step in 0..steps {
+                let name = format!("w{writer}-{step}-{}", uuid::Uuid::new_v4());
+                let revision = store.create(&pod(&name), vec![b'x'; 2000].into()).await.unwrap();
+                println!("\nacknowledged {} {}", revision.0, pod(&name));
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
+    assert_eq!(store.list(all(None)).await.unwrap().items.len(), 160);
+}
+
+#[tokio::test]
+async fn acknowledged_writes_survive_kill_9() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let mut acknowledged = BTreeMap::new();
+    for round in 1..=4 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "--nocapture",
+                "storage::embedded::tests::writers_at_once_are_all_acknowledged",
+            ])
+            .env(CHILD_PATH, &path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let target = acknowledged.len() + 137 * round;
+        for line in lines {
+            // A line may be cut by the kill; the writes it would have named are then not counted.
+            let line = line.unwrap();
+            let mut words = line.split_whitespace();
+            if let (Some("acknowledged"), Some(revision), Some(key), None) =
+                (words.next(), words.next(), words.next(), words.next())
+            {
+                acknowledged.insert(key.to_owned(), revision.parse::<u64>().unwrap());
+            }
+            if acknowledged.len() == target {
+                child.kill().unwrap();
+                break;
+            }
+        }
+        child.wait().unwrap();
+        assert!(acknowledged.len() >= target, "round {round}: the child ended by itself");
+        let store = Embedded::open(&path).unwrap();
+        let page = store.list(all(None)).await.unwrap();
+        let kept: BTreeMap<_, _> =
+            page.items.iter().map(|item| (item.key.to_string(), item.revision.0)).collect();
+        let lost: Vec<_> =
+            acknowledged.iter().filter(|(key, revision)| kept.get(*key) != Some(revision)).collect();
+        assert!(lost.is_empty(), "round {round}: lost {lost:?}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Create { key: u8, value: u8 },
+    Update { key: u8, value: u8, stale: bool },
+    Delete { key: u8, stale: bool },
+    Compact { back: u8 },
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..12u8, any::<u8>()).prop_map(|(key, value)| Step::Create { key, value }),
+        4 => (0..12u8, any::<u8>(), prop::bool::weighted(0.2))
+            .prop_map(|(key, value, stale)| Step::Update { key, value, stale }),
+        3 => (0..12u8, prop::bool::weighted(0.2)).prop_map(|(key, stale)| Step::Delete { key, stale }),
+        1 => (0..10u8).prop_map(|back| Step::Compact { back }),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+type Model = BTreeMap<String, (Revision, Vec<u8>)>;
+
+/// Runs the steps on a store and on a map, comparing every answer and at the end every state that can be read.
+async fn run(steps: Vec<Step>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let mut store = Some(Embedded::open(&path).unwrap());
+    let mut model = Model::new();
+    let mut states = vec![(Revision(1), model.clone())];
+    let mut oldest = Revision(1);
+    for step in steps {
+        let current = store.as_ref().unwrap();
+        let newest = states.last().unwrap().0;
+        let key = match &step {
+            Step::Create { key, .. } | Step::Update { key, .. } | Step::Delete { key, .. } => {
+                pod(&format!("k{key}"))
+            }
+            Step::Compact { .. } | Step::Restart => String::new(),
+        };
+        let there = model.get(&key).map(|(revision, _)| *revision);
+        let expected = |stale: bool| match there {
+            Some(revision) if !stale => revision,
+            _ => Revision(newest.0 + 1),
+        };
+        let (outcome, value, succeeds) = match step {
+            Step::Create { value, .. } => {
+                (current.create(&key, vec![value].into()).await, Some(value), there.is_none())
+            }
+            Step::Update { value, stale, .. } => {
+                let outcome = current.update(&key, expected(stale), vec![value].into()).await;
+                (outcome, Some(value), there.is_some() && !stale)
+            }
+            Step::Delete { stale, .. } => {
+                (current.delete(&key, expected(stale)).await, None, there.is_some() && !stale)
+            }
+            Step::Compact { back } => {
+                let at = Revision(newest.0.saturating_sub(back.into()).max(1));
+                current.compact(at).await.unwrap();
+                oldest = oldest.max(at);
+                continue;
+            }
+            Step::Restart => {
+                drop(store.take());
+                store = Some(Embedded::open(&path).unwrap());
+                continue;
+            }
+        };
+        assert_eq!(outcome.is_ok(), succeeds, "{outcome:?}");
+        if let Ok(revision) = outcome {
+            assert_eq!(revision.0, newest.0 + 1);
+            match value {
+                Some(value) => drop(model.insert(key, (revision, vec![value]))),
+                None => drop(model.remove(&key)),
+            }
+            states.push((revision, model.clone()));
+        }
+    }
+    let store = store.unwrap();
+    for (revision, state) in states {
+        match store.list(all(Some(revision))).await {
+            Ok(page) => {
+                let seen: Model = page
+                    .items
+                    .into_iter()
+                    .map(|item| (item.key.to_string(), (item.revision, item.value.to_vec())))
+                    .collect();
+                assert_eq!(seen, state, "at {revision:?}");
+                assert!(revision >= oldest);
+            }
+            Err(error) => {
+                assert!(
+                    matches!(error, StorageError::Compacted { .. }) && revision < oldest,
+                    "{revision:?}: {error}"
+                );
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #[test]
+    fn any_operations_leave_the_store_equal_to_a_map(steps in steps()) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps));
+    }
+}

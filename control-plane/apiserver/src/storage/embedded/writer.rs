@@ -60,7 +60,9 @@ impl Writer {
                     let mut batch = vec![Waiting { key, operation, done }];
                     while batch.len() < BATCH_MAX {
                         match self.queue.try_recv() {
-                            Ok(Job::Write { key, operation, done }) => batch.push(Waiting { key, operation, done }),
+                            Ok(Job::Write { key, operation, done }) => {
+                                batch.push(Waiting { key, operation, done })
+                            }
                             Ok(compact) => {
                                 next = Some(compact);
                                 break;
