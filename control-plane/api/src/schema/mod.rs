@@ -209,6 +209,11 @@ pub fn builtin() -> &'static Schema {
     &BUILTIN
 }
 
+/// The table as it is committed, to name its content.
+pub(crate) fn table_text() -> &'static str {
+    table::BUILTIN
+}
+
 /// Kinds that every group and version has, with the type that serves them all.
 const UNIVERSAL: [(&str, &str); 3] = [
     ("DeleteOptions", "apimachinery.pkg.apis.meta.v1.DeleteOptions"),
