@@ -1,1 +1,214 @@
-//! 
+//! Services and EndpointSlices, as this node sees them, to what the datapath's maps shall say.
+//!
+//! [`desired`] computes everything at once; [`Proxy`] keeps the objects and computes again only the Services that an
+//! event touched. Both go through one function for one Service, so they cannot disagree. Semantics are kube-proxy's:
+//! KEP-1669 (terminating endpoints), KEP-2086 (internalTrafficPolicy), EndpointSlice's rules for consumers.
+//!
+//! Balanced are the cluster IPs of Services, TCP and UDP, both families. Deliberately absent: IO, clock, NodePort,
+//! externalIPs and load balancer addresses, SCTP, topology hints.
+
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebpf_common::{
+    FrontendKey,
+    desired::{self, Services},
+};
+use k8s_openapi::{
+    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+/// What a decision depends on of the node that it is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeView {
+    /// As in `endpoints[].nodeName`.
+    pub name: String,
+}
+
+/// Namespace and name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ObjectName {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectName {
+    pub fn of(metadata: &ObjectMeta) -> Self {
+        Self {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// All that the maps shall say, from all objects. The order of the objects does not matter.
+pub fn desired<'a>(
+    services: impl IntoIterator<Item = &'a Service>,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    node: &NodeView,
+) -> Services {
+    let mut proxy = Proxy::new(node.clone());
+    services.into_iter().for_each(|service| proxy.insert_service(service.clone()));
+    slices.into_iter().for_each(|slice| proxy.insert_slice(slice.clone()));
+    proxy.update();
+    proxy.desired
+}
+
+/// The objects of the cluster and what follows from them, kept up to date by events in any order.
+#[derive(Debug)]
+pub struct Proxy {
+    node: NodeView,
+    service_by_name: BTreeMap<ObjectName, Service>,
+    slices_by_service: BTreeMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
+    service_by_slice: BTreeMap<ObjectName, ObjectName>,
+    frontends_by_service: BTreeMap<ObjectName, BTreeMap<FrontendKey, desired::Service>>,
+    /// Who claims an address and port. Two Services never should; then the first by name has it.
+    claims_by_frontend: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
+    desired: Services,
+    due: BTreeSet<ObjectName>,
+}
+
+impl Proxy {
+    pub fn new(node: NodeView) -> Self {
+        Self {
+            node,
+            service_by_name: BTreeMap::new(),
+            slices_by_service: BTreeMap::new(),
+            service_by_slice: BTreeMap::new(),
+            frontends_by_service: BTreeMap::new(),
+            claims_by_frontend: BTreeMap::new(),
+            desired: Services::new(),
+            due: BTreeSet::new(),
+        }
+    }
+
+    /// A Service was added or changed.
+    pub fn insert_service(&mut self, service: Service) {
+        let name = ObjectName::of(&service.metadata);
+        if !service::is_ours(&service) {
+            self.remove_service(&name);
+            return;
+        }
+        if self.service_by_name.get(&name) != Some(&service) {
+            self.service_by_name.insert(name.clone(), service);
+            self.due.insert(name);
+        }
+    }
+
+    /// A Service is gone. One that was not there is no error.
+    pub fn remove_service(&mut self, name: &ObjectName) {
+        if self.service_by_name.remove(name).is_some() {
+            self.due.insert(name.clone());
+        }
+    }
+
+    /// An EndpointSlice was added or changed.
+    pub fn insert_slice(&mut self, slice: EndpointSlice) {
+        let name = ObjectName::of(&slice.metadata);
+        let Some(service) = service::service_of_slice(&slice) else {
+            self.remove_slice(&name);
+            return;
+        };
+        if self.service_by_slice.get(&name) != Some(&service) {
+            self.remove_slice(&name);
+        }
+        let slices = self.slices_by_service.entry(service.clone()).or_default();
+        if slices.get(&name) != Some(&slice) {
+            slices.insert(name.clone(), slice);
+            self.service_by_slice.insert(name, service.clone());
+            self.due.insert(service);
+        }
+    }
+
+    /// An EndpointSlice is gone. One that was not there is no error.
+    pub fn remove_slice(&mut self, name: &ObjectName) {
+        let Some(service) = self.service_by_slice.remove(name) else { return };
+        if let Some(slices) = self.slices_by_service.get_mut(&service) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices_by_service.remove(&service);
+            }
+        }
+        self.due.insert(service);
+    }
+
+    /// Makes these all Services there are, as after a fresh list.
+    pub fn set_services(&mut self, services: impl IntoIterator<Item = Service>) {
+        let mut gone: BTreeSet<ObjectName> = self.service_by_name.keys().cloned().collect();
+        for service in services {
+            gone.remove(&ObjectName::of(&service.metadata));
+            self.insert_service(service);
+        }
+        gone.iter().for_each(|name| self.remove_service(name));
+    }
+
+    /// Makes these all EndpointSlices there are, as after a fresh list.
+    pub fn set_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) {
+        let mut gone: BTreeSet<ObjectName> = self.service_by_slice.keys().cloned().collect();
+        for slice in slices {
+            gone.remove(&ObjectName::of(&slice.metadata));
+            self.insert_slice(slice);
+        }
+        gone.iter().for_each(|name| self.remove_slice(name));
+    }
+
+    /// Computes what the events since the last call touched. Returns the frontends that changed, appeared or went.
+    pub fn update(&mut self) -> BTreeSet<FrontendKey> {
+        let mut touched = BTreeSet::new();
+        for name in std::mem::take(&mut self.due) {
+            let frontends = self.frontends_of(&name);
+            let before = match frontends.is_empty() {
+                true => self.frontends_by_service.remove(&name),
+                false => self.frontends_by_service.insert(name.clone(), frontends.clone()),
+            };
+            for key in before.unwrap_or_default().into_keys().filter(|key| !frontends.contains_key(key)) {
+                self.release(&key, &name);
+                touched.insert(key);
+            }
+            for key in frontends.into_keys() {
+                self.claims_by_frontend.entry(key).or_default().insert(name.clone());
+                touched.insert(key);
+            }
+        }
+        touched.retain(|key| self.settle(key));
+        touched
+    }
+
+    /// All that the maps shall say, as of the last update.
+    pub fn desired(&self) -> &Services {
+        &self.desired
+    }
+
+    fn frontends_of(&self, name: &ObjectName) -> BTreeMap<FrontendKey, desired::Service> {
+        let Some(service) = self.service_by_name.get(name) else { return BTreeMap::new() };
+        let slices = self.slices_by_service.get(name);
+        service::frontends(name, service, slices.into_iter().flat_map(BTreeMap::values), &self.node)
+    }
+
+    fn release(&mut self, key: &FrontendKey, name: &ObjectName) {
+        if let Some(claims) = self.claims_by_frontend.get_mut(key) {
+            claims.remove(name);
+            if claims.is_empty() {
+                self.claims_by_frontend.remove(key);
+            }
+        }
+    }
+
+    /// Takes the first claim's frontend over; says whether that changed anything.
+    fn settle(&mut self, key: &FrontendKey) -> bool {
+        let owner = self.claims_by_frontend.get(key).and_then(BTreeSet::first);
+        let wanted = owner.and_then(|name| self.frontends_by_service.get(name)?.get(key));
+        match wanted {
+            Some(wanted) if self.desired.get(key) == Some(wanted) => false,
+            Some(wanted) => {
+                self.desired.insert(*key, wanted.clone());
+                true
+            }
+            None => self.desired.remove(key).is_some(),
+        }
+    }
+}
