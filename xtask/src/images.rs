@@ -32,13 +32,24 @@ struct Image {
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n";
 
-/// Builds what is missing; returns the archives.
-pub(crate) fn build() -> Result<Vec<PathBuf>> {
+/// What a cluster takes its images from.
+pub(crate) struct Images {
+    /// docker-archives, to import.
+    pub(crate) archives: Vec<PathBuf>,
+    /// The folder that `multitool registry` serves.
+    pub(crate) registry: PathBuf,
+    /// The program `multitool`, static.
+    pub(crate) multitool: PathBuf,
+}
+
+/// Builds what is missing.
+pub(crate) fn build() -> Result<Images> {
     let folder = run::target().join("images");
     std::fs::create_dir_all(&folder).context("making target/images")?;
     let (pause, multitool) = programs()?;
-    let images = [pause_image(pause), multitool_image(multitool)?, busybox_image()?, nginx_image()?];
-    images.iter().map(|image| archive(image, &folder)).collect()
+    let images = [pause_image(pause), multitool_image(multitool.clone())?, busybox_image()?, nginx_image()?];
+    let archives = images.iter().map(|image| archive(image, &folder)).collect::<Result<Vec<_>>>()?;
+    Ok(Images { archives, registry: folder.join("registry"), multitool })
 }
 
 /// The static binaries `pause` and `multitool`.
@@ -77,7 +88,11 @@ fn pause_image(pause: PathBuf) -> Image {
 fn multitool_image(multitool: PathBuf) -> Result<Image> {
     let mut image = busybox_image()?;
     image.file = "multitool";
-    image.tags = &["docker.io/library/multitool:1", "docker.io/library/multitool:2"];
+    image.tags = &[
+        "docker.io/library/multitool:1",
+        "docker.io/library/multitool:2",
+        "docker.io/library/multitool:latest",
+    ];
     image.files.push((multitool, "/bin/multitool".to_owned()));
     image.entrypoint = vec!["/bin/multitool"];
     image.command = vec!["serve"];
@@ -138,8 +153,12 @@ fn nginx_image() -> Result<Image> {
     image.links.push(("/var/log/nginx/error.log".to_owned(), "/dev/stderr".to_owned()));
     image.folders.extend(["/var/lib/nginx", "/var/cache/nginx", "/run", "/var/log/nginx"]);
     image.file = "nginx";
-    image.tags =
-        &["docker.io/library/nginx:1.22", "docker.io/library/nginx:1.22.1", "docker.io/library/nginx:1.14.2"];
+    image.tags = &[
+        "docker.io/library/nginx:1.22",
+        "docker.io/library/nginx:1.22.1",
+        "docker.io/library/nginx:1.14.2",
+        "docker.io/library/nginx:latest",
+    ];
     image.command = vec!["nginx", "-g", "daemon off;"];
     image.ports = &["80/tcp"];
     Ok(image)
@@ -184,7 +203,8 @@ fn archive(image: &Image, folder: &Path) -> Result<PathBuf> {
     let layer_digest = hex(&Sha256::digest(&layer));
     let config = config(image, &layer_digest)?;
     let identity = format!("{layer_digest} {}", hex(&Sha256::digest(&config)));
-    if path.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == identity) {
+    let published = folder.join("registry/blobs/sha256").join(&layer_digest).exists();
+    if published && path.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == identity) {
         return Ok(path);
     }
     let manifest = json!([{"Config": "config.json", "RepoTags": image.tags, "Layers": ["layer.tar"]}]);
@@ -194,9 +214,35 @@ fn archive(image: &Image, folder: &Path) -> Result<PathBuf> {
     append(&mut builder, "layer.tar", &layer, 0o644)?;
     let bytes = builder.into_inner().context("finishing the archive")?;
     std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+    publish(image, &folder.join("registry"), &layer, &config)?;
     std::fs::write(&stamp, identity).with_context(|| format!("writing {}", stamp.display()))?;
     run::say(&format!("    image {} ({})", image.tags.join(", "), path.display()));
     Ok(path)
+}
+
+/// Lays the image out as the registry serves it: blobs by digest, and a tag's digest.
+fn publish(image: &Image, folder: &Path, layer: &[u8], config: &[u8]) -> Result<()> {
+    let blobs = folder.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).context("making the registry's folder")?;
+    let add = |bytes: &[u8], kind: &str| -> Result<serde_json::Value> {
+        let digest = hex(&Sha256::digest(bytes));
+        std::fs::write(blobs.join(&digest), bytes).context("writing a blob")?;
+        Ok(json!({"mediaType": kind, "size": bytes.len(), "digest": format!("sha256:{digest}")}))
+    };
+    let config = add(config, "application/vnd.oci.image.config.v1+json")?;
+    let layer = add(layer, "application/vnd.oci.image.layer.v1.tar")?;
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]});
+    let manifest = add(manifest.to_string().as_bytes(), kind)?;
+    for tag in image.tags {
+        let (repository, version) = tag.rsplit_once(':').context("a tag without a version")?;
+        let (_, repository) = repository.split_once('/').context("a tag without a registry")?;
+        let path = folder.join("tags").join(repository);
+        std::fs::create_dir_all(&path).context("making a repository's folder")?;
+        std::fs::write(path.join(version), manifest["digest"].as_str().unwrap_or_default())
+            .context("writing a tag")?;
+    }
+    Ok(())
 }
 
 fn config(image: &Image, layer_digest: &str) -> Result<Vec<u8>> {

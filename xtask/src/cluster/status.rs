@@ -21,7 +21,7 @@ pub(crate) fn status() -> Result<()> {
     );
     println!("kubeconfig {}", state.join("kubeconfig").display());
     println!("{:<12} {:<16} {:>8} {:>9} {:>8}", "HOST", "PROCESS", "PID", "RSS MB", "CPU s");
-    let mut hosts = vec![layout::SERVER.to_owned()];
+    let mut hosts = vec![layout::FABRIC.to_owned(), layout::SERVER.to_owned()];
     hosts.extend((1..=cluster.nodes).map(layout::node_name));
     for host in hosts {
         let mut files: Vec<_> = std::fs::read_dir(state.join(&host))

@@ -42,7 +42,7 @@ pub(crate) struct UpArguments {
 /// What the hosts run.
 struct Parts {
     binaries: BTreeMap<String, PathBuf>,
-    images: Vec<PathBuf>,
+    images: images::Images,
     arguments: Cluster,
 }
 
@@ -85,6 +85,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     std::fs::create_dir_all(layout::state().join("logs")).context("making target/cluster")?;
     parts.arguments.save()?;
     run::step("wiring the hosts", || network(arguments.nodes))?;
+    run::step("starting the image registry", || registry(&parts))?;
     run::step("starting the server", || server(&parts))?;
     run::step("starting the nodes", || nodes(&parts))?;
     run::step("waiting for Ready nodes", || ready(arguments.nodes))?;
@@ -129,7 +130,7 @@ fn ip(arguments: &str) -> Result<()> {
 fn network(nodes: u8) -> Result<()> {
     ip(&format!("netns add {FABRIC}"))?;
     ip(&format!("-n {FABRIC} link add {} type bridge forward_delay 0", layout::BRIDGE))?;
-    ip(&format!("-n {FABRIC} addr add 10.89.0.1/24 dev {}", layout::BRIDGE))?;
+    ip(&format!("-n {FABRIC} addr add {}/24 dev {}", layout::FABRIC_ADDRESS, layout::BRIDGE))?;
     ip(&format!("-n {FABRIC} link set {} up", layout::BRIDGE))?;
     ip(&format!("-n {FABRIC} link set lo up"))?;
     let mut hosts = vec![(SERVER.to_owned(), layout::SERVER_ADDRESS)];
@@ -255,6 +256,22 @@ fn server(parts: &Parts) -> Result<()> {
     )
 }
 
+/// Images come from the fabric, never from outside: every registry name leads there.
+fn registry(parts: &Parts) -> Result<()> {
+    let mut arguments =
+        words(&format!("registry --listen {}:{}", layout::FABRIC_ADDRESS, layout::REGISTRY_PORT));
+    arguments.push(parts.images.registry.display().to_string());
+    start_host(FABRIC, vec![process("registry", &parts.images.multitool, arguments)])
+}
+
+fn registry_config(folder: &Path) -> Result<()> {
+    let folder = folder.join("certs.d/_default");
+    std::fs::create_dir_all(&folder).context("making the folder of registry hosts")?;
+    let url = format!("http://{}:{}", layout::FABRIC_ADDRESS, layout::REGISTRY_PORT);
+    let text = format!("server = \"{url}\"\n\n[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+    std::fs::write(folder.join("hosts.toml"), text).context("writing hosts.toml")
+}
+
 fn kubeconfig(parts: &Parts, name: &str, group: &str, url: &str, file: &Path) -> Result<()> {
     let data = layout::state().join(SERVER).join("data");
     run::output(
@@ -293,6 +310,7 @@ fn node(parts: &Parts, index: u8) -> Result<()> {
     std::fs::create_dir_all(folder.join("cni/net.d")).context("making the node's folder")?;
     credentials(parts, &name, address, &folder)?;
     plugins(parts, &folder)?;
+    registry_config(&folder)?;
     std::fs::write(folder.join("containerd.toml"), containerd_config()).context("writing containerd.toml")?;
     let containerd = run::which("containerd").context("containerd is not on this machine")?;
     let agent = words(&format!(
@@ -354,6 +372,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/run/node/cni/bin"
     conf_dir = "/run/node/cni/net.d"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "/run/node/certs.d"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
 "#
@@ -365,7 +385,7 @@ fn import(parts: &Parts, name: &str) -> Result<()> {
         let version = enter_command(name)?.args(["ctr", "--timeout", "2s", "version"]).output();
         Ok(version.is_ok_and(|output| output.status.success()))
     })?;
-    for image in &parts.images {
+    for image in &parts.images.archives {
         run::output(
             enter_command(name)?.args(["ctr", "--namespace", "k8s.io", "images", "import"]).arg(image),
         )

@@ -4,6 +4,7 @@
 mod client;
 mod load;
 mod names;
+mod registry;
 mod serve;
 
 use std::process::ExitCode;
@@ -45,6 +46,8 @@ enum Command {
         #[arg(long)]
         tcp: bool,
     },
+    /// Serves images to pull from a folder
+    Registry(registry::Arguments),
     /// Sleeps for ever, ending on SIGTERM
     Sleep,
 }
@@ -58,6 +61,7 @@ async fn main() -> ExitCode {
         Command::Tcp { address, line } => client::tcp(&address, &line).await,
         Command::Udp { address, text, unconnected } => client::udp(&address, &text, unconnected).await,
         Command::Dns { name, kind, tcp } => names::print(&name, &kind, tcp).await,
+        Command::Registry(arguments) => registry::serve(arguments).await,
         Command::Sleep => serve::until_term().await,
     };
     match result {
