@@ -125,10 +125,8 @@ impl<'a> Table<'a> {
         }
         for (name, found) in written {
             self.type_lines(found).with_context(|| format!("type {name}"))?;
-            if let Some(resource) = &found.resource {
-                if resource.list_kind.is_some() {
-                    self.list_lines(found, resource);
-                }
+            if let Some(resource) = found.resource.as_ref().filter(|resource| resource.list_kind.is_some()) {
+                self.list_lines(found, resource);
             }
         }
         Ok((self.lines, self.descriptions))

@@ -73,10 +73,9 @@ fn structure(
 fn property(schema: &Schema, field: &Field, description: String, dialect: Dialect) -> Value {
     let mut out = object(form(schema, &field.shape, dialect));
     // In OpenAPI 3.0 nothing may stand beside a `$ref`.
-    if dialect == Dialect::V3 {
-        if let Some(reference) = out.remove("$ref") {
-            out.insert("allOf".to_owned(), json!([{"$ref": reference}]));
-        }
+    if let (Dialect::V3, Some(reference)) = (dialect, out.get("$ref").cloned()) {
+        out.remove("$ref");
+        out.insert("allOf".to_owned(), json!([{"$ref": reference}]));
     }
     let mut set = |name: &str, value: Value| {
         out.insert(name.to_owned(), value);

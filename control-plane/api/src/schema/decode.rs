@@ -72,7 +72,7 @@ impl Decoder<'_> {
         let found = match value {
             Value::Null => "null".to_owned(),
             Value::Bool(_) => "bool".to_owned(),
-            Value::Number(number) if matches!(shape, Shape::Int32 | Shape::Int64) => {
+            Value::Number(number) if matches!(shape, Shape::Int32 | Shape::Int64 | Shape::IntOrString) => {
                 format!("number {number}")
             }
             Value::Number(_) => "number".to_owned(),
@@ -200,7 +200,6 @@ impl Decoder<'_> {
             (Alternative::Boolean, Value::Bool(_)) => {}
             (Alternative::Schemas, Value::Array(_)) => self.list(&schema, &schema, value, place),
             (Alternative::Strings, Value::Array(_)) => self.list(&Shape::String, &schema, value, place),
-            (Alternative::Boolean, Value::Object(_)) => self.value(&schema, value, place),
             (_, Value::Object(_)) => self.value(&schema, value, place),
             (Alternative::Boolean, _) => self.error("boolean or JSON schema expected".to_owned()),
             _ => self.wrong_type(&schema, value, place),
@@ -208,35 +207,31 @@ impl Decoder<'_> {
     }
 
     fn scalar(&mut self, shape: &Shape, value: &mut Value, place: &Place<'_>) {
-        let fits = match (shape, &*value) {
-            (Shape::Any, _) => true,
-            (Shape::Object, value) => value.is_object(),
-            (Shape::String, value) => value.is_string(),
-            (Shape::Boolean, value) => value.is_boolean(),
-            (Shape::Int32, value) => value.as_i64().is_some_and(|number| i32::try_from(number).is_ok()),
-            (Shape::Int64, value) => value.as_i64().is_some(),
-            (Shape::Double, value) => value.is_number(),
-            (Shape::IntOrString, Value::String(_)) => true,
-            (Shape::IntOrString, value) => {
-                if !value.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) {
-                    let place = Place { in_type: None, ..*place };
-                    self.wrong_type(&Shape::Int32, value, &place);
-                }
-                return;
-            }
-            (Shape::Bytes, Value::String(text)) => {
-                if let Err(at) = check_base64(text) {
-                    self.error(format!("illegal base64 data at input byte {at}"));
-                }
-                return;
-            }
-            (Shape::Quantity, Value::String(_) | Value::Number(_)) => return self.quantity(value),
-            (Shape::Quantity, _) => return self.quantity(value),
-            (Shape::Time | Shape::MicroTime, Value::String(_)) => return self.time(shape, value),
+        let is_int32 = |value: &Value| value.as_i64().is_some_and(|number| i32::try_from(number).is_ok());
+        let fits = match shape {
+            Shape::Any => true,
+            Shape::Object => value.is_object(),
+            Shape::String => value.is_string(),
+            Shape::Boolean => value.is_boolean(),
+            Shape::Int32 => is_int32(value),
+            Shape::Int64 => value.as_i64().is_some(),
+            Shape::Double => value.is_number(),
+            Shape::IntOrString if value.is_string() || is_int32(value) => true,
+            // Its own decoder does not know in which field it is.
+            Shape::IntOrString => return self.wrong_type(shape, value, &Place { in_type: None, ..*place }),
+            Shape::Quantity => return self.quantity(value),
+            Shape::Bytes if value.is_string() => return self.base64(value),
+            Shape::Time | Shape::MicroTime if value.is_string() => return self.time(shape, value),
             _ => false,
         };
         if !fits {
             self.wrong_type(shape, value, place);
+        }
+    }
+
+    fn base64(&mut self, value: &Value) {
+        if let Err(at) = check_base64(value.as_str().unwrap_or("")) {
+            self.error(format!("illegal base64 data at input byte {at}"));
         }
     }
 
