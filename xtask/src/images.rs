@@ -114,6 +114,7 @@ fn busybox_image() -> Result<Image> {
             "docker.io/library/busybox:1.35",
             "docker.io/library/busybox:1.36",
             "docker.io/library/busybox:1.28",
+            "docker.io/library/busybox:latest",
         ],
         files: vec![(busybox, "/bin/busybox".to_owned())],
         links,
