@@ -13,7 +13,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use ebpf_common::{
-    Address, Backend, Counter, FrontendKey, Port, Protocol, ServiceId, SocketForward, SocketKey, SocketReverse,
+    Address, Backend, Counter, FrontendKey, Port, Protocol, ServiceId, SocketForward, SocketKey,
+    SocketReverse,
 };
 
 use crate::{
@@ -37,7 +38,14 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     remember_frontend(cookie, &key, &backend);
     write(ctx, family, &backend.address, backend.port);
     maps::count(Counter::SocketConnect);
-    debug!(ctx, "connect {:i}:{} -> {:i}:{}", key.address.0, key.port.get(), backend.address.0, backend.port.get());
+    debug!(
+        ctx,
+        "connect {:i}:{} -> {:i}:{}",
+        key.address.octets(),
+        key.port.get(),
+        backend.address.octets(),
+        backend.port.get()
+    );
     Ok(())
 }
 
@@ -78,13 +86,14 @@ pub fn show_frontend(ctx: &SockAddrContext, family: Family) {
 fn select(ctx: &SockAddrContext, key: &FrontendKey) -> Result<Option<Backend>, Error> {
     // SAFETY: the context is a sock_addr's, from which the kernel knows the namespace.
     let client = Client::Namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
-    match service::select(key, Scope::Cluster, &client) {
+    let mut selected = None;
+    match service::select(key, Scope::Cluster, &client, &mut selected) {
         Err(_) => {
             Error::Refused.count();
-            debug!(ctx, "refused {:i}:{}: no backend", key.address.0, key.port.get());
+            debug!(ctx, "refused {:i}:{}: no backend", key.address.octets(), key.port.get());
             Err(Error::Refused)
         }
-        selected => selected,
+        Ok(()) => Ok(selected),
     }
 }
 
@@ -125,7 +134,7 @@ fn destination(ctx: &SockAddrContext, family: Family) -> Option<FrontendKey> {
             _ => return None,
         };
         let address = match family {
-            Family::V4 => Address::from_v4(ptr::read_volatile(&raw const (*fields).user_ip4).to_ne_bytes()),
+            Family::V4 => Address::from_v4_word(ptr::read_volatile(&raw const (*fields).user_ip4)),
             Family::V6 => {
                 let words = (&raw const (*fields).user_ip6).cast::<u32>();
                 Address::from_words([

@@ -22,7 +22,7 @@ const TOUCH_NS: u64 = 1_000_000_000;
 /// Source ports that a flow may get instead of its own: the dynamic ports of RFC 6335.
 const PORT_FIRST: u16 = 49152;
 const PORT_COUNT: u32 = 16384;
-const PORT_ATTEMPTS: u32 = 16;
+const PORT_ATTEMPTS: u32 = 8;
 
 #[inline(always)]
 pub fn find(tuple: &Tuple) -> Option<*mut Flow> {
@@ -67,37 +67,39 @@ pub fn is_stale(flow: &Flow, packet: &Packet) -> bool {
     packet.tuple.protocol == Protocol::UDP && service::backend(flow.backend_id).is_none()
 }
 
-/// Forgets both directions, the client's first: what it sends meanwhile opens a new flow.
+/// Forgets both directions, the client's first: what it sends meanwhile opens a new flow. Whether both were there.
 #[inline(never)]
-pub fn remove(tuple: &Tuple, flow: &Flow) {
+pub fn remove(tuple: &Tuple, flow: &Flow) -> bool {
     let reverse = flow.translated.reversed();
     // One that is gone already is what was wanted.
-    let _ = CONNTRACK.remove(tuple);
-    let _ = CONNTRACK.remove(reverse);
+    let removed = CONNTRACK.remove(tuple).is_ok();
+    CONNTRACK.remove(reverse).is_ok() && removed
 }
 
-/// Opens a flow from the tuple to the backend, and returns what the packet becomes.
+/// Opens a flow from the tuple to the backend; `opened` becomes its forward entry.
 ///
 /// The reverse entry comes first, so that an answer always finds it. Where the client already talks to this backend
 /// from the same port through another frontend, the flow gets another source port.
 #[inline(never)]
-pub fn open(tuple: &Tuple, backend: &Backend) -> Result<Flow, Error> {
+pub fn open(tuple: &Tuple, backend: &Backend, opened: &mut Flow) -> Result<(), Error> {
     let hairpin = tuple.source == backend.address;
     // A pod does not accept packets from its own address, so it sees the frontend's.
     let source = if hairpin { tuple.destination } else { tuple.source };
     let mut translated = Tuple::new(source, tuple.source_port, backend.address, backend.port, tuple.protocol);
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
+    // The one flow of the caller serves for both entries in turn: the stack has no room for more.
+    *opened = Flow::new(Direction::Reverse, tuple.reversed(), backend.service_id, backend.id, hairpin, now);
     for _ in 0..PORT_ATTEMPTS {
-        match insert_reverse(tuple, &translated, backend, hairpin, now) {
+        match insert_reverse(&translated.reversed(), opened) {
             Ok(()) => {
-                let forward =
+                *opened =
                     Flow::new(Direction::Forward, translated, backend.service_id, backend.id, hairpin, now);
-                if CONNTRACK.insert(tuple, forward, 0).is_err() {
+                if CONNTRACK.insert(tuple, &*opened, 0).is_err() {
                     let _ = CONNTRACK.remove(translated.reversed());
                     return Err(Error::ConntrackFull);
                 }
-                return Ok(forward);
+                return Ok(());
             }
             Err(EEXIST) => {
                 // SAFETY: a helper without arguments.
@@ -112,17 +114,14 @@ pub fn open(tuple: &Tuple, backend: &Backend) -> Result<Flow, Error> {
 }
 
 #[inline(always)]
-fn insert_reverse(tuple: &Tuple, translated: &Tuple, backend: &Backend, hairpin: bool, now: u64) -> Result<(), i32> {
-    let key = translated.reversed();
-    let answer = tuple.reversed();
-    let reverse = Flow::new(Direction::Reverse, answer, backend.service_id, backend.id, hairpin, now);
+fn insert_reverse(key: &Tuple, reverse: &Flow) -> Result<(), i32> {
     match CONNTRACK.insert(key, reverse, BPF_NOEXIST as u64) {
         Ok(()) => Ok(()),
         Err(EEXIST) => {
             // Another packet of this same flow may have been quicker, on another CPU.
             // SAFETY: read at once.
-            match find(&key) {
-                Some(found) if unsafe { (*found).translated == answer } => Ok(()),
+            match find(key) {
+                Some(found) if unsafe { (*found).translated == reverse.translated } => Ok(()),
                 _ => Err(EEXIST),
             }
         }

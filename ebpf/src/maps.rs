@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{HashMap, LruHashMap, PerCpuArray},
 };
 use ebpf_common::{
-    Affinity, AffinityKey, Backend, BackendId, Counter, Flow, Fragment, FragmentKey, Frontend, FrontendKey, SlotKey,
-    SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
+    Affinity, AffinityKey, Backend, BackendId, Counter, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
+    SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.

@@ -9,7 +9,7 @@
 
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use ebpf_common::{Counter, Flow, Fragment, FrontendKey};
+use ebpf_common::{Backend, Counter, Direction, Flow, Fragment, FrontendKey};
 
 use crate::{
     conntrack,
@@ -36,9 +36,12 @@ pub enum Verdict {
 
 #[inline(always)]
 pub fn towards_backend(ctx: &TcContext, scope: Scope) -> Result<Verdict, Error> {
-    let Some(packet) = packet::parse(ctx)? else { return Ok(Verdict::Pass) };
-    if matches!(packet.part, Part::Later) {
-        return later_fragment(ctx, &packet);
+    let mut packet = Packet::OTHER;
+    packet::parse(ctx, &mut packet)?;
+    match packet.part {
+        Part::Other => return Ok(Verdict::Pass),
+        Part::Later => return later_fragment(ctx, &packet).map(|()| Verdict::Pass),
+        Part::Whole | Part::First => {}
     }
     if let Some(found) = conntrack::find(&packet.tuple) {
         // SAFETY: an element of the map, alive for this run of the program.
@@ -47,26 +50,35 @@ pub fn towards_backend(ctx: &TcContext, scope: Scope) -> Result<Verdict, Error> 
             conntrack::remove(&packet.tuple, flow);
         } else if flow.is_forward() || flow.is_hairpin() {
             conntrack::touch(found, &packet);
-            return translate(ctx, &packet, flow);
+            translate(ctx, &packet, flow)?;
+            return finish(ctx, flow);
         } else {
             // A backend's answer, translated at its client's edge.
             return Ok(Verdict::Pass);
         }
     }
-    let key = FrontendKey::new(packet.tuple.destination, packet.tuple.destination_port, packet.tuple.protocol);
+    let key =
+        FrontendKey::new(packet.tuple.destination, packet.tuple.destination_port, packet.tuple.protocol);
     let client = Client::Address(packet.tuple.source);
-    let Some(backend) = service::select(&key, scope, &client)? else { return Ok(Verdict::Pass) };
-    let flow = conntrack::open(&packet.tuple, &backend)?;
+    let mut selected = None;
+    service::select(&key, scope, &client, &mut selected)?;
+    let Some(backend) = selected else { return Ok(Verdict::Pass) };
+    let mut flow = Flow::new(Direction::Forward, packet.tuple, backend.service_id, backend.id, false, 0);
+    conntrack::open(&packet.tuple, &backend, &mut flow)?;
     maps::count(Counter::FlowNew);
-    debug!(ctx, "flow to {:i} -> {:i}", packet.tuple.destination.0, backend.address.0);
-    translate(ctx, &packet, &flow)
+    log_new(ctx, &packet, &backend);
+    translate(ctx, &packet, &flow)?;
+    finish(ctx, &flow)
 }
 
 #[inline(always)]
 pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
-    let Some(packet) = packet::parse(ctx)? else { return Ok(Verdict::Pass) };
-    if matches!(packet.part, Part::Later) {
-        return later_fragment(ctx, &packet);
+    let mut packet = Packet::OTHER;
+    packet::parse(ctx, &mut packet)?;
+    match packet.part {
+        Part::Other => return Ok(Verdict::Pass),
+        Part::Later => return later_fragment(ctx, &packet).map(|()| Verdict::Pass),
+        Part::Whole | Part::First => {}
     }
     let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::Pass) };
     // SAFETY: an element of the map, alive for this run of the program.
@@ -75,37 +87,53 @@ pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
         return Ok(Verdict::Pass);
     }
     conntrack::touch(found, &packet);
-    translate(ctx, &packet, flow)
+    translate(ctx, &packet, flow).map(|()| Verdict::Pass)
 }
 
 #[inline(never)]
-fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<Verdict, Error> {
+fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<(), Error> {
     let to = flow.translated;
-    let (hairpin, forward) = (flow.is_hairpin(), flow.is_forward());
     if matches!(packet.part, Part::First) {
-        if hairpin {
+        if flow.is_hairpin() {
             // The pieces would have to turn around together.
             return Err(Error::Fragment);
         }
         let fragment = Fragment { source: to.source, destination: to.destination };
         FRAGMENTS.insert(packet.fragment_key(), fragment, 0).map_err(|_| Error::Fragment)?;
     }
-    packet::rewrite(ctx, packet, &to)?;
-    maps::count(if forward { Counter::FlowForward } else { Counter::FlowReverse });
-    if hairpin {
-        maps::count(Counter::Hairpin);
-        return packet::turn_around(ctx).map(Verdict::Return);
+    maps::count(if flow.is_forward() { Counter::FlowForward } else { Counter::FlowReverse });
+    packet::rewrite(ctx, packet, &to)
+}
+
+#[inline(always)]
+fn finish(ctx: &TcContext, flow: &Flow) -> Result<Verdict, Error> {
+    if !flow.is_hairpin() {
+        return Ok(Verdict::Pass);
     }
-    Ok(Verdict::Pass)
+    maps::count(Counter::Hairpin);
+    packet::turn_around(ctx).map(Verdict::Return)
 }
 
 /// A later fragment follows its first one, or passes as it is where that was not translated.
 #[inline(never)]
-fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Error> {
+fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<(), Error> {
     // SAFETY: copied at once.
-    let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key()) }.copied() else {
-        return Ok(Verdict::Pass);
-    };
-    packet::rewrite_fragment(ctx, packet, &fragment)?;
-    Ok(Verdict::Pass)
+    let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key()) }.copied() else { return Ok(()) };
+    packet::rewrite_fragment(ctx, packet, &fragment)
+}
+
+#[inline(never)]
+fn log_new(ctx: &TcContext, packet: &Packet, backend: &Backend) -> bool {
+    let tuple = &packet.tuple;
+    debug!(
+        ctx,
+        "flow {:i}:{} -> {:i}:{} goes to {:i}:{}",
+        tuple.source.octets(),
+        tuple.source_port.get(),
+        tuple.destination.octets(),
+        tuple.destination_port.get(),
+        backend.address.octets(),
+        backend.port.get()
+    );
+    true
 }

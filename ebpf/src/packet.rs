@@ -27,6 +27,8 @@ pub enum Part {
     First,
     /// Has no ports.
     Later,
+    /// Neither TCP nor UDP over IP; nothing else is known of it.
+    Other,
 }
 
 pub struct Packet {
@@ -42,6 +44,21 @@ pub struct Packet {
 }
 
 impl Packet {
+    pub const OTHER: Self = Self {
+        tuple: Tuple::new(
+            Address::UNSPECIFIED,
+            Port::new(0),
+            Address::UNSPECIFIED,
+            Port::new(0),
+            Protocol(0),
+        ),
+        is_v4: false,
+        part: Part::Other,
+        identification: 0,
+        tcp_flags: 0,
+        transport: 0,
+    };
+
     pub fn fragment_key(&self) -> FragmentKey {
         FragmentKey::new(self.tuple.source, self.tuple.destination, self.identification, self.tuple.protocol)
     }
@@ -51,22 +68,16 @@ impl Packet {
     }
 }
 
-/// Reads the headers; `None` for what is neither TCP nor UDP over IP.
+/// Reads the headers into `packet`, which is [`Packet::OTHER`] before.
 #[inline(never)]
-pub fn parse(ctx: &TcContext) -> Result<Option<Packet>, Error> {
-    let mut packet = match ctx.skb.protocol() {
-        ETHERTYPE_V4 => match parse_v4(ctx)? {
-            Some(packet) => packet,
-            None => return Ok(None),
-        },
-        ETHERTYPE_V6 => match parse_v6(ctx)? {
-            Some(packet) => packet,
-            None => return Ok(None),
-        },
-        _ => return Ok(None),
-    };
-    if matches!(packet.part, Part::Later) {
-        return Ok(Some(packet));
+pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
+    match ctx.skb.protocol() {
+        ETHERTYPE_V4 => parse_v4(ctx, packet)?,
+        ETHERTYPE_V6 => parse_v6(ctx, packet)?,
+        _ => return Ok(()),
+    }
+    if matches!(packet.part, Part::Later | Part::Other) {
+        return Ok(());
     }
     let ports: [u8; 4] = load(ctx, packet.transport)?;
     packet.tuple.source_port = Port::from_network([ports[0], ports[1]]);
@@ -74,17 +85,17 @@ pub fn parse(ctx: &TcContext) -> Result<Option<Packet>, Error> {
     if packet.tuple.protocol == Protocol::TCP {
         packet.tcp_flags = load(ctx, packet.transport + 13)?;
     }
-    Ok(Some(packet))
+    Ok(())
 }
 
 #[inline(always)]
-fn parse_v4(ctx: &TcContext) -> Result<Option<Packet>, Error> {
+fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     let header: [u32; 5] = load(ctx, ETHERNET_BYTES)?;
     let first = header[0].to_ne_bytes();
     let second = header[1].to_ne_bytes();
     let protocol = Protocol(header[2].to_ne_bytes()[1]);
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
-        return Ok(None);
+        return Ok(());
     }
     let header_bytes = (first[0] & 0x0f) as usize * 4;
     if header_bytes < 20 {
@@ -92,32 +103,25 @@ fn parse_v4(ctx: &TcContext) -> Result<Option<Packet>, Error> {
     }
     let offset = u16::from_be_bytes([second[2] & 0x1f, second[3]]);
     let more = second[2] & 0x20 != 0;
-    let part = match (offset, more) {
+    packet.part = match (offset, more) {
         (0, false) => Part::Whole,
         (0, true) => Part::First,
         _ => Part::Later,
     };
-    Ok(Some(Packet {
-        tuple: Tuple::new(
-            Address::from_v4(header[3].to_ne_bytes()),
-            Port::new(0),
-            Address::from_v4(header[4].to_ne_bytes()),
-            Port::new(0),
-            protocol,
-        ),
-        is_v4: true,
-        part,
-        identification: u16::from_ne_bytes([second[0], second[1]]) as u32,
-        tcp_flags: 0,
-        transport: ETHERNET_BYTES + header_bytes,
-    }))
+    packet.tuple.source = Address::from_v4_word(header[3]);
+    packet.tuple.destination = Address::from_v4_word(header[4]);
+    packet.tuple.protocol = protocol;
+    packet.is_v4 = true;
+    packet.identification = u16::from_ne_bytes([second[0], second[1]]) as u32;
+    packet.transport = ETHERNET_BYTES + header_bytes;
+    Ok(())
 }
 
 /// Extension headers that are walked; RFC 8200 asks for each at most once, and four kinds stand before TCP or UDP.
 const EXTENSIONS_MAX: usize = 4;
 
 #[inline(always)]
-fn parse_v6(ctx: &TcContext) -> Result<Option<Packet>, Error> {
+fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     let header: [u32; 10] = load(ctx, ETHERNET_BYTES)?;
     let mut next = header[1].to_ne_bytes()[2];
     let mut transport = ETHERNET_BYTES + 40;
@@ -152,22 +156,15 @@ fn parse_v6(ctx: &TcContext) -> Result<Option<Packet>, Error> {
     }
     let protocol = Protocol(next);
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
-        return Ok(None);
+        return Ok(());
     }
-    Ok(Some(Packet {
-        tuple: Tuple::new(
-            Address::from_words([header[2], header[3], header[4], header[5]]),
-            Port::new(0),
-            Address::from_words([header[6], header[7], header[8], header[9]]),
-            Port::new(0),
-            protocol,
-        ),
-        is_v4: false,
-        part,
-        identification,
-        tcp_flags: 0,
-        transport,
-    }))
+    packet.part = part;
+    packet.tuple.source = Address::from_words([header[2], header[3], header[4], header[5]]);
+    packet.tuple.destination = Address::from_words([header[6], header[7], header[8], header[9]]);
+    packet.tuple.protocol = protocol;
+    packet.identification = identification;
+    packet.transport = transport;
+    Ok(())
 }
 
 /// Gives the packet the addresses and ports of `to`, and the checksums that follow.

@@ -1,7 +1,10 @@
 //! From a frontend to a backend: affinity where asked for, else a random slot.
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
-use ebpf_common::{Address, Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotKey, pick_backend};
+use ebpf_common::{
+    Address, Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotKey,
+    pick_backend,
+};
 
 use crate::{
     error::Error,
@@ -34,13 +37,22 @@ pub fn backend(id: BackendId) -> Option<Backend> {
     if backend.id == id { Some(backend) } else { None }
 }
 
-/// The backend for a new connection of `client`, or `None` where `key` is no frontend.
+/// Finds the backend for a new connection of `client`; `selected` stays as it is where `key` is no frontend.
+///
+/// Like every function here that is not inlined, it returns what fits one register: a BPF function has no other way,
+/// and the stack of 512 bytes does not hold everything inlined.
 #[inline(never)]
-pub fn select(key: &FrontendKey, scope: Scope, client: &Client) -> Result<Option<Backend>, Error> {
-    let Some(mut frontend) = frontend(key) else { return Ok(None) };
+pub fn select(
+    key: &FrontendKey,
+    scope: Scope,
+    client: &Client,
+    selected: &mut Option<Backend>,
+) -> Result<(), Error> {
+    let Some(mut frontend) = frontend(key) else { return Ok(()) };
     if frontend.affinity_seconds != 0 {
         if let Some(backend) = remembered(&frontend, client) {
-            return Ok(Some(backend));
+            *selected = Some(backend);
+            return Ok(());
         }
     }
     for _ in 0..ATTEMPTS {
@@ -60,11 +72,12 @@ pub fn select(key: &FrontendKey, scope: Scope, client: &Client) -> Result<Option
             if frontend.affinity_seconds != 0 {
                 remember(frontend.service_id, backend.id, client);
             }
-            return Ok(Some(backend));
+            *selected = Some(backend);
+            return Ok(());
         }
         frontend = match self::frontend(key) {
             Some(frontend) => frontend,
-            None => return Ok(None),
+            None => return Ok(()),
         };
     }
     Err(Error::NoBackend)

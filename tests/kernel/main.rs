@@ -1,1 +1,4 @@
-//! Tier kernel.
+//! Tier kernel: the real verifier, real sockets, real packets, in namespaces that each test makes for itself.
+
+mod datapath;
+mod netns;

@@ -162,7 +162,11 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// Attaches a program by a link. `target` is a cgroup's descriptor or an interface's index.
-pub(crate) fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         prog_fd: raw(program),
         target,
@@ -175,7 +179,8 @@ pub(crate) fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: Att
 
 /// Replaces a link's program atomically.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
+    let mut attr =
+        LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
     // SAFETY: no addresses in it.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr).map(drop) }
 }

@@ -134,8 +134,9 @@ impl Datapath {
         let logger = aya_log::EbpfLogger::init(self.programs.ebpf_mut())
             .map_err(|source| Error::Log(Box::new(source)))?;
         // SAFETY: the logger owns its ring buffer's descriptor, and gives the same one until it is dropped.
-        let registered =
-            unsafe { tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE) };
+        let registered = unsafe {
+            tokio::io::unix::AsyncFd::register_with_interest(logger, tokio::io::Interest::READABLE)
+        };
         let mut logger = registered.map_err(|source| Error::Log(Box::new(source.into_parts().1)))?;
         Ok(tokio::spawn(async move {
             while let Ok(mut guard) = logger.readable_mut().await {

@@ -1,1 +1,15 @@
-//! 
+//! The only crate that touches the kernel's network: BPF maps and programs, links, routes, neighbours.
+//!
+//! It knows nothing of Kubernetes. Each table has a desired and an actual side (`delta`), and apply makes the kernel
+//! match; what is in the kernel stays there when the process ends, and is recognised when it starts again.
+
+mod bpf;
+pub mod datapath;
+pub mod delta;
+pub mod flows;
+pub mod links;
+pub mod maps;
+mod netlink;
+pub mod programs;
+pub mod routes;
+pub mod services;

@@ -174,7 +174,8 @@ impl PinnedCounters {
     /// Where there is no such map, or the number of CPUs cannot be read.
     pub fn open(directory: &Path, name: &str) -> Result<Self, MapError> {
         let map = PinnedMap::open(directory, name)?;
-        let cpus = aya::util::nr_cpus().map_err(|(path, source)| MapError::Open { path: path.into(), source })?;
+        let cpus =
+            aya::util::nr_cpus().map_err(|(path, source)| MapError::Open { path: path.into(), source })?;
         Ok(Self { map, cpus })
     }
 

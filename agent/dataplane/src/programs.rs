@@ -184,7 +184,8 @@ impl Programs {
                 Program::SchedClassifier(program) => program.load(),
                 _ => return Err(ProgramError::Missing(name.to_owned())),
             };
-            loaded.map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })?;
+            loaded
+                .map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })?;
         }
         let programs = Self { directory: directory.to_owned(), tc_mode, ebpf };
         programs.pin_programs()?;
@@ -208,10 +209,8 @@ impl Programs {
         if kind.filesystem_type().0 as i64 != CGROUP2_SUPER_MAGIC {
             return Err(ProgramError::NotCgroup2(cgroup.to_owned()));
         }
-        let inode = file
-            .metadata()
-            .map_err(|source| ProgramError::Cgroup { path: cgroup.to_owned(), source })?
-            .ino();
+        let inode =
+            file.metadata().map_err(|source| ProgramError::Cgroup { path: cgroup.to_owned(), source })?.ino();
         for (name, attach_type) in SOCKET_PROGRAMS {
             let pin = self.link_path(&format!("cgroup-{name}"));
             // The cgroup's id is its inode number, on 64-bit machines.
@@ -283,7 +282,8 @@ impl Programs {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();
             let Some(program) = program_of_link(&name) else { continue };
-            let link = bpf::get_pinned(&path).map_err(|source| ProgramError::Pin { path: path.clone(), source })?;
+            let link =
+                bpf::get_pinned(&path).map_err(|source| ProgramError::Pin { path: path.clone(), source })?;
             match bpf::link_target(link.as_fd()) {
                 Ok(Target::Cgroup(0) | Target::Interface(0) | Target::Other) | Err(_) => unpin(&path)?,
                 Ok(target) => match bpf::link_update(link.as_fd(), self.fd(&program)?) {
@@ -437,7 +437,8 @@ fn prepare_directory(directory: &Path) -> Result<(), ProgramError> {
     }
     let kind = nix::sys::statfs::statfs(mount_point).map_err(|errno| failed(mount_point, errno.into()))?;
     if kind.filesystem_type().0 as i64 & 0xffff_ffff != BPF_FS_MAGIC {
-        let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV | nix::mount::MsFlags::MS_NOEXEC;
+        let flags =
+            nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV | nix::mount::MsFlags::MS_NOEXEC;
         nix::mount::mount(Some("bpf"), mount_point, Some("bpf"), flags, Some("mode=0700"))
             .map_err(|errno| failed(mount_point, errno.into()))?;
     }

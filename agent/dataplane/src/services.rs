@@ -93,7 +93,10 @@ impl ServiceMaps {
         let backends = backends.into_iter().filter(|(id, _)| *id != LAST_IDS);
         let backends = Delta::from_actual(backends);
         Ok(Self {
-            service_id_by_frontend: frontends.iter().map(|(key, frontend)| (*key, frontend.service_id)).collect(),
+            service_id_by_frontend: frontends
+                .iter()
+                .map(|(key, frontend)| (*key, frontend.service_id))
+                .collect(),
             backend_id_by_endpoint: backends
                 .actual()
                 .iter()
@@ -202,12 +205,16 @@ impl ServiceMaps {
 
     /// Reads the pinned maps of a running agent, without names: what the kernel acts on, not what anybody believes.
     pub fn dump(directory: &Path) -> Result<Vec<ServiceEntry>, MapError> {
-        let frontends: HashMap<_, _> =
-            PinnedMap::<FrontendKey, Frontend>::open(directory, maps::FRONTENDS)?.read_all()?.into_iter().collect();
+        let frontends: HashMap<_, _> = PinnedMap::<FrontendKey, Frontend>::open(directory, maps::FRONTENDS)?
+            .read_all()?
+            .into_iter()
+            .collect();
         let slots: HashMap<_, _> =
             PinnedMap::<SlotKey, BackendId>::open(directory, maps::SLOTS)?.read_all()?.into_iter().collect();
-        let backends: HashMap<_, _> =
-            PinnedMap::<BackendId, Backend>::open(directory, maps::BACKENDS)?.read_all()?.into_iter().collect();
+        let backends: HashMap<_, _> = PinnedMap::<BackendId, Backend>::open(directory, maps::BACKENDS)?
+            .read_all()?
+            .into_iter()
+            .collect();
         Ok(collect_entries(&frontends, &slots, &backends, &HashMap::new()))
     }
 

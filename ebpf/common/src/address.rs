@@ -1,63 +1,81 @@
 //! Addresses, ports and protocols as the programs read them from sockets and packets.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::{
+    cmp::Ordering,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 /// An IP address in network order; IPv4 is held as `::ffff:a.b.c.d`.
 ///
-/// Aligned, so that the programs copy it in words.
-#[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Address(pub [u8; 16]);
+/// Held in words, so that the programs copy and compare it in words.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Address {
+    /// Each in network order, that is, as they lie in a socket address or a packet.
+    words: [u32; 4],
+}
+
+const V4_PREFIX: u32 = 0x0000_ffff_u32.to_be();
 
 impl Address {
-    pub const UNSPECIFIED: Self = Self([0; 16]);
+    pub const UNSPECIFIED: Self = Self { words: [0; 4] };
+
+    /// From an IPv4 address as it lies in a socket address or a packet.
+    #[inline(always)]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self { words: [0, 0, V4_PREFIX, word] }
+    }
 
     #[inline(always)]
     pub const fn from_v4(v4: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]])
+        Self::from_v4_word(u32::from_ne_bytes(v4))
     }
 
-    /// The last four bytes: the IPv4 address, where this is one.
+    /// From the four words of an IPv6 address as they lie in a socket address or a packet.
     #[inline(always)]
-    pub const fn to_v4(&self) -> [u8; 4] {
-        [self.0[12], self.0[13], self.0[14], self.0[15]]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// The inverse of [`Self::from_words`]; the last word is the IPv4 address, where this is one.
+    #[inline(always)]
+    pub const fn to_words(&self) -> [u32; 4] {
+        self.words
+    }
+
+    /// The 16 bytes in network order.
+    #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.words;
+        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let b = &self.0;
-        (b[0] | b[1] | b[2] | b[3] | b[4] | b[5] | b[6] | b[7] | b[8] | b[9]) == 0 && (b[10] & b[11]) == 0xff
-    }
-
-    /// From four words as they lie in a socket address, each in network order.
-    #[inline(always)]
-    pub const fn from_words(words: [u32; 4]) -> Self {
-        let (a, b, c, d) =
-            (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
-        Self([
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-        ])
-    }
-
-    /// The inverse of [`Self::from_words`].
-    #[inline(always)]
-    pub const fn to_words(&self) -> [u32; 4] {
-        let b = &self.0;
-        [
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
-            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
-            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
-            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
-        ]
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_PREFIX
     }
 
     /// The address with IPv4 as itself.
     pub fn to_ip(&self) -> IpAddr {
         if self.is_v4() {
-            IpAddr::V4(Ipv4Addr::from(self.to_v4()))
+            IpAddr::V4(Ipv4Addr::from(self.words[3].to_ne_bytes()))
         } else {
-            IpAddr::V6(Ipv6Addr::from(self.0))
+            IpAddr::V6(Ipv6Addr::from(self.octets()))
         }
+    }
+}
+
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// As people order addresses.
+impl Ord for Address {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.octets().cmp(&other.octets())
     }
 }
 
@@ -65,7 +83,12 @@ impl From<IpAddr> for Address {
     fn from(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(v4) => Self::from_v4(v4.octets()),
-            IpAddr::V6(v6) => Self(v6.octets()),
+            IpAddr::V6(v6) => {
+                let bytes = v6.octets();
+                let word =
+                    |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+                Self { words: [word(0), word(4), word(8), word(12)] }
+            }
         }
     }
 }

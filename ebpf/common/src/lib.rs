@@ -26,8 +26,8 @@ pub use address::{Address, Port, Protocol};
 pub use conntrack::{Direction, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
 pub use counter::Counter;
 pub use service::{
-    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotKey, SocketForward, SocketKey,
-    SocketReverse, pick_backend,
+    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotKey, SocketForward,
+    SocketKey, SocketReverse, pick_backend,
 };
 
 /// Implements `aya::Pod` where the agent asks for it.

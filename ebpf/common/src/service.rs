@@ -73,7 +73,7 @@ impl Backend {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct AffinityKey {
-    client: [u8; 16],
+    client: Address,
     service_id: ServiceId,
     kind: u32,
 }
@@ -81,13 +81,12 @@ pub struct AffinityKey {
 impl AffinityKey {
     #[inline(always)]
     pub const fn of_address(service_id: ServiceId, client: Address) -> Self {
-        Self { client: client.0, service_id, kind: 0 }
+        Self { client, service_id, kind: 0 }
     }
 
     #[inline(always)]
     pub const fn of_namespace(service_id: ServiceId, cookie: u64) -> Self {
-        let b = cookie.to_ne_bytes();
-        let client = [b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], 0, 0, 0, 0, 0, 0, 0, 0];
+        let client = Address::from_words([(cookie >> 32) as u32, cookie as u32, 0, 0]);
         Self { client, service_id, kind: 1 }
     }
 }
@@ -174,6 +173,15 @@ const _: () = {
 };
 
 crate::pod!(
-    ServiceId, BackendId, FrontendKey, Frontend, SlotKey, Backend, AffinityKey, Affinity, SocketKey, SocketForward,
+    ServiceId,
+    BackendId,
+    FrontendKey,
+    Frontend,
+    SlotKey,
+    Backend,
+    AffinityKey,
+    Affinity,
+    SocketKey,
+    SocketForward,
     SocketReverse,
 );

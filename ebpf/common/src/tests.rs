@@ -7,7 +7,7 @@ fn ipv4_address_is_held_as_mapped_and_comes_back() {
     let address = Address::from(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)));
     assert!(address.is_v4());
     assert_eq!(address.to_ip(), IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)));
-    assert_eq!(address.0, Ipv4Addr::new(10, 96, 0, 1).to_ipv6_mapped().octets());
+    assert_eq!(address.octets(), Ipv4Addr::new(10, 96, 0, 1).to_ipv6_mapped().octets());
 }
 
 #[test]
@@ -74,7 +74,8 @@ fn reversing_a_tuple_twice_gives_it_back() {
 
 #[test]
 fn timeout_follows_the_state_of_both_directions() {
-    let tuple = Tuple::new(Address::UNSPECIFIED, Port::new(1), Address::UNSPECIFIED, Port::new(2), Protocol::TCP);
+    let tuple =
+        Tuple::new(Address::UNSPECIFIED, Port::new(1), Address::UNSPECIFIED, Port::new(2), Protocol::TCP);
     let flow = |direction| Flow::new(direction, tuple, ServiceId(1), BackendId(1), false, 0);
     let (mut forward, mut reverse) = (flow(Direction::Forward), flow(Direction::Reverse));
     assert_eq!(timeout_seconds(Protocol::TCP, &forward, &reverse), 60);

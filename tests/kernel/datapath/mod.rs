@@ -1,0 +1,53 @@
+//! The datapath's programs and maps.
+
+mod sockets;
+mod verifier;
+
+use std::net::{IpAddr, SocketAddr};
+
+use dataplane::datapath::{Config, Datapath};
+use ebpf_common::{
+    Address, Counter, FrontendKey, Port, Protocol,
+    desired::{Endpoint, Service, Services},
+};
+
+use crate::netns::BpfDir;
+
+fn open(directory: &BpfDir) -> Datapath {
+    Datapath::open(&Config::new(&directory.path)).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn key(frontend: &str, protocol: Protocol) -> FrontendKey {
+    let frontend: SocketAddr = frontend.parse().expect("a frontend");
+    FrontendKey::new(Address::from(frontend.ip()), Port::new(frontend.port()), protocol)
+}
+
+fn endpoint(address: IpAddr, port: u16, local: bool) -> Endpoint {
+    Endpoint { address: Address::from(address), port: Port::new(port), local }
+}
+
+/// A service to `backends`, all of them on this node.
+fn service(backends: &[SocketAddr]) -> Service {
+    let endpoints = backends.iter().map(|backend| endpoint(backend.ip(), backend.port(), true)).collect();
+    Service { name: "default/web".into(), endpoints, affinity_seconds: 0 }
+}
+
+fn services(of: impl IntoIterator<Item = (FrontendKey, Service)>) -> Services {
+    of.into_iter().collect()
+}
+
+fn count(datapath: &Datapath, counter: Counter) -> u64 {
+    let counters = datapath.counters().expect("the counters");
+    counters.iter().find(|(found, _)| *found == counter).expect("every counter is listed").1
+}

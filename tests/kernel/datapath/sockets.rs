@@ -1,0 +1,373 @@
+//! The socket load balancer: real sockets in a test cgroup, backends on addresses of the namespace's loopback.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use dataplane::{datapath::Datapath, services::ServiceMaps};
+use ebpf_common::{Counter, Protocol, desired::Service};
+
+use super::{count, endpoint, key, open, service, services};
+use crate::netns::{BpfDir, Cgroup, NetNs};
+
+const FRONTEND: &str = "10.96.0.7:80";
+const FRONTEND_V6: &str = "[fd00:96::7]:80";
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// A host whose processes are balanced, with backends 10.244.0.1 to .9 and fd00:244::1 to ::9 on its loopback.
+struct Host {
+    namespace: NetNs,
+    datapath: Datapath,
+    directory: BpfDir,
+    cgroup: Cgroup,
+}
+
+impl Host {
+    fn new() -> Self {
+        let cgroup = Cgroup::new();
+        let directory = BpfDir::new();
+        let datapath = open(&directory);
+        datapath.attach_cgroup(&cgroup.path).expect("attaching to the cgroup");
+        let namespace = NetNs::in_cgroup(&cgroup);
+        for host in 1..10 {
+            namespace.ip(&format!("addr add 10.244.0.{host}/32 dev lo"));
+            namespace.ip(&format!("addr add fd00:244::{host}/128 dev lo nodad"));
+        }
+        Self { namespace, datapath, directory, cgroup }
+    }
+
+    fn serve(&mut self, frontend: &str, protocol: Protocol, backends: &[SocketAddr]) {
+        let wanted = services([(key(frontend, protocol), service(backends))]);
+        self.datapath.set_services(wanted).expect("setting the services");
+    }
+}
+
+/// A TCP server on `address` that sends its own address to each client, until the namespace's work is done.
+fn tcp_server(address: &str) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind(address).unwrap_or_else(|e| panic!("{address}: {e}"));
+    let bound = listener.local_addr().expect("its address");
+    (listener, bound)
+}
+
+fn udp(address: &str) -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind(address).unwrap_or_else(|e| panic!("{address}: {e}"));
+    socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let bound = socket.local_addr().expect("its address");
+    (socket, bound)
+}
+
+fn connect(address: &str) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&address.parse().expect("an address"), DEADLINE)
+}
+
+#[test]
+fn connect_reaches_a_backend_and_getpeername_shows_the_service() {
+    let mut host = Host::new();
+    for (frontend, backend) in [(FRONTEND, "10.244.0.1:0"), (FRONTEND_V6, "[fd00:244::1]:0")] {
+        let (listener, bound) = host.namespace.run(|| tcp_server(backend));
+        host.serve(frontend, Protocol::TCP, &[bound]);
+        host.namespace.run(|| {
+            let client = connect(frontend).expect("a connection to the service");
+            assert_eq!(client.peer_addr().expect("its peer").to_string(), frontend);
+            let (server, peer) = listener.accept().expect("the connection at the backend");
+            assert_eq!(server.local_addr().expect("its address"), bound);
+            // The backend sees the client itself.
+            assert_eq!(peer, client.local_addr().expect("the client's address"));
+            assert_eq!(server.peer_addr().expect("its peer"), peer);
+        });
+    }
+    assert_eq!(count(&host.datapath, Counter::SocketConnect), 2);
+}
+
+#[test]
+fn a_v6_socket_reaches_a_v4_service_by_its_mapped_address() {
+    let mut host = Host::new();
+    let (listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
+    host.serve(FRONTEND, Protocol::TCP, &[bound]);
+    let (backend, backend_at) = host.namespace.run(|| udp("10.244.0.2:0"));
+    let both = services([
+        (key(FRONTEND, Protocol::TCP), service(&[bound])),
+        (key(FRONTEND, Protocol::UDP), service(&[backend_at])),
+    ]);
+    host.datapath.set_services(both).expect("setting the services");
+    host.namespace.run(|| {
+        let client = connect("[::ffff:10.96.0.7]:80").expect("a connection to the service");
+        // std shows a mapped peer as it is.
+        assert_eq!(client.peer_addr().expect("its peer").to_string(), "[::ffff:10.96.0.7]:80");
+        listener.accept().expect("the connection at the backend");
+
+        let (client, _) = udp("[::]:0");
+        client.send_to(b"ask", "[::ffff:10.96.0.7]:80").expect("a datagram to the service");
+        let mut buffer = [0; 16];
+        let (length, from) = backend.recv_from(&mut buffer).expect("the datagram at the backend");
+        backend.send_to(&buffer[..length], from).expect("the answer");
+        let (_, from) = client.recv_from(&mut buffer).expect("the answer at the client");
+        assert_eq!(from.to_string(), "[::ffff:10.96.0.7]:80");
+    });
+}
+
+#[test]
+fn unconnected_datagrams_come_back_from_the_service() {
+    let mut host = Host::new();
+    for (frontend, backend) in [(FRONTEND, "10.244.0.1:0"), (FRONTEND_V6, "[fd00:244::1]:0")] {
+        let (server, bound) = host.namespace.run(|| udp(backend));
+        host.serve(frontend, Protocol::UDP, &[bound]);
+        host.namespace.run(|| {
+            let any = if bound.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let (client, _) = udp(any);
+            client.send_to(b"ask", frontend).expect("a datagram to the service");
+            let mut buffer = [0; 16];
+            let (length, from) = server.recv_from(&mut buffer).expect("the datagram at the backend");
+            server.send_to(&buffer[..length], from).expect("the answer");
+            let (_, from) = client.recv_from(&mut buffer).expect("the answer at the client");
+            assert_eq!(from.to_string(), frontend);
+        });
+    }
+    assert_eq!(count(&host.datapath, Counter::SocketSend), 2);
+    assert_eq!(count(&host.datapath, Counter::SocketReverse), 2);
+}
+
+#[test]
+fn a_connected_datagram_socket_talks_to_one_backend_and_believes_in_the_service() {
+    let mut host = Host::new();
+    let (server, bound) = host.namespace.run(|| udp("10.244.0.1:0"));
+    host.serve(FRONTEND, Protocol::UDP, &[bound]);
+    host.namespace.run(|| {
+        let (client, _) = udp("0.0.0.0:0");
+        client.connect(FRONTEND).expect("connecting to the service");
+        assert_eq!(client.peer_addr().expect("its peer").to_string(), FRONTEND);
+        client.send(b"ask").expect("a datagram");
+        let mut buffer = [0; 16];
+        let (length, from) = server.recv_from(&mut buffer).expect("the datagram at the backend");
+        server.send_to(&buffer[..length], from).expect("the answer");
+        // recvfrom on a connected socket names the sender too.
+        let (_, from) = client.recv_from(&mut buffer).expect("the answer at the client");
+        assert_eq!(from.to_string(), FRONTEND);
+    });
+}
+
+#[test]
+fn an_unconnected_socket_keeps_its_backend_until_that_is_gone() {
+    let mut host = Host::new();
+    let servers: Vec<_> =
+        host.namespace.run(|| (1..=4).map(|n| udp(&format!("10.244.0.{n}:5300"))).collect());
+    let backends: Vec<SocketAddr> = servers.iter().map(|(_, bound)| *bound).collect();
+    host.serve(FRONTEND, Protocol::UDP, &backends);
+
+    let (client, _) = host.namespace.run(|| udp("0.0.0.0:0"));
+    let receive = |expected: usize| {
+        // The sockets of all backends are looked at; only the chosen one has something.
+        let deadline = Instant::now() + DEADLINE;
+        let mut found = Vec::new();
+        while found.len() < expected {
+            assert!(Instant::now() < deadline, "only {} of {expected} datagrams arrived", found.len());
+            for (server, bound) in &servers {
+                server.set_nonblocking(true).expect("non-blocking");
+                if server.recv_from(&mut [0; 16]).is_ok() {
+                    found.push(*bound);
+                }
+            }
+        }
+        found.into_iter().collect::<BTreeSet<SocketAddr>>()
+    };
+    for _ in 0..20 {
+        client.send_to(b"x", FRONTEND).expect("a datagram to the service");
+    }
+    let first = receive(20);
+    assert_eq!(first.len(), 1, "datagrams of one socket went to {first:?}");
+
+    let rest: Vec<SocketAddr> = backends.iter().filter(|backend| !first.contains(backend)).copied().collect();
+    host.serve(FRONTEND, Protocol::UDP, &rest);
+    for _ in 0..20 {
+        client.send_to(b"x", FRONTEND).expect("a datagram to the service");
+    }
+    let second = receive(20);
+    assert_eq!(second.len(), 1);
+    assert!(first.is_disjoint(&second));
+}
+
+#[test]
+fn connections_spread_over_all_backends() {
+    let mut host = Host::new();
+    let servers: Vec<_> =
+        host.namespace.run(|| (1..=6).map(|n| tcp_server(&format!("10.244.0.{n}:8080"))).collect());
+    let backends: Vec<SocketAddr> = servers.iter().map(|(_, bound)| *bound).collect();
+    host.serve(FRONTEND, Protocol::TCP, &backends);
+    host.namespace.run(|| {
+        let _clients: Vec<TcpStream> = (0..300).map(|_| connect(FRONTEND).expect("a connection")).collect();
+        for (listener, bound) in &servers {
+            listener.set_nonblocking(true).expect("non-blocking");
+            let accepted = std::iter::from_fn(|| listener.accept().ok()).count();
+            // 300 fair choices among 6 leave this range once in some 10^9 runs.
+            assert!((10..=100).contains(&accepted), "{bound} got {accepted} of 300");
+        }
+    });
+}
+
+#[test]
+fn a_service_without_backends_refuses_at_once() {
+    let mut host = Host::new();
+    for frontend in [FRONTEND, FRONTEND_V6] {
+        host.serve(frontend, Protocol::TCP, &[]);
+        let error = host.namespace.run(|| connect(frontend)).expect_err("nothing to connect to");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
+        host.serve(frontend, Protocol::UDP, &[]);
+        let error = host.namespace.run(|| {
+            let any = if frontend == FRONTEND { "0.0.0.0:0" } else { "[::]:0" };
+            UdpSocket::bind(any).expect("a socket").send_to(b"x", frontend)
+        });
+        assert_eq!(error.expect_err("nowhere to send to").kind(), io::ErrorKind::ConnectionRefused);
+    }
+    assert_eq!(count(&host.datapath, Counter::SocketRefused), 4);
+}
+
+#[test]
+fn what_is_no_service_is_left_alone() {
+    let mut host = Host::new();
+    let (_listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
+    host.serve(FRONTEND, Protocol::TCP, &["10.244.0.9:1".parse().expect("an address")]);
+    host.namespace.run(|| {
+        let client = connect(&bound.to_string()).expect("a connection to the address itself");
+        assert_eq!(client.peer_addr().expect("its peer"), bound);
+        // Same address and port, other protocol.
+        let sent = UdpSocket::bind("0.0.0.0:0").expect("a socket").send_to(b"x", FRONTEND);
+        assert_eq!(sent.expect_err("no route").raw_os_error(), Some(libc::ENETUNREACH));
+    });
+    assert_eq!(count(&host.datapath, Counter::SocketConnect), 0);
+}
+
+#[test]
+fn processes_outside_the_cgroup_are_not_touched() {
+    let mut host = Host::new();
+    let (_listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
+    host.serve(FRONTEND, Protocol::TCP, &[bound]);
+    let error = host.namespace.without_cgroup().run(|| connect(FRONTEND)).expect_err("no service there");
+    assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH));
+}
+
+#[test]
+fn affinity_holds_for_all_sockets_of_a_namespace() {
+    let mut host = Host::new();
+    let servers: Vec<_> =
+        host.namespace.run(|| (1..=6).map(|n| tcp_server(&format!("10.244.0.{n}:8080"))).collect());
+    let endpoints = servers.iter().map(|(_, bound)| endpoint(bound.ip(), bound.port(), true)).collect();
+    let sticky = Service { name: "default/web".into(), endpoints, affinity_seconds: 60 };
+    host.datapath
+        .set_services(services([(key(FRONTEND, Protocol::TCP), sticky)]))
+        .expect("setting the services");
+    host.namespace.run(|| {
+        let _clients: Vec<TcpStream> = (0..50).map(|_| connect(FRONTEND).expect("a connection")).collect();
+        let accepted: Vec<usize> = servers
+            .iter()
+            .map(|(listener, _)| {
+                listener.set_nonblocking(true).expect("non-blocking");
+                std::iter::from_fn(|| listener.accept().ok()).count()
+            })
+            .collect();
+        let mut sorted = accepted.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, [0, 0, 0, 0, 0, 50], "{accepted:?}");
+    });
+}
+
+#[test]
+fn a_new_agent_keeps_ids_services_and_flows() {
+    let mut host = Host::new();
+    let (listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
+    host.serve(FRONTEND, Protocol::TCP, &[bound]);
+    let before = ServiceMaps::dump(&host.directory.path.join("maps")).expect("the maps");
+    let client = host.namespace.run(|| connect(FRONTEND).expect("a connection"));
+    let (mut server, _) = listener.accept().expect("the connection at the backend");
+
+    drop(host.datapath);
+    // Nobody runs: the pinned programs serve.
+    host.namespace.run(|| connect(FRONTEND).expect("a connection while no agent runs"));
+    let mut datapath = open(&host.directory);
+    datapath.attach_cgroup(&host.cgroup.path).expect("attaching again");
+    // A new agent that is not in sync yet deletes nothing.
+    host.namespace.run(|| connect(FRONTEND).expect("a connection while the agent starts"));
+    let wanted = services([(key(FRONTEND, Protocol::TCP), service(&[bound]))]);
+    let applied = datapath.set_services(wanted).expect("setting the services");
+    assert_eq!((applied.written, applied.deleted), (0, 0), "the maps held all of it");
+    assert_eq!(ServiceMaps::dump(&host.directory.path.join("maps")).expect("the maps"), before);
+
+    server.write_all(b"still here").expect("writing to the old connection");
+    let mut text = [0; 10];
+    (&client).read_exact(&mut text).expect("reading from the old connection");
+    assert_eq!(&text, b"still here");
+    assert_eq!(host.namespace.run(|| client.peer_addr()).expect("its peer").to_string(), FRONTEND);
+    let _ = client.as_raw_fd();
+}
+
+#[test]
+fn ids_are_not_given_out_twice() {
+    let mut host = Host::new();
+    let ids = |datapath: &Datapath| -> Vec<(u32, u32)> {
+        let entries = datapath.services();
+        entries.iter().map(|entry| (entry.service_id, entry.backends[0].backend_id)).collect()
+    };
+    let backend = |n: u8| SocketAddr::new(IpAddr::from([10, 244, 0, n]), 80);
+    host.serve(FRONTEND, Protocol::TCP, &[backend(1)]);
+    let first = ids(&host.datapath);
+    host.datapath.set_services(services([])).expect("no services");
+    // Also over a restart with empty maps.
+    drop(host.datapath);
+    host.datapath = open(&host.directory);
+    host.serve(FRONTEND, Protocol::TCP, &[backend(2)]);
+    let second = ids(&host.datapath);
+    assert!(second[0].0 > first[0].0 && second[0].1 > first[0].1, "{first:?} then {second:?}");
+}
+
+#[test]
+fn no_connection_fails_while_backends_come_and_go() {
+    const ROUNDS: u32 = 2000;
+    let mut host = Host::new();
+    let servers: Vec<_> =
+        host.namespace.run(|| (1..=8).map(|n| tcp_server(&format!("10.244.0.{n}:8080"))).collect());
+    let backends: Vec<SocketAddr> = servers.iter().map(|(_, bound)| *bound).collect();
+    host.serve(FRONTEND, Protocol::TCP, &backends);
+    let (done, connected) = (AtomicBool::new(false), AtomicU32::new(0));
+    let Host { namespace, datapath, .. } = &mut host;
+    thread::scope(|scope| {
+        for (listener, _) in &servers {
+            let done = &done;
+            scope.spawn(move || {
+                listener.set_nonblocking(true).expect("non-blocking");
+                while !done.load(Ordering::Relaxed) {
+                    while listener.accept().is_ok() {}
+                    thread::yield_now();
+                }
+            });
+        }
+        let client = scope.spawn(|| {
+            namespace.run(|| {
+                while !done.load(Ordering::Relaxed) {
+                    connect(FRONTEND).expect("a connection in the midst of changes");
+                    connected.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+        for round in 0..ROUNDS {
+            // Sets that share some backends, share none, grow and shrink.
+            let some: Vec<SocketAddr> = (0..8)
+                .filter(|n| (round.wrapping_mul(2_654_435_761) >> (8 + n)) & 1 == 1 || round % 8 == *n)
+                .map(|n| backends[n as usize])
+                .collect();
+            let wanted = services([(key(FRONTEND, Protocol::TCP), service(&some))]);
+            datapath.set_services(wanted).expect("setting the services");
+            if client.is_finished() {
+                break;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        client.join().expect("no connection failed");
+    });
+    let connected = connected.into_inner();
+    assert!(connected > 100, "only {connected} connections were made meanwhile");
+}

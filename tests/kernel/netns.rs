@@ -1,0 +1,179 @@
+//! Hosts for tests: a network namespace each, and a cgroup where sockets are to be balanced. Everything is gone when
+//! the value is dropped; nothing reaches beyond the namespaces.
+
+use std::{
+    fs::{self, File},
+    os::fd::{AsFd, AsRawFd},
+    panic,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A number that no other test of this process has.
+pub fn unique() -> u32 {
+    NUMBER.fetch_add(1, Ordering::Relaxed)
+}
+
+/// These tests load programs and make namespaces: without root there is nothing to test.
+pub fn require_root() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "the kernel tier needs root: it loads BPF programs and makes namespaces"
+    );
+}
+
+pub struct NetNs {
+    file: File,
+    cgroup: Option<PathBuf>,
+}
+
+impl NetNs {
+    /// A namespace with its loopback up.
+    pub fn new() -> Self {
+        require_root();
+        let file = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            ip("link set lo up");
+            File::open("/proc/thread-self/ns/net").expect("the namespace's file")
+        })
+        .join()
+        .expect("the thread that makes the namespace");
+        Self { file, cgroup: None }
+    }
+
+    /// The same, with what runs in it also in a cgroup of its own.
+    pub fn in_cgroup(cgroup: &Cgroup) -> Self {
+        Self { cgroup: Some(cgroup.path.clone()), ..Self::new() }
+    }
+
+    /// Another view of this namespace, outside any test cgroup.
+    pub fn without_cgroup(&self) -> Self {
+        Self { file: self.file.try_clone().expect("a second descriptor"), cgroup: None }
+    }
+
+    /// Runs `work` inside, on a thread of its own; its panic becomes the caller's.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).expect("entering the namespace");
+                if let Some(cgroup) = &self.cgroup {
+                    let thread = nix::unistd::gettid().to_string();
+                    fs::write(cgroup.join("cgroup.threads"), thread).expect("entering the cgroup");
+                }
+                work()
+            });
+            inside.join().unwrap_or_else(|cause| panic::resume_unwind(cause))
+        })
+    }
+
+    /// Runs `ip` inside.
+    pub fn ip(&self, arguments: &str) {
+        self.run(|| ip(arguments));
+    }
+
+    /// Runs a program inside and returns its output.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> String {
+        self.run(|| {
+            let output =
+                Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        })
+    }
+
+    pub fn sysctl(&self, path: &str, value: &str) {
+        self.run(|| fs::write(format!("/proc/sys/{path}"), value).unwrap_or_else(|e| panic!("{path}: {e}")));
+    }
+
+    /// A path by which `ip` finds this namespace.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    pub fn interface_index(&self, name: &str) -> u32 {
+        self.run(|| nix::net::if_::if_nametoindex(name).unwrap_or_else(|e| panic!("{name}: {e}")))
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("running ip");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A threaded cgroup below this process's own in the v2 tree, so that single threads can be in it.
+pub struct Cgroup {
+    pub path: PathBuf,
+}
+
+impl Cgroup {
+    pub fn new() -> Self {
+        require_root();
+        let path = own_cgroup().join(format!("seaway-test-{}-{}", std::process::id(), unique()));
+        fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        fs::write(path.join("cgroup.type"), "threaded").expect("a threaded cgroup");
+        Self { path }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Threads that ended leave it a moment later.
+        eventually("the test's cgroup is empty", || match fs::remove_dir(&self.path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => None,
+            _ => Some(()),
+        });
+    }
+}
+
+fn own_cgroup() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+    let tree = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|fields| fields[2] == "cgroup2")
+        .map(|fields| fields[1].to_owned())
+        .expect("the kernel tier needs a cgroup v2 tree, also where v1 controllers are in use");
+    let own = fs::read_to_string("/proc/self/cgroup").expect("the process's cgroups");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("the process's v2 cgroup");
+    Path::new(&tree).join(own.trim_start_matches('/'))
+}
+
+/// A folder for pinned objects, on the BPF file system.
+pub struct BpfDir {
+    pub path: PathBuf,
+}
+
+impl BpfDir {
+    pub fn new() -> Self {
+        require_root();
+        let path = PathBuf::from(format!("/sys/fs/bpf/seaway-test-{}-{}", std::process::id(), unique()));
+        Self { path }
+    }
+}
+
+impl Drop for BpfDir {
+    fn drop(&mut self) {
+        if let Err(error) = dataplane::programs::remove_pinned(&self.path) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// Asks until the answer is there; after 10 seconds the test has failed.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
