@@ -201,6 +201,7 @@ impl<'a> Merge<'a> {
                 check_order(changes, &order, rule.merge_key)?;
             }
             let before = list(original.get(&name).cloned())?;
+            let deletes = changes.iter().flatten().any(|item| item[PATCH] == "delete");
             let merged = match (before.clone(), changes) {
                 (None, None) => continue,
                 (Some(before), None) => before,
@@ -208,12 +209,24 @@ impl<'a> Merge<'a> {
                 (Some(before), Some(changes)) if rule.merge => self.list(before, changes, &rule)?,
                 (Some(_), Some(changes)) => changes,
             };
-            let before = before.unwrap_or_default();
-            let key = rule.merge_key;
+            let (mut before, key) = (before.unwrap_or_default(), rule.merge_key);
+            if deletes {
+                refill(&mut before, &merged, key);
+            }
             original.insert(name, Value::Array(ordered(merged, &order, &before, key)));
         }
         Ok(())
     }
+}
+
+/// As upstream has it, new items take the places in the server's order that deleted ones leave.
+fn refill(server_order: &mut Vec<Value>, merged: &[Value], key: Option<&str>) {
+    let places = server_order.len();
+    let added = merged.iter().filter(|item| !server_order.iter().any(|old| same(old, item, key)));
+    let added: Vec<Value> = added.cloned().collect();
+    server_order.retain(|old| merged.iter().any(|item| same(old, item, key)));
+    server_order.extend(added);
+    server_order.truncate(places);
 }
 
 /// Keeps only the fields that `$retainKeys` lists.

@@ -143,6 +143,13 @@ fn set_element_order_orders_and_leaves_items_of_the_server_where_they_were() {
     let remove = json!({"spec": {
         "$setElementOrder/containers": named(&["b"]), "containers": [{"name": "a", "$patch": "delete"}]}});
     assert_eq!(pod(containers(named(&["a", "b"])), remove), containers(named(&["b"])));
+    let exchange = json!({"spec": {
+        "$setElementOrder/containers": named(&["b", "new"]),
+        "containers": [{"name": "new"}, {"name": "a", "$patch": "delete"}]}});
+    assert_eq!(
+        pod(containers(named(&["a", "b", "injected"])), exchange),
+        containers(named(&["b", "injected", "new"]))
+    );
     let scalars = json!({"metadata": {"$setElementOrder/finalizers": ["c", "a"], "finalizers": ["c"]}});
     assert_eq!(
         pod(json!({"metadata": {"finalizers": ["a"]}}), scalars),
