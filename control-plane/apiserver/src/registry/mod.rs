@@ -1,11 +1,45 @@
 //! What one resource does differently from the others: a [`Strategy`] of pure functions, in the fixed order of a write:
-//! decode, `default`, `prepare_*`, mutating admission, `validate*`, validating admission, store.
+//! decode, `default`, metadata of the server's own (name, uid, creationTimestamp), [`prepare_create`] or
+//! [`prepare_update`], mutating admission, [`validate_create`] or [`validate_update`], validating admission, store.
 //!
 //! Handlers never know kinds; they ask [`strategy`]. A kind without rules of its own gets the generic strategy.
 //! Deliberately absent: IO, clocks (`now` is in the [`Context`]), storage.
 
+pub mod bootstrap;
+mod cronjob;
+mod daemonset;
+mod deployment;
+mod discovery;
+mod event;
+pub(crate) mod fields;
+mod job;
+pub mod metadata;
+mod namespace;
+mod networking;
+mod node;
+pub(crate) mod plain;
+mod pod;
+mod pod_columns;
+pub(crate) mod pod_spec;
+mod rbac;
+mod replicaset;
+mod rules;
+mod scaling;
+mod secret;
+pub(crate) mod service;
+pub mod service_ip;
+mod statefulset;
+pub(crate) mod storage;
+mod table;
+#[cfg(test)]
+mod tests;
+mod workload;
+
 use api::{field::FieldError, schema::Resource};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use fields::{at, child, copy, entries, int, remove, same, set};
+pub use table::{NAME_AND_AGE, human_duration};
 
 /// What a write knows about itself.
 pub struct Context<'a> {
@@ -40,19 +74,28 @@ pub struct Column {
 
 /// The rules of one resource. Every function is pure; the defaults are right for kinds without rules of their own.
 pub trait Strategy: Send + Sync {
-    /// Fills what the caller left out (on create, update and on reading old objects).
+    /// Fills what the caller left out (on create, update and on reading old objects). Twice is as once.
     fn default(&self, _object: &mut Value) {}
-    /// Clears what a creator may not set (status), sets what the server owns.
-    fn prepare_create(&self, _context: &Context<'_>, _object: &mut Value) {}
+    /// Clears what a creator may not set (status), sets what the server owns. Name and uid are there already.
+    fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
+        if has_status(context) {
+            set(object, "status", json!({}));
+        }
+    }
     /// Keeps what this request may not change: status for the object, all but status for `/status`, and allocated
-    /// fields that the caller left out. Generation is counted by the generic code: it compares what
-    /// [`Strategy::generation_content`] returns before and after.
-    fn prepare_update(&self, _context: &Context<'_>, _new: &mut Value, _old: &Value) {}
+    /// fields that the caller left out.
+    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
+        match context.subresource {
+            "status" => keep_all_but_status(new, old),
+            "" if has_status(context) => keep_status(new, old),
+            _ => {}
+        }
+    }
     fn validate(&self, _context: &Context<'_>, _object: &Value) -> Vec<FieldError> {
         Vec::new()
     }
-    fn validate_update(&self, _context: &Context<'_>, _new: &Value, _old: &Value) -> Vec<FieldError> {
-        Vec::new()
+    fn validate_update(&self, context: &Context<'_>, new: &Value, _old: &Value) -> Vec<FieldError> {
+        if context.subresource.is_empty() { self.validate(context, new) } else { Vec::new() }
     }
     /// Warnings for the client's `Warning:` headers.
     fn warnings(&self, _object: &Value) -> Vec<String> {
@@ -61,6 +104,17 @@ pub trait Strategy: Send + Sync {
     /// Whether the kind counts `metadata.generation`.
     fn has_generation(&self) -> bool {
         false
+    }
+    /// Whether an update counts as a new generation: by default, when anything but metadata and status differs.
+    fn generation_changed(&self, new: &Value, old: &Value) -> bool {
+        let content = |object: &Value| {
+            let mut object = object.clone();
+            for key in ["apiVersion", "kind", "metadata", "status"] {
+                remove(&mut object, key);
+            }
+            object
+        };
+        !same(&content(new), &content(old))
     }
     /// Whether PUT without a resourceVersion is allowed.
     fn allow_unconditional_update(&self) -> bool {
@@ -86,12 +140,105 @@ pub trait Strategy: Send + Sync {
     fn default_propagation(&self) -> Propagation {
         Propagation::Background
     }
-    /// Finalizers that creation adds (namespaces keep theirs in spec).
+    /// The columns of `kubectl get`, wide ones included.
     fn columns(&self) -> &'static [Column] {
-        &[]
+        table::NAME_AND_AGE
     }
     /// How a name is checked: the rule of upstream for `metadata.name`. Returns what is wrong.
     fn name_errors(&self, name: &str, is_prefix: bool) -> Vec<String> {
         api::names::dns1123_subdomain(name, is_prefix)
+    }
+}
+
+/// The strategy of a resource; the generic one for resources without rules of their own, custom resources included.
+pub fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
+    match (group, plural) {
+        ("", "pods") => &pod::Pods,
+        ("", "podtemplates") => &workload::PodTemplates,
+        ("", "services") => &service::Services,
+        ("", "nodes") => &node::Nodes,
+        ("", "namespaces") => &namespace::Namespaces,
+        ("", "configmaps") => &secret::ConfigMaps,
+        ("", "secrets") => &secret::Secrets,
+        ("", "endpoints") => &discovery::Endpoints,
+        ("", "replicationcontrollers") => &replicaset::ReplicationControllers,
+        ("", "persistentvolumes") => &storage::PersistentVolumes,
+        ("", "persistentvolumeclaims") => &storage::PersistentVolumeClaims,
+        ("", "resourcequotas") => &scaling::ResourceQuotas,
+        ("", "limitranges") => &scaling::LimitRanges,
+        ("" | "events.k8s.io", "events") => &event::Events,
+        ("apps", "deployments") => &deployment::Deployments,
+        ("apps", "replicasets") => &replicaset::ReplicaSets,
+        ("apps", "statefulsets") => &statefulset::StatefulSets,
+        ("apps", "daemonsets") => &daemonset::DaemonSets,
+        ("apps", "controllerrevisions") => &workload::ControllerRevisions,
+        ("batch", "jobs") => &job::Jobs,
+        ("batch", "cronjobs") => &cronjob::CronJobs,
+        ("autoscaling", "horizontalpodautoscalers") => &scaling::HorizontalPodAutoscalers,
+        ("policy", "poddisruptionbudgets") => &scaling::PodDisruptionBudgets,
+        ("discovery.k8s.io", "endpointslices") => &discovery::EndpointSlices,
+        ("networking.k8s.io", "ingresses") => &networking::Ingresses,
+        ("networking.k8s.io", "networkpolicies") => &networking::NetworkPolicies,
+        ("rbac.authorization.k8s.io", "roles" | "clusterroles") => &rbac::Roles,
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => &rbac::Bindings,
+        ("storage.k8s.io", "storageclasses") => &storage::StorageClasses,
+        ("storage.k8s.io", "csidrivers") => &storage::CsiDrivers,
+        _ => plain::strategy(group, plural),
+    }
+}
+
+/// Runs the strategy's preparation of a new object and starts its generation.
+pub fn prepare_create(strategy: &dyn Strategy, context: &Context<'_>, object: &mut Value) {
+    strategy.prepare_create(context, object);
+    if strategy.has_generation() {
+        set(child(object, "metadata"), "generation", 1);
+    } else {
+        remove(child(object, "metadata"), "generation");
+    }
+}
+
+/// Runs the strategy's preparation of an update and counts its generation.
+pub fn prepare_update(strategy: &dyn Strategy, context: &Context<'_>, new: &mut Value, old: &Value) {
+    copy(child(new, "metadata"), at(old, "/metadata"), "generation");
+    strategy.prepare_update(context, new, old);
+    if strategy.has_generation() && context.subresource != "status" && strategy.generation_changed(new, old) {
+        set(child(new, "metadata"), "generation", int(old, "/metadata/generation") + 1);
+    }
+}
+
+/// All that is wrong with a new object: its metadata, then what the strategy finds.
+pub fn validate_create(strategy: &dyn Strategy, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
+    let mut errors = metadata::validate(context.resource, strategy, object);
+    errors.extend(strategy.validate(context, object));
+    errors
+}
+
+/// All that is wrong with an update: its metadata, then what the strategy finds.
+pub fn validate_update(
+    strategy: &dyn Strategy,
+    context: &Context<'_>,
+    new: &Value,
+    old: &Value,
+) -> Vec<FieldError> {
+    let mut errors = metadata::validate_update(new, old);
+    errors.extend(strategy.validate_update(context, new, old));
+    errors
+}
+
+fn has_status(context: &Context<'_>) -> bool {
+    context.resource.subresources.iter().any(|subresource| subresource.name == "status")
+}
+
+/// For a write of the object itself: the status stays.
+fn keep_status(new: &mut Value, old: &Value) {
+    copy(new, old, "status");
+}
+
+/// For a write of `/status`: everything but status and metadata stays.
+fn keep_all_but_status(new: &mut Value, old: &Value) {
+    let keep = |key: &str| !matches!(key, "apiVersion" | "kind" | "metadata" | "status");
+    fields::fields_mut(new).retain(|key, _| !keep(key));
+    for key in entries(old, "").keys().filter(|key| keep(key)) {
+        copy(new, old, key);
     }
 }
