@@ -1,0 +1,220 @@
+//! One file per verb. A handler reads the request's options and body, asks the resource's strategy and admission, talks
+//! to the cache, and answers; it never knows a kind. What is special about a kind is in `registry` (rules) or in
+//! `subresources` (paths below an object).
+//!
+//! ```text
+//! pipeline -> dispatch -> create | get | list | watch | update | patch | delete | delete_collection
+//!                      -> subresources
+//! ```
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::status::Status;
+use futures::FutureExt as _;
+use http::{HeaderMap, Response};
+use hyper::upgrade::OnUpgrade;
+use serde_json::Value;
+
+use crate::{
+    decode::{self, Document},
+    negotiate::{self, Accepted, Encoding, Shape},
+    query::Query,
+    request::RequestInfo,
+    respond,
+    security::Identity,
+    server::body::{self, Body},
+    state::State,
+    subresources,
+    table::{IncludeObject, Tabler, partial},
+};
+
+pub mod create;
+pub mod delete;
+pub mod delete_collection;
+pub mod escalation;
+pub mod get;
+pub mod list;
+pub mod patch;
+pub mod target;
+pub mod update;
+pub mod watch;
+
+pub use self::target::Target;
+
+/// One request on its way through the handlers.
+pub struct Call {
+    pub state: Arc<State>,
+    pub info: RequestInfo,
+    pub user: Identity,
+    pub method: http::Method,
+    pub query: Query,
+    /// The query as sent, for what is passed on.
+    pub raw_query: String,
+    pub headers: HeaderMap,
+    /// Behind a lock only so that a call may be shared between threads.
+    body: Mutex<Option<Body>>,
+    pub upgrade: Option<OnUpgrade>,
+    /// Become `Warning` headers.
+    pub warnings: Vec<String>,
+}
+
+impl Call {
+    pub fn new(
+        state: Arc<State>,
+        info: RequestInfo,
+        user: Identity,
+        query: Query,
+        mut parts: http::request::Parts,
+        body: Body,
+    ) -> Self {
+        Self {
+            state,
+            info,
+            user,
+            query,
+            raw_query: parts.uri.query().unwrap_or_default().to_owned(),
+            upgrade: parts.extensions.remove(),
+            method: parts.method,
+            headers: parts.headers,
+            body: Mutex::new(Some(body)),
+            warnings: Vec::new(),
+        }
+    }
+
+    pub fn take_body(&mut self) -> Body {
+        self.body.get_mut().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_else(body::empty)
+    }
+
+    /// The body as a value; `None` where it is empty.
+    pub async fn read_document(&mut self) -> Result<Option<Document>, Status> {
+        let encoding = negotiate::body_encoding(&self.headers);
+        let bytes = body::read(self.take_body()).await?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        decode::parse(&bytes, encoding?).map(Some)
+    }
+
+    /// As [`Call::read_document`], where the body must be there.
+    pub async fn need_document(&mut self, kind: &str) -> Result<Document, Status> {
+        self.read_document()
+            .await?
+            .ok_or_else(|| Status::bad_request(format!("the request body is empty, it must be a {kind}")))
+    }
+
+    /// The answer's form where an object is answered with.
+    pub fn accepted_object(&self) -> Result<Accepted, Status> {
+        negotiate::accepted(&self.headers, &[Shape::Table, Shape::PartialObjectMetadata])
+    }
+
+    /// The answer's form where a list or a watch is answered with.
+    pub fn accepted_list(&self) -> Result<Accepted, Status> {
+        negotiate::accepted(
+            &self.headers,
+            &[Shape::Table, Shape::PartialObjectMetadataList, Shape::PartialObjectMetadata],
+        )
+    }
+
+    pub fn tabler(&self, target: &Target, accepted: Accepted) -> Result<Tabler<'static>, Status> {
+        Ok(Tabler {
+            strategy: target.strategy,
+            meta_version: accepted.meta_version,
+            include: IncludeObject::parse(&self.query)?,
+            now: jiff::Timestamp::now().as_second(),
+        })
+    }
+
+    /// Answers with one object in the shape that was asked for.
+    pub fn answer(
+        &self,
+        target: &Target,
+        accepted: Accepted,
+        code: http::StatusCode,
+        object: Value,
+    ) -> Result<Response<Body>, Status> {
+        let value = match accepted.shape {
+            Shape::Object => object,
+            Shape::Table => {
+                let metadata = serde_json::json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let tabler = self.tabler(target, accepted)?;
+                let rows = vec![tabler.row(object)];
+                tabler.table(metadata, rows, true)
+            }
+            Shape::PartialObjectMetadata | Shape::PartialObjectMetadataList => {
+                partial(&object, accepted.meta_version)
+            }
+        };
+        Ok(respond::value(code, accepted, &value))
+    }
+
+    /// Answers with a cached object, byte for byte where its form allows.
+    pub fn answer_cached(
+        &self,
+        target: &Target,
+        accepted: Accepted,
+        code: http::StatusCode,
+        object: &crate::storage::cache::Object,
+    ) -> Result<Response<Body>, Status> {
+        if accepted.shape == Shape::Object && accepted.encoding == Encoding::Json && !target.is_converted() {
+            return Ok(respond::cached(code, accepted, object.json()));
+        }
+        self.answer(target, accepted, code, target.value(object))
+    }
+}
+
+/// The time of a write, to the second.
+pub fn now() -> String {
+    api::time::format_seconds(jiff::Timestamp::now())
+}
+
+/// Answers a request for a resource.
+pub async fn dispatch(call: &mut Call) -> Result<Response<Body>, Status> {
+    if let Some(answer) = subresources::virtual_resource(call).await {
+        return answer;
+    }
+    let target = Target::find(call.state.schema, &call.info)?;
+    check_scope(call, &target)?;
+    if !call.info.subresource.is_empty() {
+        return subresources::dispatch(call, &target).boxed().await;
+    }
+    let verb = call.info.verb.as_str();
+    if !target.resource.verbs.iter().any(|known| known == verb) {
+        return Err(method_not_allowed(call, &target));
+    }
+    match (verb, call.info.name.is_empty() || matches!(verb, "list" | "watch" | "deletecollection")) {
+        ("create", true) => create::handle(call, &target).boxed().await,
+        ("get", false) => get::handle(call, &target).boxed().await,
+        ("list", _) => list::handle(call, &target).boxed().await,
+        ("watch", _) => watch::handle(call, &target).boxed().await,
+        ("update", false) => update::handle(call, &target).boxed().await,
+        ("patch", false) => patch::handle(call, &target).boxed().await,
+        ("delete", false) => delete::handle(call, &target).boxed().await,
+        ("deletecollection", _) => delete_collection::handle(call, &target).boxed().await,
+        _ => Err(method_not_allowed(call, &target)),
+    }
+}
+
+fn method_not_allowed(call: &Call, target: &Target) -> Status {
+    let resource = target.resource;
+    if resource.verbs.iter().any(|known| *known == call.info.verb) {
+        return Status::method_not_allowed();
+    }
+    Status::method_not_supported(&resource.group, &resource.plural, &call.info.verb)
+}
+
+/// A namespaced path for a cluster-scoped resource leads nowhere, and so does an object without a namespace.
+fn check_scope(call: &Call, target: &Target) -> Result<(), Status> {
+    let info = &call.info;
+    let is_namespace = info.resource == "namespaces" && info.group.is_empty();
+    if !target.resource.namespaced && !info.namespace.is_empty() && !is_namespace {
+        return Err(Status::resource_not_found());
+    }
+    if target.resource.namespaced && info.namespace.is_empty() {
+        match info.verb.as_str() {
+            "list" | "watch" => {}
+            "create" | "deletecollection" => return Err(Status::method_not_allowed()),
+            _ => return Err(Status::resource_not_found()),
+        }
+    }
+    Ok(())
+}

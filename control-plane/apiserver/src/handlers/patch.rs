@@ -1,0 +1,131 @@
+//! PATCH: JSON Patch, JSON Merge Patch and strategic merge, applied to the newest object inside the update loop.
+//!
+//! Deliberately absent: server-side apply (`application/apply-patch+yaml`), answered with 415.
+
+use api::{
+    meta,
+    patch::{PatchError, json_patch, merge_patch, strategic_merge},
+    schema::{Schema, TypeId},
+    status::Status,
+};
+use http::{Response, StatusCode, header};
+use serde_json::Value;
+
+use super::{Call, Target, update::Update};
+use crate::{
+    decode::{self, Document, Expected},
+    query::{FieldValidation, WriteOptions},
+    server::body::{self, Body},
+};
+
+const JSON_PATCH: &str = "application/json-patch+json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
+const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
+const APPLY: &str = "application/apply-patch+yaml";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PatchKind {
+    Json,
+    Merge,
+    Strategic,
+}
+
+/// A patch as the request carries it.
+pub struct Patch {
+    kind: PatchKind,
+    value: Value,
+    duplicates: Vec<String>,
+}
+
+impl Patch {
+    /// Reads the request's body as its Content-Type says.
+    pub async fn read(call: &mut Call) -> Result<Self, Status> {
+        let content_type = call
+            .headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        let kind = match content_type.as_str() {
+            JSON_PATCH => PatchKind::Json,
+            MERGE_PATCH => PatchKind::Merge,
+            STRATEGIC_MERGE => PatchKind::Strategic,
+            APPLY => {
+                let mut status = Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE]);
+                status.message.push_str("; server-side apply is not served yet");
+                return Err(status);
+            }
+            _ => return Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE])),
+        };
+        let bytes = body::read(call.take_body()).await?;
+        let Document { value, duplicates } = decode::parse_json(&bytes)
+            .map_err(|error| Status::bad_request(format!("error decoding the patch: {error}")))?;
+        let fits = match kind {
+            PatchKind::Json => value.is_array(),
+            PatchKind::Merge | PatchKind::Strategic => value.is_object(),
+        };
+        if !fits {
+            let needed = if kind == PatchKind::Json { "an array of operations" } else { "an object" };
+            return Err(Status::bad_request(format!("error decoding the patch: it must be {needed}")));
+        }
+        Ok(Self { kind, value, duplicates })
+    }
+
+    /// The patched object, decoded; what the schema does not know is judged by `validation`.
+    pub fn apply(
+        &self,
+        schema: &Schema,
+        expected: Expected<'_>,
+        old: &Value,
+        validation: FieldValidation,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, Status> {
+        let patched = self.merge(schema, expected.ty, old)?;
+        let duplicates = self.duplicates.clone();
+        expected.decode(schema, Document { value: patched, duplicates }, validation, warnings)
+    }
+
+    fn merge(&self, schema: &Schema, ty: TypeId, old: &Value) -> Result<Value, Status> {
+        let patched = match self.kind {
+            PatchKind::Json => json_patch(old, &self.value),
+            PatchKind::Merge => merge_patch(old, &self.value),
+            PatchKind::Strategic => strategic_merge(schema, ty, old, &self.value),
+        };
+        patched.map_err(|error| match error {
+            PatchError::Malformed(text) => Status::bad_request(text),
+            PatchError::Unprocessable(text) => {
+                let mut status = Status::unprocessable(text.clone());
+                status.message = format!("{}: {text}", status.message);
+                status
+            }
+            PatchError::TooLarge(text) => Status::request_entity_too_large(text),
+        })
+    }
+}
+
+pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
+    let accepted = call.accepted_object()?;
+    let options = WriteOptions::parse(&call.query, "PatchOptions")?;
+    let patch = Patch::read(call).await?;
+    let resource = target.resource;
+    let group_version = resource.group_version();
+    let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
+    let (schema, name) = (call.state.schema, call.info.name.clone());
+    let mut said = Vec::new();
+    let patched = Update::of(call, target, options.dry_run)
+        .run(&mut call.warnings, &mut |old| {
+            said.clear();
+            let new = patch.apply(schema, expected, old, options.field_validation, &mut said)?;
+            if meta::name(&new) != name || meta::namespace(&new) != meta::namespace(old) {
+                return Err(Status::bad_request("a patch cannot change the name or namespace of an object"));
+            }
+            Ok(new)
+        })
+        .await?;
+    call.warnings.append(&mut said);
+    call.answer(target, accepted, StatusCode::OK, patched)
+}

@@ -1,0 +1,196 @@
+//! The resource that a request is about: its row of the schema, its strategy, and where its objects are.
+
+use std::{borrow::Cow, sync::Arc};
+
+use api::{
+    schema::{Resource, Schema},
+    selector::FieldSelector,
+    status::Status,
+};
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::{
+    conversion::{self, Conversion},
+    query::ListOptions,
+    registry::{self, Strategy},
+    request::RequestInfo,
+    storage::{
+        Revision, StorageError,
+        cache::{Cache, Object},
+        keys,
+    },
+};
+
+#[derive(Clone, Copy)]
+pub struct Target {
+    pub resource: &'static Resource,
+    pub strategy: &'static dyn Strategy,
+    conversion: Option<&'static Conversion>,
+}
+
+impl Target {
+    /// The resource that a path names; 404 where there is none.
+    pub fn find(schema: &'static Schema, info: &RequestInfo) -> Result<Self, Status> {
+        let resource = schema
+            .resource(&info.group, &info.version, &info.resource)
+            .ok_or_else(Status::resource_not_found)?;
+        Ok(Self::new(resource))
+    }
+
+    pub fn new(resource: &'static Resource) -> Self {
+        Self {
+            resource,
+            strategy: registry::strategy(&resource.group, &resource.plural),
+            conversion: conversion::of(resource),
+        }
+    }
+
+    fn stored_group(&self) -> &str {
+        self.conversion.map_or(self.resource.group.as_str(), |conversion| conversion.group)
+    }
+
+    /// The namespace that an object has: none where the resource is cluster-scoped.
+    pub fn scope<'a>(&self, namespace: &'a str) -> &'a str {
+        if self.resource.namespaced { namespace } else { "" }
+    }
+
+    /// The key of an object; the namespace is ignored for cluster-scoped resources.
+    pub fn key(&self, namespace: &str, name: &str) -> String {
+        let namespace = self.resource.namespaced.then_some(namespace);
+        keys::object_key(self.stored_group(), &self.resource.plural, namespace, name)
+    }
+
+    /// The prefix of a list; the empty namespace is all.
+    pub fn list_prefix(&self, namespace: &str) -> String {
+        let namespace = (self.resource.namespaced && !namespace.is_empty()).then_some(namespace);
+        keys::list_prefix(self.stored_group(), &self.resource.plural, namespace)
+    }
+
+    pub fn is_converted(&self) -> bool {
+        self.conversion.is_some()
+    }
+
+    /// The object as this version of the resource shows it.
+    pub fn value(&self, object: &Object) -> Value {
+        self.from_stored(object.value())
+    }
+
+    pub fn from_stored(&self, value: Value) -> Value {
+        match self.conversion {
+            Some(conversion) => (conversion.from_stored)(value),
+            None => value,
+        }
+    }
+
+    pub fn to_stored(&self, value: Value) -> Value {
+        match self.conversion {
+            Some(conversion) => (conversion.to_stored)(value),
+            None => value,
+        }
+    }
+
+    /// The object's JSON; cached, unless it must be converted.
+    pub fn json(&self, object: &Object) -> Bytes {
+        match self.conversion {
+            None => object.json().clone(),
+            Some(_) => self.value(object).to_string().into(),
+        }
+    }
+
+    /// As [`Target::json`], under another revision.
+    pub fn json_at(&self, object: &Object, revision: Revision) -> Bytes {
+        match self.conversion {
+            None => object.json_at(revision),
+            Some(_) => {
+                let mut value = self.value(object);
+                api::meta::set_resource_version(&mut value, &revision.0.to_string());
+                value.to_string().into()
+            }
+        }
+    }
+
+    /// 400 for a field selector on a field that cannot be selected by.
+    pub fn check_fields(&self, selector: &FieldSelector) -> Result<(), Status> {
+        for (name, ..) in selector.requirements() {
+            let known = matches!(name.as_str(), "metadata.name" | "metadata.namespace")
+                || self.strategy.selectable_field_names().contains(&name.as_str());
+            if !known {
+                return Err(Status::bad_request(format!("field label not supported: {name}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an object is in the selection.
+    pub fn matches(&self, options: &ListOptions, object: &Object) -> bool {
+        let meta = object.meta();
+        if options.labels.as_ref().is_some_and(|selector| !selector.matches(&meta.labels)) {
+            return false;
+        }
+        let Some(selector) = &options.fields else { return true };
+        let fields = || -> Cow<'_, [(&'static str, String)]> {
+            match self.conversion {
+                None => Cow::Borrowed(object.fields(|value| self.strategy.selectable_fields(value))),
+                Some(_) => Cow::Owned(self.strategy.selectable_fields(&self.value(object))),
+            }
+        };
+        selector.matches(|name| match name {
+            "metadata.name" => Some(meta.name.clone()),
+            "metadata.namespace" => Some(meta.namespace.clone()),
+            name => fields().iter().find(|(field, _)| *field == name).map(|(_, value)| value.clone()),
+        })
+    }
+
+    pub fn not_found(&self, name: &str) -> Status {
+        Status::not_found(&self.resource.group, &self.resource.plural, name)
+    }
+
+    pub fn invalid(&self, name: &str, errors: Vec<api::field::FieldError>) -> Status {
+        Status::invalid(&self.resource.group, &self.resource.kind, name, errors)
+    }
+
+    pub fn conflict(&self, name: &str, why: &str) -> Status {
+        Status::conflict(&self.resource.group, &self.resource.plural, name, why)
+    }
+
+    /// What a storage error means to a client.
+    pub fn storage_error(&self, name: &str, error: StorageError) -> Status {
+        let resource = self.resource;
+        match error {
+            StorageError::Exists { .. } => Status::already_exists(&resource.group, &resource.plural, name),
+            StorageError::NotFound { .. } => self.not_found(name),
+            StorageError::Conflict { current: None, .. } => self.not_found(name),
+            StorageError::Conflict { .. } => Status::modified(&resource.group, &resource.plural, name),
+            StorageError::TooLarge { size, limit, .. } => Status::request_entity_too_large(format_args!(
+                "the object has {size} bytes, limit is {limit}"
+            )),
+            other => storage_status(&other),
+        }
+    }
+}
+
+/// What a storage error means where no object is named.
+pub fn storage_status(error: &StorageError) -> Status {
+    match error {
+        StorageError::Compacted { requested, oldest } => Status::expired(format!(
+            "The resourceVersion for the provided watch is too old: too old resource version: {} ({})",
+            requested.0, oldest.0
+        )),
+        StorageError::Future { requested, current } => {
+            Status::too_large_resource_version(requested.0, current.0)
+        }
+        StorageError::Unavailable { .. } => Status::service_unavailable(error.to_string()),
+        other => Status::internal(other),
+    }
+}
+
+/// The newest version of an object; a miss is looked at again once the cache is known to be current, and so is every
+/// read where `fresh` is asked for.
+pub async fn read(cache: &Cache, key: &str, fresh: bool) -> Result<Option<Arc<Object>>, Status> {
+    if !fresh && let Some(object) = cache.get(key) {
+        return Ok(Some(object));
+    }
+    cache.fresh().await.map_err(|error| storage_status(&error))?;
+    Ok(cache.get(key))
+}

@@ -1,0 +1,290 @@
+//! PUT, and the loop that every change of a stored object goes through: read, transform, default, prepare, mutate,
+//! validate, compare-and-swap; again from the start where another writer was quicker.
+//!
+//! A transform whose result carries a resourceVersion is refused once that version is not the stored one, so a change
+//! that was made from an older object ends in 409 and one that was not is made again.
+
+use api::{field::FieldError, meta, status::Status};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{
+    Call, Target,
+    create::{Create, default, place},
+    escalation, now,
+    target::read,
+};
+use crate::{
+    admission::{self, Operation},
+    decode::Expected,
+    query::WriteOptions,
+    registry::{self, Context},
+    security::Identity,
+    server::body::Body,
+    state::State,
+    storage::{StorageError, cache::Object},
+    subresources::service,
+};
+
+/// A change that loses this many races in a row is given up.
+const ATTEMPTS_MAX: usize = 50;
+
+pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
+    let accepted = call.accepted_object()?;
+    let options = WriteOptions::parse(&call.query, "UpdateOptions")?;
+    let resource = target.resource;
+    let document = call.need_document(&resource.kind).await?;
+    let group_version = resource.group_version();
+    let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
+    let mut object =
+        expected.decode(call.state.schema, document, options.field_validation, &mut call.warnings)?;
+    check_name(&call.info.name, &mut object)?;
+    place(target, &call.info.namespace, &mut object)?;
+    let key = target.key(&call.info.namespace, &call.info.name);
+    let creates = target.strategy.allow_create_on_update() && call.info.subresource.is_empty();
+    if creates && read(&call.state.cache, &key, false).await?.is_none() {
+        let write = Create {
+            state: &call.state,
+            user: &call.user,
+            target,
+            namespace: &call.info.namespace,
+            dry_run: options.dry_run,
+        };
+        meta::set_resource_version(&mut object, "");
+        let created = write.run(object, &mut call.warnings).await?;
+        return call.answer(target, accepted, StatusCode::CREATED, created);
+    }
+    let updated = Update::of(call, target, options.dry_run)
+        .run(&mut call.warnings, &mut |_| Ok(object.clone()))
+        .await?;
+    call.answer(target, accepted, StatusCode::OK, updated)
+}
+
+/// Checks an object's name against the path's; an absent one is filled in.
+pub fn check_name(name: &str, object: &mut Value) -> Result<(), Status> {
+    let said = meta::name(object);
+    if said.is_empty() {
+        meta::set_name(object, name);
+    } else if said != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({said}) does not match the name on the URL ({name})"
+        )));
+    }
+    Ok(())
+}
+
+/// One change of one stored object, whoever asks for it.
+pub struct Update<'a> {
+    pub state: &'a State,
+    pub user: &'a Identity,
+    pub target: &'a Target,
+    /// Empty for the object itself.
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub dry_run: bool,
+}
+
+/// Makes the new object from the stored one; called again after a lost race.
+pub type Transform<'a> = &'a mut (dyn FnMut(&Value) -> Result<Value, Status> + Send);
+
+impl<'a> Update<'a> {
+    /// The change that a request asks for. The borrow is of the call's parts that a handler does not change.
+    pub fn of(call: &Call, target: &'a Target, dry_run: bool) -> UpdateOwned<'a> {
+        UpdateOwned {
+            state: std::sync::Arc::clone(&call.state),
+            user: call.user.clone(),
+            target,
+            subresource: call.info.subresource.clone(),
+            namespace: call.info.namespace.clone(),
+            name: call.info.name.clone(),
+            dry_run,
+        }
+    }
+
+    /// Makes the change; returns the object as stored, or as it would be.
+    pub async fn run(&self, warnings: &mut Vec<String>, transform: Transform<'_>) -> Result<Value, Status> {
+        let key = self.target.key(self.namespace, self.name);
+        for _ in 0..ATTEMPTS_MAX {
+            let object = read(&self.state.cache, &key, false)
+                .await?
+                .ok_or_else(|| self.target.not_found(self.name))?;
+            let mut said = Vec::new();
+            match self.attempt(&key, &object, &mut said, transform).await? {
+                Some(value) => {
+                    warnings.append(&mut said);
+                    return Ok(value);
+                }
+                None => continue,
+            }
+        }
+        Err(self.modified())
+    }
+
+    fn modified(&self) -> Status {
+        let resource = self.target.resource;
+        Status::modified(&resource.group, &resource.plural, self.name)
+    }
+
+    /// `None` where the object changed in between.
+    async fn attempt(
+        &self,
+        key: &str,
+        object: &Object,
+        warnings: &mut Vec<String>,
+        transform: Transform<'_>,
+    ) -> Result<Option<Value>, Status> {
+        let Self { state, target, .. } = *self;
+        let old = target.value(object);
+        let mut new = transform(&old)?;
+        self.check_preconditions(&old, &new)?;
+        keep_server_fields(&mut new, &old);
+        let now = now();
+        let context = Context {
+            resource: target.resource,
+            subresource: self.subresource,
+            now: &now,
+            user: &self.user.name,
+        };
+        default(state, target, &mut new);
+        // A binding writes what no client may: it is checked by who makes it.
+        let follows_rules = self.subresource != "binding";
+        if follows_rules {
+            registry::prepare_update(target.strategy, &context, &mut new, &old);
+        }
+        let request = admission::Request {
+            operation: Operation::Update,
+            resource: target.resource,
+            subresource: self.subresource,
+            namespace: target.scope(self.namespace),
+            name: self.name,
+            user: self.user,
+            old: Some(&old),
+            dry_run: self.dry_run,
+        };
+        state.admission.mutate(&request, &mut new).await?;
+        default(state, target, &mut new);
+        let mut errors = if follows_rules {
+            registry::validate_update(target.strategy, &context, &new, &old)
+        } else {
+            registry::metadata::validate_update(&new, &old)
+        };
+        errors.extend(state.schema.required(target.resource.ty, &new));
+        if !errors.is_empty() {
+            return Err(target.invalid(self.name, errors));
+        }
+        state.admission.validate(&request, &new).await?;
+        escalation::check(state, self.user, target, self.namespace, &new, Some(&old))?;
+        warnings.extend(target.strategy.warnings(&new));
+        self.store(key, object, new, &old).await
+    }
+
+    async fn store(
+        &self,
+        key: &str,
+        object: &Object,
+        mut new: Value,
+        old: &Value,
+    ) -> Result<Option<Value>, Status> {
+        let Self { state, target, .. } = *self;
+        let claim = service::claim(state, target, &mut new, Some(old), self.dry_run).await?;
+        if self.dry_run {
+            return Ok(Some(new));
+        }
+        if is_finished(target, &new) {
+            return match state.cache.delete(key, object.revision()).await {
+                Ok(_) => Ok(Some(new)),
+                Err(StorageError::Conflict { current: Some(_), .. }) => Ok(None),
+                Err(error) => Err(target.storage_error(self.name, error)),
+            };
+        }
+        match state.cache.update(key, object.revision(), target.to_stored(new)).await {
+            Ok(stored) => {
+                claim.map(service::Claim::keep);
+                Ok(Some(target.value(&stored)))
+            }
+            Err(StorageError::Conflict { current: Some(_), .. }) => Ok(None),
+            Err(error) => Err(target.storage_error(self.name, error)),
+        }
+    }
+
+    fn check_preconditions(&self, old: &Value, new: &Value) -> Result<(), Status> {
+        let version = meta::resource_version(new);
+        if !matches!(version, "" | "0") && version != meta::resource_version(old) {
+            return Err(self.modified());
+        }
+        if version.is_empty() && !self.target.strategy.allow_unconditional_update() {
+            let error =
+                FieldError::invalid("metadata.resourceVersion", json!(0), "must be specified for an update");
+            return Err(self.target.invalid(self.name, vec![error]));
+        }
+        let (uid, stored) = (meta::uid(new), meta::uid(old));
+        if !uid.is_empty() && uid != stored {
+            let why =
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {stored}");
+            return Err(self.target.conflict(self.name, &why));
+        }
+        Ok(())
+    }
+}
+
+/// An [`Update`] that owns what it needs of its call, so that the call stays free for warnings.
+pub struct UpdateOwned<'a> {
+    pub state: std::sync::Arc<State>,
+    pub user: Identity,
+    pub target: &'a Target,
+    pub subresource: String,
+    pub namespace: String,
+    pub name: String,
+    pub dry_run: bool,
+}
+
+impl UpdateOwned<'_> {
+    pub async fn run(&self, warnings: &mut Vec<String>, transform: Transform<'_>) -> Result<Value, Status> {
+        let update = Update {
+            state: &self.state,
+            user: &self.user,
+            target: self.target,
+            subresource: &self.subresource,
+            namespace: &self.namespace,
+            name: &self.name,
+            dry_run: self.dry_run,
+        };
+        update.run(warnings, transform).await
+    }
+}
+
+/// What no client can change: the server's part of `metadata`.
+fn keep_server_fields(new: &mut Value, old: &Value) {
+    let metadata = meta::metadata_mut(new);
+    metadata.remove("managedFields");
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "selfLink",
+        "generateName",
+    ] {
+        match old["metadata"].get(field) {
+            Some(value) => metadata.insert(field.to_owned(), value.clone()),
+            None => metadata.remove(field),
+        };
+    }
+    meta::set_resource_version(new, meta::resource_version(old));
+}
+
+/// Whether something still has to happen before an object that is being deleted may go.
+pub fn has_finalizers(target: &Target, object: &Value) -> bool {
+    let is_namespace = target.resource.plural == "namespaces" && target.resource.group.is_empty();
+    !meta::finalizers(object).is_empty()
+        || (is_namespace && object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty()))
+}
+
+/// Whether the object was deleted and nothing holds it any more.
+fn is_finished(target: &Target, object: &Value) -> bool {
+    meta::deletion_timestamp(object).is_some()
+        && object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && !has_finalizers(target, object)
+}

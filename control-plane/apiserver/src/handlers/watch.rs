@@ -1,0 +1,278 @@
+//! WATCH: the state to begin with where it is asked for, then every change, then bookmarks, as lines of JSON.
+//!
+//! | resourceVersion | sendInitialEvents | begins with                                     |
+//! |-----------------|-------------------|-------------------------------------------------|
+//! | unset, 0        | unset             | the state as ADDED events                       |
+//! | any             | true              | the state, then a bookmark that says it is whole |
+//! | unset, 0        | false             | what happens from now on                        |
+//! | N               | unset, false      | every change after N, or an ERROR event with 410 |
+//!
+//! With a selector, an object that begins to match is ADDED and one that ceases to is DELETED.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use api::status::Status;
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use http::{Response, StatusCode};
+use rand::Rng as _;
+use serde_json::{Value, json};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Call, Target, target::storage_status};
+use crate::{
+    negotiate::{Accepted, Encoding, Shape},
+    query::ListOptions,
+    respond::{self, watch_frame},
+    server::body::{self, Body},
+    state::State,
+    storage::{
+        Revision, StorageError,
+        cache::{Delivery, Event, EventKind, FRESHNESS_TIMEOUT, Object, Watch},
+    },
+    table::{Tabler, partial},
+};
+
+/// The annotation of the bookmark that ends the initial events.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
+    let accepted = Accepted { encoding: Encoding::Json, ..call.accepted_list()? };
+    let mut options = ListOptions::parse(&call.query, true)?;
+    if let Some(selector) = &options.fields {
+        target.check_fields(selector)?;
+    } else if !call.info.name.is_empty() {
+        // The old form /watch/.../NAME.
+        let selector = format!("metadata.name={}", call.info.name);
+        options.fields = api::selector::FieldSelector::parse(&selector).ok();
+    }
+    let prefix = target.list_prefix(&call.info.namespace);
+    let timeout =
+        options.timeout.unwrap_or_else(|| Duration::from_secs(rand::rng().random_range(1800..3600)));
+    let mut encoder = Encoder {
+        target: *target,
+        tabler: match accepted.shape {
+            Shape::Table => Some(call.tabler(target, accepted)?),
+            _ => None,
+        },
+        accepted,
+        with_columns: true,
+    };
+    let begin = begin(&call.state, target, &prefix, &options, &mut encoder).await?;
+    let source = Source {
+        initial: begin.frames,
+        watch: begin.watch.map(|watch| if options.allow_bookmarks { watch.with_bookmarks() } else { watch }),
+        options,
+        encoder,
+        deadline: Box::pin(tokio::time::sleep_until(Instant::now() + timeout)),
+        stop: call.state.stop.clone(),
+        guard: Counted::new(Arc::clone(&call.state)),
+        last: false,
+    };
+    let mut response = respond::bytes(StatusCode::OK, "application/json", Bytes::new());
+    *response.body_mut() = body::stream(frames(source));
+    Ok(response)
+}
+
+/// Counts a watch for as long as it lives.
+struct Counted(Arc<State>);
+
+impl Counted {
+    fn new(state: Arc<State>) -> Self {
+        state.metrics.watch_started();
+        Self(state)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics.watch_ended();
+    }
+}
+
+struct Begin {
+    frames: VecDeque<Bytes>,
+    /// `None` after an ERROR frame.
+    watch: Option<Watch>,
+}
+
+async fn begin(
+    state: &State,
+    target: &Target,
+    prefix: &str,
+    options: &ListOptions,
+    encoder: &mut Encoder,
+) -> Result<Begin, Status> {
+    let cache = &state.cache;
+    let version = options.resource_version.unwrap_or(0);
+    let wants_state = options.send_initial_events.unwrap_or(version == 0);
+    if options.resource_version.is_none() {
+        cache.fresh().await.map_err(|error| storage_status(&error))?;
+    }
+    if !wants_state {
+        let after = (version > 0).then_some(Revision(version));
+        return Ok(match cache.watch(prefix, after) {
+            Ok(watch) => Begin { frames: VecDeque::new(), watch: Some(watch) },
+            Err(error) => Begin { frames: VecDeque::from([error_frame(&error)]), watch: None },
+        });
+    }
+    if version > 0 {
+        cache.wait_for(Revision(version), FRESHNESS_TIMEOUT).await.map_err(|error| storage_status(&error))?;
+    }
+    loop {
+        let snapshot = cache.list(prefix);
+        // History can move past the snapshot in between, on a busy resource: take a newer one.
+        let Ok(watch) = cache.watch(prefix, Some(snapshot.revision)) else { continue };
+        let mut frames: VecDeque<Bytes> = snapshot
+            .iter()
+            .filter(|object| target.matches(options, object))
+            .map(|object| encoder.frame("ADDED", object, None))
+            .collect();
+        if options.send_initial_events == Some(true) && options.allow_bookmarks {
+            frames.push_back(encoder.bookmark(snapshot.revision, true));
+        }
+        return Ok(Begin { frames, watch: Some(watch) });
+    }
+}
+
+/// The error that ends a stream, as a frame.
+fn error_frame(error: &StorageError) -> Bytes {
+    let status = match error {
+        StorageError::Compacted { requested, oldest } => {
+            Status::expired(format!("too old resource version: {} ({})", requested.0, oldest.0))
+        }
+        StorageError::Lagged => Status::expired("the watch fell too far behind and was closed; list again"),
+        other => storage_status(other),
+    };
+    watch_frame("ERROR", status.to_value().to_string().as_bytes())
+}
+
+struct Source {
+    initial: VecDeque<Bytes>,
+    watch: Option<Watch>,
+    options: ListOptions,
+    encoder: Encoder,
+    deadline: std::pin::Pin<Box<Sleep>>,
+    stop: CancellationToken,
+    #[expect(dead_code, reason = "held for its Drop")]
+    guard: Counted,
+    /// Nothing follows.
+    last: bool,
+}
+
+fn frames(source: Source) -> impl Stream<Item = Result<Bytes, body::BoxError>> + Send {
+    stream::unfold(source, |mut source| async move {
+        let frame = source.next().await?;
+        Some((Ok(frame), source))
+    })
+}
+
+impl Source {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(frame) = self.initial.pop_front() {
+            return Some(frame);
+        }
+        loop {
+            if self.last {
+                return None;
+            }
+            let watch = self.watch.as_mut()?;
+            let delivery = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                delivery = watch.next() => delivery?,
+                () = self.deadline.as_mut() => {
+                    self.last = true;
+                    if !self.options.allow_bookmarks {
+                        return None;
+                    }
+                    watch.event_or_bookmark()
+                }
+            };
+            match delivery {
+                Ok(Delivery::Bookmark(revision)) if self.options.allow_bookmarks => {
+                    return Some(self.encoder.bookmark(revision, false));
+                }
+                Ok(Delivery::Bookmark(_)) => {}
+                Ok(Delivery::Event(event)) => {
+                    if let Some(frame) = self.encoder.event(&self.options, &event) {
+                        return Some(frame);
+                    }
+                }
+                Err(error) => {
+                    self.last = true;
+                    return Some(error_frame(&error));
+                }
+            }
+        }
+    }
+}
+
+/// Makes frames in the shape that was asked for.
+struct Encoder {
+    target: Target,
+    accepted: Accepted,
+    tabler: Option<Tabler<'static>>,
+    /// The first Table carries the columns.
+    with_columns: bool,
+}
+
+impl Encoder {
+    /// The frame of an event as a watcher with this selection sees it; `None` where it sees nothing.
+    fn event(&mut self, options: &ListOptions, event: &Event) -> Option<Bytes> {
+        let matches = |object: &Object| self.target.matches(options, object);
+        if event.kind == EventKind::Deleted {
+            return matches(&event.object).then(|| self.frame("DELETED", &event.object, None));
+        }
+        let before = event.previous.as_ref().filter(|previous| matches(previous));
+        match (before, matches(&event.object)) {
+            (None, true) => Some(self.frame("ADDED", &event.object, None)),
+            (Some(_), true) => Some(self.frame("MODIFIED", &event.object, None)),
+            (Some(previous), false) => Some(self.frame("DELETED", previous, Some(event.revision))),
+            (None, false) => None,
+        }
+    }
+
+    fn frame(&mut self, kind: &str, object: &Object, at: Option<Revision>) -> Bytes {
+        let json = match at {
+            None => self.target.json(object),
+            Some(revision) => self.target.json_at(object, revision),
+        };
+        if self.accepted.shape == Shape::Object {
+            return watch_frame(kind, &json);
+        }
+        let value: Value = serde_json::from_slice(&json).unwrap_or_default();
+        let shaped = match &self.tabler {
+            Some(tabler) => {
+                let metadata = json!({"resourceVersion": value["metadata"]["resourceVersion"]});
+                let columns = std::mem::take(&mut self.with_columns);
+                let rows = vec![tabler.row(value)];
+                tabler.table(metadata, rows, columns)
+            }
+            None => partial(&value, self.accepted.meta_version),
+        };
+        watch_frame(kind, shaped.to_string().as_bytes())
+    }
+
+    fn bookmark(&self, revision: Revision, ends_initial_events: bool) -> Bytes {
+        let mut metadata = json!({"resourceVersion": revision.0.to_string(), "creationTimestamp": null});
+        if ends_initial_events {
+            metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
+        }
+        let resource = self.target.resource;
+        let meta_version = format!("meta.k8s.io/{}", self.accepted.meta_version);
+        let object = match self.accepted.shape {
+            Shape::Object => {
+                json!({"kind": resource.kind, "apiVersion": resource.group_version(), "metadata": metadata})
+            }
+            Shape::Table => {
+                json!({"kind": "Table", "apiVersion": meta_version, "metadata": metadata, "columnDefinitions": [], "rows": []})
+            }
+            Shape::PartialObjectMetadata | Shape::PartialObjectMetadataList => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": meta_version, "metadata": metadata})
+            }
+        };
+        watch_frame("BOOKMARK", object.to_string().as_bytes())
+    }
+}

@@ -1,0 +1,39 @@
+//! The one body type of requests and responses inside the server, and reading a body within its limit.
+
+use api::status::Status;
+use bytes::Bytes;
+use futures::{FutureExt as _, Stream, StreamExt};
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody};
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Bytes of the largest request body that is read.
+pub const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+pub fn empty() -> Body {
+    full(Bytes::new())
+}
+
+pub fn stream(frames: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Body {
+    StreamBody::new(frames.map(|item| item.map(Frame::data))).boxed_unsync()
+}
+
+/// The whole body, or 413 where it is larger than [`REQUEST_BYTES_MAX`].
+pub async fn read(body: Body) -> Result<Bytes, Status> {
+    let too_large = || Status::request_entity_too_large(format_args!("limit is {REQUEST_BYTES_MAX}"));
+    if body.size_hint().lower() > REQUEST_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    // Boxed: the compiler cannot see through the error types of the combinators that the future is Send.
+    match Limited::new(body, REQUEST_BYTES_MAX).collect().boxed().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
+        Err(error) => Err(Status::bad_request(format!("the request body could not be read: {error}"))),
+    }
+}

@@ -1,0 +1,139 @@
+//! The accept loop: TCP, TLS, then HTTP/1.1 or HTTP/2 as ALPN decided, with upgrades, until told to stop.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use http::Request;
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use super::{body::BoxError, pipeline};
+use crate::state::{Peer, State};
+
+/// A client that has not finished its TLS handshake by then is dropped.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// As upstream's ReadHeaderTimeout.
+const HEADER_TIME_MAX: Duration = Duration::from_secs(32);
+/// Bytes of the largest request head.
+const HEADER_BYTES_MAX: u32 = 1024 * 1024;
+const HEADERS_MAX: usize = 256;
+/// As upstream: a client opens another connection for more.
+const STREAMS_MAX: u32 = 250;
+/// What a connection gets to finish its requests once the server stops.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Sockets that whoever started this process bound for it (the protocol of sd_listen_fds(3)).
+pub fn inherited() -> anyhow::Result<Vec<TcpListener>> {
+    use std::os::fd::FromRawFd;
+    let Ok(count) = std::env::var("LISTEN_FDS") else { return Ok(Vec::new()) };
+    if std::env::var("LISTEN_PID").is_ok_and(|pid| pid != std::process::id().to_string()) {
+        return Ok(Vec::new());
+    }
+    let count: i32 = count.parse().with_context(|| format!("LISTEN_FDS is {count:?}, not a number"))?;
+    (3..3 + count)
+        .map(|fd| {
+            // SAFETY: the parent handed over the descriptors 3 to 3 + LISTEN_FDS for this process to own, and this
+            // function runs once, at start.
+            let listener = unsafe { std::net::TcpListener::from_raw_fd(fd) };
+            listener.local_addr().with_context(|| format!("inherited descriptor {fd} is no TCP socket"))?;
+            listener.set_nonblocking(true)?;
+            Ok(TcpListener::from_std(listener)?)
+        })
+        .collect()
+}
+
+/// Binds `address`, with an error that names it.
+pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Accepts until `cancel`; the connections live on in `connections` until they are drained.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    state: Arc<State>,
+    cancel: CancellationToken,
+    connections: TaskTracker,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                let connection = serve(stream, address, tls.clone(), Arc::clone(&state), cancel.clone());
+                connections.spawn(async move {
+                    if let Err(error) = connection.await {
+                        debug!(%address, %error, "connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                warn!(%error, "accept failed");
+                // Out of descriptors, most likely: let some close first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: TlsAcceptor,
+    state: Arc<State>,
+    cancel: CancellationToken,
+) -> Result<(), BoxError> {
+    stream.set_nodelay(true)?;
+    let stream = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake"))??;
+    let peer = state.authenticator.peer(stream.get_ref().1.peer_certificates());
+    let peer = Arc::new(Peer::Network { peer, address });
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (state, peer) = (Arc::clone(&state), Arc::clone(&peer));
+        async move {
+            let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+            Ok::<_, std::convert::Infallible>(pipeline::respond(state, peer, request).await)
+        }
+    });
+    let connection = builder().serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => return result,
+        () = cancel.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    match tokio::time::timeout(DRAIN_TIME_MAX, connection).await {
+        Ok(result) => result,
+        Err(_) => Ok(()),
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEADER_BYTES_MAX as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(1024 * 1024)
+        .initial_connection_window_size(4 * 1024 * 1024)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(15));
+    builder
+}

@@ -1,0 +1,50 @@
+//! What every request shares, and what is known about who sent it.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use api::schema::Schema;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::Admission,
+    config::Config,
+    discovery::{Discovery, openapi::OpenApi},
+    security::{self, Authenticator, Authorizer, Identity, tokens::Tokens},
+    server::metrics::Metrics,
+    storage::cache::Cache,
+    subresources::service::ServiceIps,
+};
+
+/// Where a request came from.
+pub enum Peer {
+    /// Over TLS.
+    Network { peer: security::Peer, address: SocketAddr },
+    /// From this process.
+    Local(Identity),
+}
+
+/// The server without its sockets.
+pub struct State {
+    pub config: Config,
+    pub schema: &'static Schema,
+    pub cache: Arc<Cache>,
+    pub authenticator: Authenticator,
+    pub authorizer: Authorizer,
+    pub tokens: Arc<Tokens>,
+    pub admission: Admission,
+    pub service_ips: tokio::sync::Mutex<ServiceIps>,
+    pub discovery: Discovery,
+    pub openapi: OpenApi,
+    pub metrics: Metrics,
+    /// How kubelets are dialled: our client certificate, our CA.
+    pub kubelet_tls: Arc<rustls::ClientConfig>,
+    /// How pods and Services are dialled over TLS: any certificate.
+    pub proxy_tls: Arc<rustls::ClientConfig>,
+    /// Set once the bootstrap objects are there.
+    pub ready: AtomicBool,
+    /// Ends watches and streams when the server stops.
+    pub stop: CancellationToken,
+}

@@ -1,0 +1,171 @@
+//! `/scale`: the replica count of a workload as an `autoscaling/v1` Scale, the same for every kind that has one.
+
+use api::{field::FieldError, meta, schema::TypeId, status::Status};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::{
+    decode::Expected,
+    handlers::{
+        Call, Target,
+        patch::Patch,
+        target::read,
+        update::{Update, check_name},
+    },
+    negotiate,
+    query::WriteOptions,
+    respond,
+    server::body::Body,
+};
+
+const GROUP_VERSION: &str = "autoscaling/v1";
+
+pub async fn get(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
+    let accepted = negotiate::accepted(&call.headers, &[])?;
+    let key = target.key(&call.info.namespace, &call.info.name);
+    let object =
+        read(&call.state.cache, &key, true).await?.ok_or_else(|| target.not_found(&call.info.name))?;
+    Ok(respond::value(StatusCode::OK, accepted, &scale_of(&target.value(&object))))
+}
+
+/// What a PUT or a PATCH wants the Scale to be.
+enum Wanted {
+    Whole(Value),
+    Patch(Patch),
+}
+
+pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
+    let accepted = negotiate::accepted(&call.headers, &[])?;
+    let is_patch = call.info.verb == "patch";
+    let options = WriteOptions::parse(&call.query, if is_patch { "PatchOptions" } else { "UpdateOptions" })?;
+    let schema = call.state.schema;
+    let ty: TypeId =
+        schema.type_of("autoscaling", "v1", "Scale").ok_or_else(|| Status::internal("no type Scale"))?;
+    let expected = Expected { group_version: GROUP_VERSION, kind: "Scale", ty };
+    let wanted = if is_patch {
+        Wanted::Patch(Patch::read(call).await?)
+    } else {
+        let document = call.need_document("Scale").await?;
+        let mut scale = expected.decode(schema, document, options.field_validation, &mut call.warnings)?;
+        check_name(&call.info.name, &mut scale)?;
+        Wanted::Whole(scale)
+    };
+    let name = call.info.name.clone();
+    let mut said = Vec::new();
+    let mut update = Update::of(call, target, options.dry_run);
+    update.subresource = String::new();
+    let stored = update
+        .run(&mut call.warnings, &mut |old| {
+            let scale = match &wanted {
+                Wanted::Whole(scale) => scale.clone(),
+                Wanted::Patch(patch) => {
+                    patch.apply(schema, expected, &scale_of(old), options.field_validation, &mut said)?
+                }
+            };
+            let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+            if replicas < 0 {
+                let error =
+                    FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+                return Err(Status::invalid("autoscaling", "Scale", &name, vec![error]));
+            }
+            let mut new = old.clone();
+            new["spec"]["replicas"] = json!(replicas);
+            meta::set_resource_version(&mut new, meta::resource_version(&scale));
+            if meta::resource_version(&scale).is_empty() {
+                meta::set_resource_version(&mut new, meta::resource_version(old));
+            }
+            if !meta::uid(&scale).is_empty() {
+                meta::set_uid(&mut new, meta::uid(&scale));
+            }
+            Ok(new)
+        })
+        .await?;
+    call.warnings.append(&mut said);
+    Ok(respond::value(StatusCode::OK, accepted, &scale_of(&stored)))
+}
+
+fn scale_of(object: &Value) -> Value {
+    let metadata = &object["metadata"];
+    let mut scale = json!({
+        "kind": "Scale",
+        "apiVersion": GROUP_VERSION,
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+            "creationTimestamp": metadata["creationTimestamp"],
+        },
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
+        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)},
+    });
+    let selector = selector_text(&object["spec"]["selector"]);
+    if !selector.is_empty() {
+        scale["status"]["selector"] = json!(selector);
+    }
+    if let Some(metadata) = scale["metadata"].as_object_mut() {
+        metadata.retain(|_, value| !value.is_null());
+    }
+    scale
+}
+
+/// A selector in query syntax; of ReplicationControllers it is a plain map of labels.
+fn selector_text(selector: &Value) -> String {
+    let is_structured = selector.get("matchLabels").is_some_and(Value::is_object)
+        || selector.get("matchExpressions").is_some_and(Value::is_array);
+    let labels = if is_structured { &selector["matchLabels"] } else { selector };
+    let mut terms: Vec<String> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?)))
+        .collect();
+    if is_structured {
+        terms.extend(selector["matchExpressions"].as_array().into_iter().flatten().map(expression_text));
+    }
+    terms.sort();
+    terms.join(",")
+}
+
+fn expression_text(expression: &Value) -> String {
+    let key = expression["key"].as_str().unwrap_or_default();
+    let mut values: Vec<&str> =
+        expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    values.sort_unstable();
+    let values = values.join(",");
+    match expression["operator"].as_str().unwrap_or_default() {
+        "In" => format!("{key} in ({values})"),
+        "NotIn" => format!("{key} notin ({values})"),
+        "DoesNotExist" => format!("!{key}"),
+        _ => key.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_written_in_query_syntax() {
+        let selector = json!({
+            "matchLabels": {"b": "1", "a": "2"},
+            "matchExpressions": [{"key": "c", "operator": "In", "values": ["y", "x"]}, {"key": "d", "operator": "Exists"}],
+        });
+        assert_eq!(selector_text(&selector), "a=2,b=1,c in (x,y),d");
+        assert_eq!(selector_text(&json!({"app": "web"})), "app=web");
+        assert_eq!(selector_text(&Value::Null), "");
+    }
+
+    #[test]
+    fn a_scale_carries_the_identity_of_its_object() {
+        let object = json!({
+            "metadata": {"name": "web", "namespace": "a", "uid": "u", "resourceVersion": "7", "labels": {"x": "y"}},
+            "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}}, "status": {"replicas": 2},
+        });
+        let scale = scale_of(&object);
+        assert_eq!(scale["spec"]["replicas"], 3);
+        assert_eq!(scale["status"], json!({"replicas": 2, "selector": "app=web"}));
+        assert_eq!(scale["metadata"]["resourceVersion"], "7");
+        assert_eq!(scale["metadata"].get("labels"), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! The shapes that `as=` asks for: Table (`kubectl get`), PartialObjectMetadata and its list. Pure.
+
+use api::status::Status;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    query::Query,
+    registry::{Column, Strategy},
+};
+
+/// What a Table row carries beside its cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IncludeObject {
+    None,
+    Metadata,
+    Object,
+}
+
+impl IncludeObject {
+    pub fn parse(query: &Query) -> Result<Self, Status> {
+        match query.get("includeObject").unwrap_or_default() {
+            "" | "Metadata" => Ok(Self::Metadata),
+            "None" => Ok(Self::None),
+            "Object" => Ok(Self::Object),
+            other => Err(Status::bad_request(format!(
+                "unrecognized includeObject value: {other:?}, must be None, Metadata or Object"
+            ))),
+        }
+    }
+}
+
+const DEFAULT_COLUMNS: [Column; 2] = [
+    Column {
+        name: "Name",
+        kind: "string",
+        format: "name",
+        description: "Name must be unique within a namespace. Is required when creating resources, although some \
+                      resources may allow a client to request the generation of an appropriate name automatically.",
+        priority: 0,
+        cell: |object, _| object["metadata"]["name"].clone(),
+    },
+    Column {
+        name: "Created At",
+        kind: "date",
+        format: "",
+        description: "CreationTimestamp is a timestamp representing the server time when this object was created.",
+        priority: 0,
+        cell: |object, _| object["metadata"]["creationTimestamp"].clone(),
+    },
+];
+
+fn columns(strategy: &dyn Strategy) -> &[Column] {
+    match strategy.columns() {
+        [] => &DEFAULT_COLUMNS,
+        columns => columns,
+    }
+}
+
+/// Renders objects as rows of a Table.
+pub struct Tabler<'a> {
+    pub strategy: &'a dyn Strategy,
+    pub meta_version: &'static str,
+    pub include: IncludeObject,
+    /// Seconds since the epoch, for ages.
+    pub now: i64,
+}
+
+impl Tabler<'_> {
+    pub fn row(&self, object: Value) -> Value {
+        let cells: Vec<Value> =
+            columns(self.strategy).iter().map(|column| (column.cell)(&object, self.now)).collect();
+        let mut row = Map::from_iter([("cells".to_owned(), Value::from(cells))]);
+        match self.include {
+            IncludeObject::None => {}
+            IncludeObject::Metadata => {
+                row.insert("object".to_owned(), partial(&object, self.meta_version));
+            }
+            IncludeObject::Object => {
+                row.insert("object".to_owned(), object);
+            }
+        }
+        Value::Object(row)
+    }
+
+    /// The whole Table; `metadata` is that of a list (resourceVersion, continue, remainingItemCount).
+    pub fn table(&self, metadata: Value, rows: Vec<Value>, with_columns: bool) -> Value {
+        let definitions: Vec<Value> =
+            if with_columns { columns(self.strategy).iter().map(definition).collect() } else { Vec::new() };
+        json!({
+            "kind": "Table",
+            "apiVersion": format!("meta.k8s.io/{}", self.meta_version),
+            "metadata": metadata,
+            "columnDefinitions": definitions,
+            "rows": rows,
+        })
+    }
+}
+
+fn definition(column: &Column) -> Value {
+    json!({
+        "name": column.name,
+        "type": column.kind,
+        "format": column.format,
+        "description": column.description,
+        "priority": column.priority,
+    })
+}
+
+/// The object's metadata alone.
+pub fn partial(object: &Value, meta_version: &str) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": format!("meta.k8s.io/{meta_version}"),
+        "metadata": object["metadata"],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Plain;
+    impl Strategy for Plain {}
+
+    #[test]
+    fn a_kind_without_columns_shows_name_and_age() {
+        let object = json!({"kind": "X", "metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
+        let tabler =
+            Tabler { strategy: &Plain, meta_version: "v1", include: IncludeObject::Metadata, now: 0 };
+        let row = tabler.row(object);
+        assert_eq!(row["cells"], json!(["a", "2026-01-01T00:00:00Z"]));
+        assert_eq!(row["object"]["kind"], "PartialObjectMetadata");
+        assert_eq!(row["object"].get("spec"), None);
+        let table = tabler.table(json!({}), vec![row], true);
+        assert_eq!(table["columnDefinitions"][1]["name"], "Created At");
+    }
+}

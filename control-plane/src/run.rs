@@ -1,0 +1,155 @@
+//! The processes of the control plane, until SIGTERM or SIGINT.
+
+use std::{future::Future, net::SocketAddr};
+
+use anyhow::Context as _;
+use apiserver::{Config, Identity, Server, Store, security::GROUP_MASTERS, server::listen};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::arguments::{ClientArguments, ServerArguments, StoreKind};
+
+const DEFAULT_BIND: &str = "0.0.0.0:6443";
+const SCHEDULER: &str = "system:kube-scheduler";
+const CONTROLLERS: &str = "system:kube-controller-manager";
+
+/// Runs a process on a runtime of its own.
+pub fn block_on(process: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(process)
+}
+
+/// A token that SIGTERM and SIGINT cancel; a second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        for _ in 0..2 {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if stopped.is_cancelled() {
+                std::process::exit(1);
+            }
+            info!(signal = name, "stopping");
+            stopped.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// The apiserver, with scheduler and controllers beside it where `with_all`.
+pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Result<()> {
+    let stop = stop_on_signal()?;
+    let listeners = listeners(&arguments).await?;
+    let config = config(&arguments, &listeners)?;
+    let ca = config.data_dir.join("pki/ca.crt");
+    info!(advertise = %config.address(), store = ?config.store, "starting");
+    let server = Server::start(config, stop.clone()).await?;
+    for listener in &listeners {
+        let address = listener.local_addr()?;
+        info!(%address, "ready");
+        println!("ready: https://{address}");
+    }
+    let mut parts = JoinSet::new();
+    if with_all {
+        parts.spawn(scheduler::run(client(&server, SCHEDULER, &[]), stop.child_token()));
+        let root_ca_pem =
+            std::fs::read_to_string(&ca).with_context(|| format!("cannot read {}", ca.display()))?;
+        let config = controllers::Config { root_ca_pem, ..controllers::Config::default() };
+        // Upstream runs each controller under an account of its own, which together may do nearly all of this.
+        let client = client(&server, CONTROLLERS, &[GROUP_MASTERS]);
+        parts.spawn(controllers::run_with(client, config, stop.child_token()));
+    }
+    let ended = watch_parts(&mut parts, stop.clone());
+    let ((), ended) = tokio::join!(server.serve(listeners), ended);
+    info!("stopped");
+    ended
+}
+
+fn client(server: &Server, user: &str, groups: &[&str]) -> kube::Client {
+    kube::Client::new(server.service(Identity::internal(user, groups)), "default")
+}
+
+/// Waits for the parts; one that ends before the stop takes the server with it, so that whoever watches the process
+/// starts it anew.
+async fn watch_parts(parts: &mut JoinSet<anyhow::Result<()>>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut first = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        let result = ended.context("a part of the control plane panicked").and_then(|result| result);
+        if !stop.is_cancelled() && first.is_ok() {
+            first = result.and_then(|()| anyhow::bail!("a part of the control plane ended by itself"));
+        }
+        stop.cancel();
+    }
+    first
+}
+
+async fn listeners(arguments: &ServerArguments) -> anyhow::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    for address in &arguments.bind {
+        listeners.push(listen::bind(*address).await?);
+    }
+    listeners.extend(listen::inherited()?);
+    if listeners.is_empty() {
+        listeners.push(listen::bind(DEFAULT_BIND.parse()?).await?);
+    }
+    Ok(listeners)
+}
+
+fn config(arguments: &ServerArguments, listeners: &[TcpListener]) -> anyhow::Result<Config> {
+    let bound: Vec<SocketAddr> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    let first = bound[0];
+    let advertise_address = match arguments.advertise_address {
+        Some(address) => address,
+        None => bound.iter().map(SocketAddr::ip).find(|ip| !ip.is_unspecified()).context(
+            "--advertise-address is needed: only wildcard addresses are bound, so nodes would not know where to connect",
+        )?,
+    };
+    let advertise_port =
+        bound.iter().find(|address| address.ip() == advertise_address).unwrap_or(&first).port();
+    let store = match arguments.store {
+        StoreKind::Embedded => Store::Embedded,
+        StoreKind::Etcd if arguments.etcd_endpoint.is_empty() => {
+            anyhow::bail!("--store etcd needs at least one --etcd-endpoint URL")
+        }
+        StoreKind::Etcd => Store::Etcd { endpoints: arguments.etcd_endpoint.clone() },
+    };
+    Ok(Config {
+        data_dir: arguments.data_dir.clone(),
+        store,
+        bind: bound,
+        advertise_address,
+        advertise_port,
+        service_cidr: arguments.service_cidr,
+        cluster_cidr: arguments.cluster_cidr,
+        cluster_domain: arguments.cluster_domain.clone(),
+        sans: arguments.san.clone(),
+    })
+}
+
+async fn remote_client(arguments: &ClientArguments) -> anyhow::Result<kube::Client> {
+    let path = &arguments.kubeconfig;
+    let named = || format!("cannot use the kubeconfig {}", path.display());
+    let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(named)?;
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(named)?;
+    kube::Client::try_from(config).with_context(named)
+}
+
+pub async fn scheduler(arguments: ClientArguments) -> anyhow::Result<()> {
+    let stop = stop_on_signal()?;
+    scheduler::run(remote_client(&arguments).await?, stop).await
+}
+
+pub async fn controllers(arguments: ClientArguments) -> anyhow::Result<()> {
+    let stop = stop_on_signal()?;
+    controllers::run(remote_client(&arguments).await?, stop).await
+}
