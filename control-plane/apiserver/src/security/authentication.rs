@@ -84,6 +84,9 @@ impl Authenticator {
         let Some(Ok(name)) = certificate.subject().iter_common_name().next().map(text) else {
             return refused(subject, "the subject has no common name".to_owned());
         };
+        if name.is_empty() {
+            return refused(subject, "the common name is empty".to_owned());
+        }
         let mut groups: Vec<String> =
             certificate.subject().iter_organization().filter_map(|value| text(value).ok()).collect();
         groups.push(GROUP_AUTHENTICATED.to_owned());
@@ -141,11 +144,13 @@ fn bearer_token(headers: &HeaderMap) -> Option<String> {
         let token = token.trim();
         return (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned());
     }
-    let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let protocols =
+        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     let encoded = protocols
         .flat_map(|value| value.split(','))
         .find_map(|protocol| protocol.trim().strip_prefix(WEBSOCKET_TOKEN_PREFIX))?;
-    let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok()?;
+    let token =
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok()?;
     String::from_utf8(token).ok()
 }
 

@@ -68,9 +68,9 @@ impl Authorizer {
                 Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() },
                 Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() },
             ];
-            self.rbac
-                .covers(identity, namespace, &everything)
-                .map_err(|error| format!("must have cluster-admin privileges to use an aggregationRule: {error}"))?;
+            self.rbac.covers(identity, namespace, &everything).map_err(|error| {
+                format!("must have cluster-admin privileges to use an aggregationRule: {error}")
+            })?;
         }
         self.rbac.covers(identity, namespace, &Rule::parse_all(role))
     }

@@ -96,7 +96,8 @@ fn questions(wanted: &Identity) -> Vec<Attributes> {
         questions.push(question(AUTHENTICATION_GROUP, "uids", "", "", &wanted.uid));
     }
     for (key, values) in &wanted.extra {
-        questions.extend(values.iter().map(|value| question(AUTHENTICATION_GROUP, "userextras", key, "", value)));
+        questions
+            .extend(values.iter().map(|value| question(AUTHENTICATION_GROUP, "userextras", key, "", value)));
     }
     questions
 }
@@ -107,7 +108,8 @@ fn complete(mut wanted: Identity) -> Identity {
     if let Some((namespace, _)) = account
         && wanted.groups.is_empty()
     {
-        wanted.groups = vec![GROUP_SERVICE_ACCOUNTS.to_owned(), format!("{GROUP_SERVICE_ACCOUNTS}:{namespace}")];
+        wanted.groups =
+            vec![GROUP_SERVICE_ACCOUNTS.to_owned(), format!("{GROUP_SERVICE_ACCOUNTS}:{namespace}")];
     }
     let own = if wanted.name == USER_ANONYMOUS { GROUP_UNAUTHENTICATED } else { GROUP_AUTHENTICATED };
     if !wanted.is_in(GROUP_AUTHENTICATED) && !wanted.is_in(GROUP_UNAUTHENTICATED) {
@@ -183,7 +185,10 @@ mod tests {
     fn a_service_account_is_asked_for_in_its_namespace_and_gets_its_groups() {
         let found = wanted(&headers(&[(USER, "system:serviceaccount:ns:robot")])).unwrap().unwrap();
         let question = questions(&found).remove(0);
-        assert_eq!((&*question.resource, &*question.namespace, &*question.name), ("serviceaccounts", "ns", "robot"));
+        assert_eq!(
+            (&*question.resource, &*question.namespace, &*question.name),
+            ("serviceaccounts", "ns", "robot")
+        );
         let groups = ["system:serviceaccounts", "system:serviceaccounts:ns", GROUP_AUTHENTICATED];
         assert_eq!(complete(found).groups, groups);
     }

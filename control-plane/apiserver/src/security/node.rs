@@ -65,7 +65,9 @@ impl NodeAuthorizer {
             ("", "persistentvolumes", "") => verb == "get" && self.mounts(node, &request.name),
             ("", "serviceaccounts", "token") => verb == "create" && self.refers(node, request),
             ("", "serviceaccounts", "") => verb == "get" && self.refers(node, request),
-            ("", "pods", "") => reads(verb) || verb == "create" || (verb == "delete" && self.runs(node, request)),
+            ("", "pods", "") => {
+                reads(verb) || verb == "create" || (verb == "delete" && self.runs(node, request))
+            }
             ("", "pods", "status") => writes(verb) && self.runs(node, request),
             ("", "pods", "eviction") => verb == "create" && self.runs(node, request),
             ("", "nodes", "") => reads(verb) || verb == "create" || (writes(verb) && named_own),
@@ -81,11 +83,17 @@ impl NodeAuthorizer {
             ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", "csidrivers", "") => reads(verb),
             ("" | "events.k8s.io", "events", "") => verb == "create" || writes(verb),
             ("authentication.k8s.io", "tokenreviews", "") => verb == "create",
-            ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => verb == "create",
+            ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
+                verb == "create"
+            }
             ("certificates.k8s.io", "certificatesigningrequests", "") => verb == "create" || reads(verb),
             _ => false,
         };
-        if allowed { Decision::allow(format!("Node: allowed for node {node:?}")) } else { Decision::no_opinion("") }
+        if allowed {
+            Decision::allow(format!("Node: allowed for node {node:?}"))
+        } else {
+            Decision::no_opinion("")
+        }
     }
 
     /// Reading one named object is allowed when a pod of the node refers to it.
@@ -108,7 +116,9 @@ impl NodeAuthorizer {
             return false;
         };
         let key = (plural, request.namespace.clone(), request.name.clone());
-        self.current(|references| references.counts.get(node).is_some_and(|objects| objects.contains_key(&key)))
+        self.current(|references| {
+            references.counts.get(node).is_some_and(|objects| objects.contains_key(&key))
+        })
     }
 
     /// Whether a claim of the node's pods is bound to this volume.
@@ -218,7 +228,9 @@ fn collect(value: &Value, objects: &mut BTreeSet<(&'static str, String)>) {
     for (field, value) in fields {
         let reference = match field.as_str() {
             "secretKeyRef" | "secretRef" | "nodePublishSecretRef" => Some((SECRETS, "name")),
-            "secret" => Some((SECRETS, if value.get("secretName").is_some() { "secretName" } else { "name" })),
+            "secret" => {
+                Some((SECRETS, if value.get("secretName").is_some() { "secretName" } else { "name" }))
+            }
             "azureFile" => Some((SECRETS, "secretName")),
             "configMapKeyRef" | "configMapRef" | "configMap" => Some((CONFIG_MAPS, "name")),
             "persistentVolumeClaim" => Some((CLAIMS, "claimName")),

@@ -15,8 +15,8 @@ use std::{
 
 use ipnetwork::IpNetwork;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
 
@@ -86,7 +86,10 @@ impl ServerNames {
         let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", &service, "localhost"];
         let addresses = ["127.0.0.1".to_owned(), "::1".to_owned(), self.advertise_address.to_string()];
         let names = names.into_iter().map(str::to_owned).chain(addresses);
-        names.chain(first_address(&self.service_cidr).map(|ip| ip.to_string())).chain(self.extra.iter().cloned()).collect()
+        names
+            .chain(first_address(&self.service_cidr).map(|ip| ip.to_string()))
+            .chain(self.extra.iter().cloned())
+            .collect()
     }
 }
 
@@ -115,8 +118,12 @@ impl Ca {
     pub fn load_or_create(folder: &Path) -> Result<Self, PkiError> {
         let (certificate, key) = (folder.join("ca.crt"), folder.join("ca.key"));
         match (files::read(&certificate)?, files::read(&key)?) {
-            (Some(certificate_pem), Some(key_pem)) => Self::from_pem(&certificate_pem, &key_pem)
-                .map_err(|error| PkiError::Content { what: folder.display().to_string(), detail: error.to_string() }),
+            (Some(certificate_pem), Some(key_pem)) => {
+                Self::from_pem(&certificate_pem, &key_pem).map_err(|error| PkiError::Content {
+                    what: folder.display().to_string(),
+                    detail: error.to_string(),
+                })
+            }
             (None, None) => {
                 let made = Self::generate("kubernetes")?;
                 files::write_private(&key, &made.key_pem)?;
@@ -136,8 +143,8 @@ impl Ca {
     /// When the texts are not a CA certificate and its key.
     pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
         let key = KeyPair::from_pem(key_pem).map_err(|error| PkiError::content("CA key", &error))?;
-        let (_, pem) =
-            parse_x509_pem(certificate_pem.as_bytes()).map_err(|error| PkiError::content("CA certificate", &error))?;
+        let (_, pem) = parse_x509_pem(certificate_pem.as_bytes())
+            .map_err(|error| PkiError::content("CA certificate", &error))?;
         let certificate = pem.parse_x509().map_err(|error| PkiError::content("CA certificate", &error))?;
         if certificate.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             let detail = "the key is not the certificate's".to_owned();
@@ -173,7 +180,9 @@ impl Ca {
     /// # Errors
     /// When a name cannot be in a certificate.
     pub fn issue(&self, spec: &CertificateSpec) -> Result<KeyedCertificate, PkiError> {
-        let failed = |error: rcgen::Error| PkiError::content(format!("a certificate for {}", spec.common_name), &error);
+        let failed = |error: rcgen::Error| {
+            PkiError::content(format!("a certificate for {}", spec.common_name), &error)
+        };
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = params(CERTIFICATE_LIFE);
         params.distinguished_name.push(DnType::CommonName, spec.common_name.as_str());
@@ -201,7 +210,12 @@ impl Ca {
 
     /// Loads a certificate and its key, and issues both anew when they are missing, do not say what `spec` says, were
     /// signed by another CA or come close to expiry.
-    fn load_or_issue(&self, folder: &Path, name: &str, spec: &CertificateSpec) -> Result<KeyedCertificate, PkiError> {
+    fn load_or_issue(
+        &self,
+        folder: &Path,
+        name: &str,
+        spec: &CertificateSpec,
+    ) -> Result<KeyedCertificate, PkiError> {
         let (certificate, key) = (folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")));
         if let (Some(certificate_pem), Some(key_pem)) = (files::read(&certificate)?, files::read(&key)?) {
             let now = jiff::Timestamp::now().as_second();
@@ -285,10 +299,16 @@ impl Pki {
         let kubelet_client = ca.load_or_issue(&folder, "kubelet-client", &spec)?;
         let service_account_key_pem = service_account_key(&folder)?;
         let pki = Self { ca, serving, kubelet_client, service_account_key_pem, folder };
-        let admin = pki.ca.load_or_issue(&pki.folder, "admin", &client_spec("kubernetes-admin", GROUP_MASTERS))?;
+        let admin =
+            pki.ca.load_or_issue(&pki.folder, "admin", &client_spec("kubernetes-admin", GROUP_MASTERS))?;
         write_kubeconfig(
             &data_dir.join("admin.kubeconfig"),
-            &Kubeconfig { server, ca_pem: pki.ca.certificate_pem(), user: "kubernetes-admin", client: &admin },
+            &Kubeconfig {
+                server,
+                ca_pem: pki.ca.certificate_pem(),
+                user: "kubernetes-admin",
+                client: &admin,
+            },
         )?;
         Ok(pki)
     }
@@ -315,7 +335,12 @@ pub fn issue_certificate(data_dir: &Path, spec: &CertificateSpec, out_dir: &Path
 ///
 /// # Errors
 /// As [`Pki::load_or_create`].
-pub fn issue_kubeconfig(data_dir: &Path, spec: &CertificateSpec, server: &str, out: &Path) -> Result<(), PkiError> {
+pub fn issue_kubeconfig(
+    data_dir: &Path,
+    spec: &CertificateSpec,
+    server: &str,
+    out: &Path,
+) -> Result<(), PkiError> {
     let ca = existing_ca(data_dir)?;
     let issued = ca.issue(&CertificateSpec { client: true, ..spec.clone() })?;
     let ca_pem = ca.certificate_pem();
@@ -337,7 +362,8 @@ pub fn client_spec(common_name: &str, organization: &str) -> CertificateSpec {
 fn existing_ca(data_dir: &Path) -> Result<Ca, PkiError> {
     let folder = data_dir.join("pki");
     if files::read(&folder.join("ca.crt"))?.is_none() {
-        let detail = "there is no CA yet: start seaway-server with this --data-dir once, it makes it".to_owned();
+        let detail =
+            "there is no CA yet: start seaway-server with this --data-dir once, it makes it".to_owned();
         return Err(PkiError::Content { what: folder.join("ca.crt").display().to_string(), detail });
     }
     Ca::load_or_create(&folder)
@@ -346,7 +372,9 @@ fn existing_ca(data_dir: &Path) -> Result<Ca, PkiError> {
 fn service_account_key(folder: &Path) -> Result<String, PkiError> {
     let path = folder.join("sa.key");
     let key = match files::read(&path)? {
-        Some(pem) => KeyPair::from_pem(&pem).map_err(|error| PkiError::content(path.display().to_string(), &error))?,
+        Some(pem) => {
+            KeyPair::from_pem(&pem).map_err(|error| PkiError::content(path.display().to_string(), &error))?
+        }
         None => {
             let key = KeyPair::generate().map_err(|error| PkiError::content("a new key", &error))?;
             files::write_private(&path, &key.serialize_pem())?;

@@ -90,7 +90,8 @@ impl BoundObjects for Cache {
     fn find(&self, plural: &str, namespace: Option<&str>, name: &str) -> Option<Live> {
         let object = self.get(&keys::object_key("", plural, namespace, name))?;
         let meta = object.meta();
-        let deletion = meta.deletion_timestamp.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
+        let deletion =
+            meta.deletion_timestamp.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
         Some(Live { uid: meta.uid.clone(), deletion: deletion.map(jiff::Timestamp::as_second) })
     }
 }
@@ -175,7 +176,8 @@ impl Tokens {
                 node: spec.node.clone(),
             },
         };
-        let header = Header { kid: self.key.common.key_id.clone(), typ: None, ..Header::new(Algorithm::ES256) };
+        let header =
+            Header { kid: self.key.common.key_id.clone(), typ: None, ..Header::new(Algorithm::ES256) };
         let token = jsonwebtoken::encode(&header, &claims, &self.signing).map_err(foreign)?;
         Ok(Issued { token, expires })
     }

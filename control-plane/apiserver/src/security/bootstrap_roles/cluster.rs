@@ -296,7 +296,14 @@ pub(super) const NAMESPACED: &[(&str, Role)] = &[
     // Address blocks are ConfigMaps whose names follow from the pools, so no rule can name them.
     (
         SYSTEM,
-        Role { name: "system:seaway-agent", rules: &["create, patch, read, update | core | configmaps"] },
+        Role {
+            name: "system:seaway-agent",
+            rules: &[
+                "create, patch, read, update | core | configmaps",
+                // Each agent serves cluster DNS on its node and says so in a slice of its own.
+                "create, patch, update | discovery.k8s.io | endpointslices",
+            ],
+        },
     ),
     (
         PUBLIC,

@@ -237,8 +237,10 @@ fn parse_subject(subject: &Value, namespace: &str) -> Option<Subject> {
         "User" => Some(Subject::User(name)),
         "Group" => Some(Subject::Group(name)),
         "ServiceAccount" => {
-            let namespace = subject["namespace"].as_str().filter(|value| !value.is_empty()).unwrap_or(namespace);
-            (!namespace.is_empty()).then(|| Subject::User(format!("{USER_SERVICE_ACCOUNT_PREFIX}{namespace}:{name}")))
+            let namespace =
+                subject["namespace"].as_str().filter(|value| !value.is_empty()).unwrap_or(namespace);
+            (!namespace.is_empty())
+                .then(|| Subject::User(format!("{USER_SERVICE_ACCOUNT_PREFIX}{namespace}:{name}")))
         }
         _ => None,
     }

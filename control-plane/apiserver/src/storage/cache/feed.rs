@@ -1,6 +1,7 @@
 //! The one task that follows the store and keeps the cache current, in revision order.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -8,9 +9,10 @@ use std::{
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cache, Event, EventKind, Object, resource::Resource};
+use super::{Cache, Event, EventKind, Object, ObjectMap, resource::Resource};
 use crate::storage::{
-    Change, Range, Revision, Storage, StorageError, WatchItem, WatchStream, keys::REGISTRY,
+    Change, Range, Revision, Storage, StorageError, Stored, WatchItem, WatchStream,
+    keys::{REGISTRY, resource_of},
 };
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -31,12 +33,10 @@ impl Feed {
     /// restart of the server.
     pub(super) async fn load(cache: &Arc<Cache>) -> Result<Self, StorageError> {
         let storage = cache.storage.clone();
-        let loaded = list(cache).await?;
+        let page = storage.list(everything()).await?;
+        let loaded = page.revision;
         let (stream, oldest) = open_oldest(&*storage).await?;
-        *cache.oldest.write().expect("no code panics while it holds this lock") = oldest;
-        for resource in cache.resources.read().expect("no code panics while it holds this lock").values() {
-            resource.begin_history(oldest);
-        }
+        show(cache, page.items, oldest)?;
         Ok(Self { cache: Arc::downgrade(cache), storage, stream, loaded, position: oldest })
     }
 
@@ -89,7 +89,7 @@ impl Feed {
     }
 
     fn apply(&self, cache: &Cache, change: Change) {
-        if crate::storage::keys::resource_of(&change.key).is_none() {
+        if resource_of(&change.key).is_none() {
             return;
         }
         let resource = cache.resource(&change.key);
@@ -124,15 +124,9 @@ impl Feed {
 
     async fn reload(&mut self) -> Result<(), StorageError> {
         let Some(cache) = self.cache.upgrade() else { return Ok(()) };
-        let at = self.storage.revision().await?;
-        let range = Range { prefix: REGISTRY.to_owned(), at: Some(at), ..Range::default() };
-        let page = self.storage.list(range).await?;
+        let page = self.storage.list(everything()).await?;
         let stream = self.storage.watch(REGISTRY, page.revision).await?;
-        *cache.oldest.write().expect("no code panics while it holds this lock") = page.revision;
-        for resource in cache.resources.read().expect("no code panics while it holds this lock").values() {
-            resource.reset(page.revision);
-        }
-        load_page(&cache, page.items)?;
+        show(&cache, page.items, page.revision)?;
         self.stream = stream;
         self.loaded = page.revision;
         self.position = page.revision;
@@ -142,20 +136,24 @@ impl Feed {
     }
 }
 
-async fn list(cache: &Cache) -> Result<Revision, StorageError> {
-    let page = cache.storage.list(Range { prefix: REGISTRY.to_owned(), ..Range::default() }).await?;
-    let revision = page.revision;
-    load_page(cache, page.items)?;
-    Ok(revision)
+fn everything() -> Range {
+    Range { prefix: REGISTRY.to_owned(), ..Range::default() }
 }
 
-fn load_page(cache: &Cache, items: Vec<crate::storage::Stored>) -> Result<(), StorageError> {
+/// Makes the cache show exactly these objects, one resource after the other, with a history that begins at `oldest`.
+fn show(cache: &Cache, items: Vec<Stored>, oldest: Revision) -> Result<(), StorageError> {
+    let mut objects: HashMap<String, ObjectMap> = HashMap::new();
     for stored in items {
-        if crate::storage::keys::resource_of(&stored.key).is_none() {
-            continue;
-        }
+        let Some(prefix) = resource_of(&stored.key) else { continue };
         let object = Object::from_stored(&stored).map_err(|error| super::damaged(&stored.key, &error))?;
-        cache.resource(&stored.key).load(Arc::new(object));
+        objects.entry(prefix.to_owned()).or_default().insert(Arc::new(object));
+    }
+    *cache.oldest.write().expect("no code panics while it holds this lock") = oldest;
+    for prefix in cache.resources.read().expect("no code panics while it holds this lock").keys() {
+        objects.entry(prefix.to_string()).or_default();
+    }
+    for (prefix, objects) in objects {
+        cache.resource(&prefix).reset(objects, oldest);
     }
     Ok(())
 }

@@ -27,12 +27,12 @@ use serde_json::Value;
 use tokio::sync::watch as latest;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::resource::Resource;
 pub use self::{
     map::ObjectMap,
     object::{Meta, Object},
     watch::{Delivery, Event, EventKind, Follower, Step, Watch},
 };
-use self::resource::Resource;
 use super::{Range, Revision, Storage, StorageError, keys};
 
 /// How long a reader waits for a revision that the cache does not show yet.
@@ -148,7 +148,9 @@ impl Cache {
         let range = Range { prefix: prefix.to_owned(), at: Some(at), ..Range::default() };
         let mut objects = ObjectMap::default();
         for stored in self.storage.list(range).await?.items {
-            objects.insert(Arc::new(Object::from_stored(&stored).map_err(|error| damaged(&stored.key, &error))?));
+            objects.insert(Arc::new(
+                Object::from_stored(&stored).map_err(|error| damaged(&stored.key, &error))?,
+            ));
         }
         Ok(Snapshot { objects, prefix: prefix.to_owned(), revision: at })
     }
@@ -219,7 +221,12 @@ impl Cache {
     ///
     /// # Errors
     /// [`StorageError::Conflict`] when the object changed or is gone; by then the cache shows what is there.
-    pub async fn update(&self, key: &str, expected: Revision, value: Value) -> Result<Arc<Object>, StorageError> {
+    pub async fn update(
+        &self,
+        key: &str,
+        expected: Revision,
+        value: Value,
+    ) -> Result<Arc<Object>, StorageError> {
         let bytes = encode(key, value)?;
         if let Some(object) = self.get(key)
             && object.revision() == expected
@@ -247,7 +254,12 @@ impl Cache {
         }
     }
 
-    async fn written(&self, key: &str, revision: Revision, bytes: &Bytes) -> Result<Arc<Object>, StorageError> {
+    async fn written(
+        &self,
+        key: &str,
+        revision: Revision,
+        bytes: &Bytes,
+    ) -> Result<Arc<Object>, StorageError> {
         // The write is acknowledged whatever the feed does, so a feed that is late is no error of the write.
         if self.wait_for(revision, FRESHNESS_TIMEOUT).await.is_err() {
             tracing::warn!(key, revision = revision.0, "the cache did not show a write in time");
@@ -315,7 +327,9 @@ fn encode(key: &str, mut value: Value) -> Result<Bytes, StorageError> {
         Some(metadata) => {
             metadata.remove("resourceVersion");
         }
-        None => return Err(StorageError::Damaged { detail: format!("{key} would be stored without metadata") }),
+        None => {
+            return Err(StorageError::Damaged { detail: format!("{key} would be stored without metadata") });
+        }
     }
     Ok(serde_json::to_vec(&value).expect("a JSON value with string keys always encodes").into())
 }

@@ -119,18 +119,6 @@ impl Resource {
         Ok((backlog, receiver))
     }
 
-    /// Takes in an object of the first list.
-    pub(super) fn load(&self, object: Arc<Object>) {
-        self.write().objects.insert(object);
-    }
-
-    /// Says how far back the history goes that is about to be remembered.
-    pub(super) fn begin_history(&self, oldest: Revision) {
-        let mut state = self.write();
-        state.oldest = oldest;
-        state.newest = oldest;
-    }
-
     /// Takes in an event that the first list shows already: history only.
     pub(super) fn remember(&self, event: Arc<Event>, now: Instant) {
         self.write().remember(event, now);
@@ -152,14 +140,10 @@ impl Resource {
         state.remember(event, now);
     }
 
-    /// Forgets everything and ends all watchers: the store's history was lost between two reads.
-    pub(super) fn reset(&self, oldest: Revision) {
+    /// Begins anew with these objects and ends all watchers: the store's history was lost between two reads.
+    pub(super) fn reset(&self, objects: ObjectMap, oldest: Revision) {
         let mut state = self.write();
-        state.objects = ObjectMap::default();
-        state.history.clear();
-        state.watchers.clear();
-        state.oldest = oldest;
-        state.newest = oldest;
+        *state = State { objects, newest: oldest, oldest, history: VecDeque::new(), watchers: Vec::new() };
     }
 }
 

@@ -81,8 +81,8 @@ impl Tables {
                 break;
             }
             // Keys that are not there any more come between those that are.
-            while let Some((_, Some(stored))) = undone_from.next_if(|(undone, _)| &***undone < key) {
-                take(stored.clone());
+            while let Some((_, gone)) = undone_from.next_if(|(undone, _)| &***undone < key) {
+                gone.clone().into_iter().for_each(&mut take);
             }
             match undone_from.next_if(|(undone, _)| &***undone == key) {
                 Some((_, Some(stored))) => take(stored.clone()),
