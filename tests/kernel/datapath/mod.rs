@@ -1,5 +1,7 @@
 //! The datapath's programs and maps.
 
+mod node;
+mod packets;
 mod sockets;
 mod verifier;
 

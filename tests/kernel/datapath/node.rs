@@ -1,0 +1,145 @@
+//! A node with pods for packet tests: namespaces joined by veth, routed by the kernel, no process in any cgroup.
+//!
+//! ```text
+//!   pod 10.244.0.2, fd00:244::2 ──┐
+//!   pod 10.244.0.3, fd00:244::3 ──┤ node 10.89.0.11, fd00:89::11 ── beyond 10.89.0.12, fd00:89::12
+//!                                 │                                 with 10.244.1.2, fd00:244:1::2 on it
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+
+use dataplane::{
+    datapath::{Config, Datapath},
+    programs::TcMode,
+};
+use ebpf_common::{
+    FrontendKey,
+    desired::{Service, Services},
+};
+
+use super::{chain, endpoint, services};
+use crate::netns::{BpfDir, NetNs};
+
+pub struct Node {
+    pub datapath: Datapath,
+    pub namespace: NetNs,
+    pub pods: [NetNs; 2],
+    pub beyond: NetNs,
+    pub directory: BpfDir,
+    tc_mode: TcMode,
+}
+
+const POD_MAC: &str = "02:00:00:00:00:01";
+const HOST_MAC: &str = "02:00:00:00:00:02";
+
+impl Node {
+    pub fn new() -> Self {
+        Self::with_mode(TcMode::Tcx)
+    }
+
+    pub fn with_mode(tc_mode: TcMode) -> Self {
+        let directory = BpfDir::new();
+        let mut node = Self {
+            datapath: open(&directory, tc_mode),
+            namespace: host(),
+            pods: [host(), host()],
+            beyond: host(),
+            directory,
+            tc_mode,
+        };
+        node.join_beyond();
+        for index in 0..node.pods.len() {
+            node.join_pod(index);
+        }
+        node.attach();
+        node
+    }
+
+    /// Another agent takes over: opens what is pinned and attaches everything again.
+    pub fn restart_agent(&mut self) {
+        self.datapath = open(&self.directory, self.tc_mode);
+        self.attach();
+    }
+
+    pub fn serve(&mut self, of: impl IntoIterator<Item = (FrontendKey, Service)>) {
+        let wanted: Services = services(of);
+        self.datapath.set_services(wanted).expect("setting the services");
+    }
+
+    fn attach(&mut self) {
+        let pods: Vec<u32> = (0..self.pods.len())
+            .map(|index| self.namespace.interface_index(&format!("pod{index}")))
+            .collect();
+        let uplink = self.namespace.interface_index("uplink");
+        let datapath = &mut self.datapath;
+        self.namespace.run(|| {
+            for pod in pods {
+                datapath.attach_pod_link(pod).unwrap_or_else(|error| panic!("{}", chain(&error)));
+            }
+            datapath.attach_uplink(uplink).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        });
+    }
+
+    fn join_beyond(&self) {
+        self.namespace
+            .ip(&format!("link add uplink type veth peer name uplink netns {}", self.beyond.path()));
+        for (host, last) in [(&self.namespace, 11), (&self.beyond, 12)] {
+            host.ip("link set uplink up");
+            host.ip(&format!("addr add 10.89.0.{last}/24 dev uplink"));
+            host.ip(&format!("addr add fd00:89::{last}/64 dev uplink nodad"));
+        }
+        self.beyond.ip("addr add 10.244.1.2/32 dev lo");
+        self.beyond.ip("addr add fd00:244:1::2/128 dev lo nodad");
+        for (of, to) in [("10.244.0.0/24", "10.89.0.11"), ("10.96.0.0/16", "10.89.0.11")] {
+            self.beyond.ip(&format!("route add {of} via {to}"));
+        }
+        for of in ["fd00:244::/64", "fd00:96::/64"] {
+            self.beyond.ip(&format!("-6 route add {of} via fd00:89::11"));
+        }
+        self.namespace.ip("route add 10.244.1.0/24 via 10.89.0.12");
+        self.namespace.ip("-6 route add fd00:244:1::/64 via fd00:89::12");
+    }
+
+    fn join_pod(&self, index: usize) {
+        let pod = &self.pods[index];
+        let (link, last) = (format!("pod{index}"), index + 2);
+        let path = pod.path();
+        self.namespace.ip(&format!(
+            "link add {link} address {HOST_MAC} type veth peer name eth0 address {POD_MAC} netns {path}"
+        ));
+        self.namespace.ip(&format!("link set {link} up"));
+        pod.ip("link set eth0 up");
+        for (address, gateway) in
+            [(format!("10.244.0.{last}"), "169.254.1.1"), (format!("fd00:244::{last}"), "fe80::1")]
+        {
+            pod.ip(&format!("addr add {address} dev eth0"));
+            pod.ip(&format!("neigh add {gateway} lladdr {HOST_MAC} dev eth0 nud permanent"));
+            let family = if gateway.contains(':') { "-6" } else { "-4" };
+            pod.ip(&format!("{family} route add default via {gateway} dev eth0 onlink"));
+            self.namespace.ip(&format!("{family} route add {address} dev {link}"));
+            self.namespace.ip(&format!("neigh add {address} lladdr {POD_MAC} dev {link} nud permanent"));
+        }
+    }
+}
+
+/// A service to the given backends: those of 10.244.0.0/24 and the node's own are on this node.
+pub fn to(backends: &[SocketAddr]) -> Service {
+    let here = |ip: IpAddr| !matches!(ip.to_string().as_str(), "10.244.1.2" | "fd00:244:1::2" | "10.89.0.12");
+    let endpoints = backends.iter().map(|b| endpoint(b.ip(), b.port(), here(b.ip()))).collect();
+    Service { name: "default/web".into(), endpoints, affinity_seconds: 0 }
+}
+
+fn open(directory: &BpfDir, tc_mode: TcMode) -> Datapath {
+    let config = Config { tc_mode, ..Config::new(&directory.path) };
+    Datapath::open(&config).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+fn host() -> NetNs {
+    let host = NetNs::new();
+    host.sysctl("net/ipv4/ip_forward", "1");
+    host.sysctl("net/ipv6/conf/all/forwarding", "1");
+    // Addresses are usable at once.
+    host.sysctl("net/ipv6/conf/all/accept_dad", "0");
+    host.sysctl("net/ipv6/conf/default/accept_dad", "0");
+    host
+}
