@@ -1,10 +1,22 @@
-//! The scheduler: finds a node for each pending pod and binds it.
+//! The scheduler: finds a node for each pod that has none, and binds it.
+//!
+//! ```text
+//! watch -> snapshot, queue -> cycle(snapshot, pod): pure -> assume -> bind
+//! ```
+//!
+//! `framework` has the extension points, `plugins` one file per plugin, `cycle` the pure decision, `run` all IO.
 
-use tokio_util::sync::CancellationToken;
+pub mod cycle;
+pub mod events;
+pub mod framework;
+pub mod plugins;
+pub mod pod;
+pub mod predicates;
+pub mod queue;
+pub mod resources;
+mod run;
+pub mod snapshot;
+#[cfg(test)]
+mod testing;
 
-/// Runs the scheduler until `cancel` is cancelled.
-pub async fn run(client: kube::Client, cancel: CancellationToken) -> anyhow::Result<()> {
-    let _ = client;
-    cancel.cancelled().await;
-    Ok(())
-}
+pub use run::{SCHEDULER_NAME, run};
