@@ -11,13 +11,33 @@
 //! Deliberately absent: the network (CNI does it), the scheduler's decisions, device plugins and CSI.
 
 pub mod actual;
+pub mod admission;
+pub mod cgroups;
 pub mod config;
+mod context;
 pub mod cri;
+mod dial;
+pub mod dns;
+pub mod downward;
+pub mod env;
+pub mod images;
+pub mod logs;
+mod node;
+pub mod objects;
+mod observe;
+mod orphans;
 pub mod plan;
 pub mod pod;
+mod probes;
 pub mod quantity;
+mod recorder;
 mod run;
+pub mod runtime_config;
+mod runtime_events;
+mod security;
 pub mod status;
+pub mod volumes;
+mod worker;
 
 pub use config::{Config, ServerTls};
 pub use run::run;

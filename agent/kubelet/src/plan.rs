@@ -131,13 +131,30 @@ impl Memory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     PrepareVolumes,
-    CreateSandbox { attempt: u32 },
-    StopSandbox { id: String },
-    RemoveSandbox { id: String },
+    CreateSandbox {
+        attempt: u32,
+    },
+    StopSandbox {
+        id: String,
+    },
+    RemoveSandbox {
+        id: String,
+    },
     /// Pull, create and start the container of that name in the sandbox.
-    Start { name: String, attempt: u32, sandbox_id: String },
-    Kill { id: String, name: String, reason: KillReason, deadline: Timestamp },
-    RemoveContainer { id: String },
+    Start {
+        name: String,
+        attempt: u32,
+        sandbox_id: String,
+    },
+    Kill {
+        id: String,
+        name: String,
+        reason: KillReason,
+        deadline: Timestamp,
+    },
+    RemoveContainer {
+        id: String,
+    },
     /// Unmount volumes, remove the pod's directory and cgroups.
     Teardown,
 }

@@ -144,7 +144,10 @@ pub fn display(pod: &Pod) -> String {
 }
 
 pub fn is_static(pod: &Pod) -> bool {
-    pod.metadata.annotations.as_ref().is_some_and(|a| a.get(ANNOTATION_CONFIG_SOURCE).is_some_and(|s| s == "file"))
+    pod.metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|a| a.get(ANNOTATION_CONFIG_SOURCE).is_some_and(|s| s == "file"))
 }
 
 pub fn is_mirror(pod: &Pod) -> bool {
@@ -158,7 +161,8 @@ pub fn is_host_network(spec: &PodSpec) -> bool {
 /// Seconds between the stop signal and the kill: of the deletion, else of the spec. Never below 1.
 pub fn grace_seconds(pod: &Pod) -> i64 {
     let spec_grace = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
-    let of_deletion = pod.metadata.deletion_timestamp.as_ref().and(pod.metadata.deletion_grace_period_seconds);
+    let of_deletion =
+        pod.metadata.deletion_timestamp.as_ref().and(pod.metadata.deletion_grace_period_seconds);
     of_deletion.or(spec_grace).unwrap_or(GRACE_SECONDS_DEFAULT).max(1)
 }
 
@@ -223,7 +227,8 @@ pub fn pod_resource(spec: &PodSpec, bound: Bound, resource: &str) -> Option<i128
             init_max = init_max.zip(add(sidecars, own)).map(|(a, b)| a.max(b));
         }
     }
-    let apps = spec.containers.iter().fold(sidecars, |sum, c| add(sum, container_resource(c, bound, resource)));
+    let apps =
+        spec.containers.iter().fold(sidecars, |sum, c| add(sum, container_resource(c, bound, resource)));
     let total = apps.zip(init_max).map(|(a, b)| a.max(b))?;
     let overhead = spec.overhead.as_ref().and_then(|o| o.get(resource)).map_or(0, quantity::milli);
     Some(total + overhead)

@@ -19,7 +19,8 @@ pub fn ceil_div(value: i128, divisor: i128) -> i128 {
 
 fn parse(text: &str) -> Option<i128> {
     let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let split =
+        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
     let (number, suffix) = text.split_at(split);
     let (negative, number) = match number.strip_prefix('-') {
         Some(rest) => (true, rest),

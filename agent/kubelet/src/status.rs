@@ -115,7 +115,8 @@ fn container_status(
         None => without_container(spec, entry, previous),
     };
     if let Some(last) = lives.next() {
-        status.last_state = Some(ContainerState { terminated: terminated(last), ..ContainerState::default() });
+        status.last_state =
+            Some(ContainerState { terminated: terminated(last), ..ContainerState::default() });
     }
     status.resources = entry.container.resources.clone().filter(|_| entry.role != Role::Ephemeral);
     status.allocated_resources = status.resources.as_ref().and_then(|resources| resources.requests.clone());
@@ -383,7 +384,9 @@ fn list(names: &[&str]) -> String {
 
 fn initialized(status: &PodStatus, sidecars: &[&str], before: bool) -> Verdict {
     let app_started = status.container_statuses.iter().flatten().any(|s| {
-        is_running(s) || s.state.as_ref().is_some_and(|state| state.terminated.is_some()) || s.restart_count > 0
+        is_running(s)
+            || s.state.as_ref().is_some_and(|state| state.terminated.is_some())
+            || s.restart_count > 0
     });
     if app_started || before {
         let done = status.phase.as_deref() == Some("Succeeded");
@@ -409,7 +412,8 @@ fn containers_ready(status: &PodStatus, sidecars: &[&str]) -> Verdict {
         Some("Failed") => return unready("PodFailed", None),
         _ => {}
     }
-    let inits = status.init_container_statuses.iter().flatten().filter(|s| sidecars.contains(&s.name.as_str()));
+    let inits =
+        status.init_container_statuses.iter().flatten().filter(|s| sidecars.contains(&s.name.as_str()));
     let all = inits.chain(status.container_statuses.iter().flatten());
     let waiting: Vec<&str> = all.filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     if waiting.is_empty() {

@@ -333,7 +333,8 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 fn happen(world: &mut World, happening: &Happening) {
-    let name = |world: &World, index: usize| pod::entries(&world.spec).get(index).map(|e| e.name().to_owned());
+    let name =
+        |world: &World, index: usize| pod::entries(&world.spec).get(index).map(|e| e.name().to_owned());
     match happening {
         Happening::Exit(index, code) => {
             if let Some(name) = name(world, *index) {

@@ -110,8 +110,7 @@ fn exit_codes_and_policy_give_the_final_phase() {
 
 #[test]
 fn init_containers_hold_the_phase_at_pending_until_done() {
-    let spec =
-        r#"{"initContainers":[{"name":"i","image":"i"}],"containers":[{"name":"a","image":"i"}],"restartPolicy":"Never"}"#;
+    let spec = r#"{"initContainers":[{"name":"i","image":"i"}],"containers":[{"name":"a","image":"i"}],"restartPolicy":"Never"}"#;
     let phase_of = |containers| {
         let actual = actual(containers);
         let view = View { actual: &actual, ..View::for_tests() };
