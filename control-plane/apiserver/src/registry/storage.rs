@@ -287,7 +287,7 @@ fn name_with_default_mark(object: &Value, annotations: &[&str]) -> String {
     if is_default { format!("{name} (default)") } else { name.to_owned() }
 }
 
-pub(super) const DEFAULT_CLASS_ANNOTATIONS: [&str; 2] =
+pub(crate) const DEFAULT_CLASS_ANNOTATIONS: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 
 impl Strategy for StorageClasses {
