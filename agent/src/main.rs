@@ -1,1 +1,73 @@
-fn main() {}
+//! `seaway-agent`, one per node: the network and the kubelet.
+//!
+//! ```text
+//!  apiserver --watches--> run (one event loop) --> proxy --> datapath (BPF maps)
+//!  peers <----bgp_io----> speaker, own thread  --> network --> routes, links, allocations
+//!  runtime --> plugin --> cni_server           -->    '
+//! ```
+//!
+//! Nothing in the kernel depends on this process staying alive: it ends without undoing anything, and finds what is
+//! its own when it starts again.
+
+mod bgp_io;
+mod blocks;
+mod cni_server;
+mod config;
+mod dns_endpoints;
+mod network;
+mod persist;
+mod run;
+mod services;
+mod status;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let config = config::Config::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SEAWAY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=warn,kube_runtime=off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: config::Config) -> anyhow::Result<()> {
+    // Fails only where a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    config.validate()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(cancel.clone()));
+        run::run(config, cancel).await
+    });
+    runtime.shutdown_background();
+    result
+}
+
+async fn cancel_on_signal(cancel: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; pods, routes and Services stay as they are");
+    cancel.cancel();
+}

@@ -96,6 +96,7 @@ pub struct Routes {
     desired: BTreeMap<IpNetwork, Target>,
     actual: BTreeMap<IpNetwork, Target>,
     dirty: BTreeSet<IpNetwork>,
+    withdrawn: BTreeSet<IpNetwork>,
     /// Ids of objects, by gateway.
     nexthops: BTreeMap<IpAddr, u32>,
     groups: BTreeMap<Vec<IpAddr>, u32>,
@@ -115,6 +116,7 @@ impl Routes {
             desired: BTreeMap::new(),
             actual: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
             nexthops: BTreeMap::new(),
             groups: BTreeMap::new(),
             orphans: BTreeSet::new(),
@@ -126,12 +128,20 @@ impl Routes {
         Ok(routes)
     }
 
-    /// Sets or clears the wish for one destination; takes effect with `apply`.
+    /// Sets or clears the wish for one destination; takes effect with `apply`. What was wished for by this process
+    /// and is not any more is removed even before `allow_removal`.
     pub fn set(&mut self, destination: IpNetwork, target: Option<Target>) {
         match target {
-            Some(target) => self.desired.insert(destination, target),
-            None => self.desired.remove(&destination),
-        };
+            Some(target) => {
+                self.desired.insert(destination, target);
+                self.withdrawn.remove(&destination);
+            }
+            None => {
+                if self.desired.remove(&destination).is_some() {
+                    self.withdrawn.insert(destination);
+                }
+            }
+        }
         self.dirty.insert(destination);
     }
 
@@ -194,7 +204,9 @@ impl Routes {
                         continue;
                     }
                 },
-                None if self.removal_allowed => self.delete_route(destination),
+                None if self.removal_allowed || self.withdrawn.contains(&destination) => {
+                    self.delete_route(destination)
+                }
                 None => continue,
             };
             messages.push(message);
@@ -209,6 +221,7 @@ impl Routes {
                 }
                 (None, refusal) if refusal.as_ref().is_none_or(|r| r.errno == libc::ESRCH) => {
                     applied.removed += 1;
+                    self.withdrawn.remove(&destination);
                     self.actual.remove(&destination);
                 }
                 (_, refusal) => {

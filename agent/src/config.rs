@@ -1,0 +1,221 @@
+//! The command line and environment of the agent.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail, ensure};
+use clap::Parser;
+use ipam::Pool;
+use ipnetwork::IpNetwork;
+
+/// The agent of one Seaway node: network and kubelet.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "seaway-agent", version)]
+pub struct Config {
+    /// Name of the Node object.
+    #[arg(long, env = "SEAWAY_NODE_NAME")]
+    pub node_name: String,
+
+    /// Address of this node; one per family, the primary one first.
+    #[arg(long = "node-ip", env = "SEAWAY_NODE_IP", value_delimiter = ',', required = true)]
+    pub node_ips: Vec<IpAddr>,
+
+    /// Credentials for the API server.
+    #[arg(long, env = "SEAWAY_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+
+    /// State that outlives a reboot.
+    #[arg(long, env = "SEAWAY_STATE_DIR", default_value = "/var/lib/seaway")]
+    pub state_dir: PathBuf,
+
+    /// Sockets.
+    #[arg(long, env = "SEAWAY_RUN_DIR", default_value = "/run/seaway")]
+    pub run_dir: PathBuf,
+
+    #[arg(long, env = "SEAWAY_CONTAINERD_SOCKET", default_value = "/run/containerd/containerd.sock")]
+    pub containerd_socket: PathBuf,
+
+    /// Cgroup of the pods; Services are served to all processes in its parent.
+    #[arg(long, env = "SEAWAY_CGROUP_PARENT", default_value = "/kubepods")]
+    pub cgroup_parent: String,
+
+    /// Folder of this node's own on a BPF file system.
+    #[arg(long, env = "SEAWAY_BPF_DIR", default_value = "/sys/fs/bpf/seaway")]
+    pub bpf_dir: PathBuf,
+
+    /// Where the runtime looks for network configurations; ours is written there once pods can be served.
+    #[arg(long, env = "SEAWAY_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+
+    /// Addresses of pods; one range per family.
+    #[arg(
+        long = "cluster-cidr",
+        env = "SEAWAY_CLUSTER_CIDR",
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16"
+    )]
+    pub cluster_cidrs: Vec<IpNetwork>,
+
+    /// Addresses of Services; one range per family.
+    #[arg(
+        long = "service-cidr",
+        env = "SEAWAY_SERVICE_CIDR",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/16"
+    )]
+    pub service_cidrs: Vec<IpNetwork>,
+
+    /// Address of the cluster's DNS Service.
+    #[arg(long, env = "SEAWAY_CLUSTER_DNS", value_delimiter = ',', default_value = "10.96.0.10")]
+    pub cluster_dns: Vec<IpAddr>,
+
+    #[arg(long, env = "SEAWAY_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// Autonomous system of the cluster.
+    #[arg(long, env = "SEAWAY_ASN", default_value_t = 64512)]
+    pub asn: u32,
+
+    #[arg(long, env = "SEAWAY_BGP_PORT", default_value_t = 179)]
+    pub bgp_port: u16,
+
+    /// Hold time proposed to BGP peers, in seconds.
+    #[arg(long, env = "SEAWAY_BGP_HOLD_TIME", default_value_t = 90)]
+    pub bgp_hold_time: u16,
+
+    /// Addresses in this range are accepted as internal BGP neighbours. Repeatable.
+    #[arg(
+        long = "bgp-listen-range",
+        env = "SEAWAY_BGP_LISTEN_RANGE",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub bgp_listen_ranges: Vec<IpNetwork>,
+
+    /// A BGP peer besides the other nodes: ADDRESS, or ADDRESS@AS where it is in another AS. Repeatable.
+    #[arg(long = "bgp-peer", env = "SEAWAY_BGP_PEER", value_delimiter = ',', value_name = "ADDRESS[@AS]")]
+    pub bgp_peers: Vec<StaticPeer>,
+
+    /// Leaves pods to another kubelet: network only.
+    #[arg(long)]
+    pub no_kubelet: bool,
+
+    /// Leaves the network to another CNI: kubelet only.
+    #[arg(long, conflicts_with_all = ["no_kubelet", "router_only"])]
+    pub no_network: bool,
+
+    /// Leaves cluster DNS to somebody else.
+    #[arg(long)]
+    pub no_dns: bool,
+
+    /// No pods at all: learns routes to them, for a host that is not a node.
+    #[arg(long)]
+    pub router_only: bool,
+
+    /// TCP port of the kubelet's server.
+    #[arg(long, env = "SEAWAY_KUBELET_PORT", default_value_t = 10250)]
+    pub kubelet_port: u16,
+
+    /// Certificate of the kubelet's server (PEM).
+    #[arg(long, env = "SEAWAY_TLS_CERT", requires_all = ["tls_key", "client_ca"], value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key of the kubelet's server (PEM).
+    #[arg(long, env = "SEAWAY_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// CA of the kubelet's clients (PEM).
+    #[arg(long, env = "SEAWAY_CLIENT_CA", requires = "tls_cert", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+
+    /// Resolvers of the host, for pods and names outside the cluster.
+    #[arg(long, env = "SEAWAY_RESOLV_CONF", default_value = "/etc/resolv.conf", value_name = "FILE")]
+    pub resolv_conf: PathBuf,
+
+    /// Folder of the pods' logs.
+    #[arg(long, env = "SEAWAY_LOG_DIR", default_value = "/var/log")]
+    pub log_dir: PathBuf,
+
+    #[arg(long, env = "SEAWAY_MAX_PODS", default_value_t = 110)]
+    pub max_pods: u32,
+
+    /// Folder of static pod manifests.
+    #[arg(long, env = "SEAWAY_STATIC_POD_DIR", value_name = "DIR")]
+    pub static_pod_dir: Option<PathBuf>,
+}
+
+/// A peer from the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaticPeer {
+    pub address: IpAddr,
+    /// `None`: the cluster's own AS.
+    pub asn: Option<u32>,
+}
+
+impl std::str::FromStr for StaticPeer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<StaticPeer, String> {
+        let (address, asn) = match text.split_once('@') {
+            Some((address, asn)) => {
+                let asn = asn.parse().map_err(|error| format!("AS number {asn:?}: {error}"))?;
+                (address, Some(asn))
+            }
+            None => (text, None),
+        };
+        let address = address.parse().map_err(|error| format!("address {address:?}: {error}"))?;
+        Ok(StaticPeer { address, asn })
+    }
+}
+
+impl Config {
+    /// Checks what clap cannot.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        for (name, families) in [
+            ("--node-ip", self.node_ips.iter().map(IpAddr::is_ipv4).collect::<Vec<_>>()),
+            ("--cluster-cidr", self.cluster_cidrs.iter().map(IpNetwork::is_ipv4).collect()),
+            ("--service-cidr", self.service_cidrs.iter().map(IpNetwork::is_ipv4).collect()),
+        ] {
+            let two_of_a_kind = families.len() > 1 && families[0] == families[1];
+            ensure!(families.len() <= 2 && !two_of_a_kind, "{name}: at most one per address family");
+        }
+        for cidr in &self.cluster_cidrs {
+            let family = self.node_ips.iter().any(|address| address.is_ipv4() == cidr.is_ipv4());
+            ensure!(
+                family,
+                "--cluster-cidr {cidr}: there is no --node-ip of that family to announce it with"
+            );
+        }
+        ensure!(self.asn != 0, "--asn: AS 0 is reserved (RFC 7607)");
+        if matches!(self.bgp_hold_time, 1 | 2) {
+            bail!("--bgp-hold-time {}: must be 0 or at least 3 (RFC 4271)", self.bgp_hold_time);
+        }
+        self.pools().map(|_| ())
+    }
+
+    pub fn pools(&self) -> anyhow::Result<Vec<Pool>> {
+        self.cluster_cidrs
+            .iter()
+            .map(|cidr| Pool::with_default_blocks(*cidr).context("--cluster-cidr"))
+            .collect()
+    }
+
+    pub fn node_ip(&self) -> IpAddr {
+        self.node_ips[0]
+    }
+
+    pub fn node_ip_v4(&self) -> Option<Ipv4Addr> {
+        self.node_ips.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    pub fn cni_socket(&self) -> PathBuf {
+        self.run_dir.join("cni.sock")
+    }
+
+    pub fn dns_listen(&self) -> SocketAddr {
+        SocketAddr::new(self.node_ip(), 53)
+    }
+}

@@ -1,0 +1,451 @@
+//! The node's network as one thing: addresses, links, routes and the datapath, kept in step.
+//!
+//! Every change of an address is on disk before anybody is told of it. The kernel calls here block for microseconds
+//! to milliseconds; callers on the async side use `spawn_blocking`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use bgp::Prefix;
+use dataplane::datapath::Datapath;
+use dataplane::links::{self, Links, PodLink, PodLinkConfig};
+use dataplane::routes::{Routes, RoutesConfig, Target};
+use ipam::{AllocateError, Allocation, Allocator, Pool, Request};
+use ipnetwork::IpNetwork;
+use thiserror::Error;
+
+use crate::bgp_io;
+use crate::config::Config;
+use crate::persist;
+
+/// Seconds an address rests after its pod is gone.
+const COOLDOWN: u64 = 30;
+
+/// Container id and interface name.
+type AttachmentKey = (String, String);
+
+#[derive(Debug, Error)]
+pub enum AddError {
+    #[error(transparent)]
+    NoAddress(#[from] AllocateError),
+    #[error("{0:#}")]
+    Failed(anyhow::Error),
+}
+
+/// A pod's attachment as it was made.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    pub link: PodLink,
+    pub host_interface: String,
+    pub addresses: Vec<IpAddr>,
+    pub mtu: u32,
+}
+
+/// A pod for display.
+#[derive(Clone, Debug)]
+pub struct PodStatus {
+    pub allocation: Allocation,
+    pub host_interface: String,
+    pub host_index: Option<u32>,
+}
+
+struct State {
+    allocator: Allocator,
+    routes: Routes,
+    /// Routes that this node originates: blocks and pods. They go before learned ones.
+    own: BTreeMap<IpNetwork, Target>,
+    learned: BTreeMap<IpNetwork, Target>,
+    index_by_attachment: BTreeMap<AttachmentKey, u32>,
+    /// Attachments that had no link, and links that had no attachment, at the last collection.
+    suspects: BTreeSet<String>,
+}
+
+pub struct Network {
+    pools: Vec<Pool>,
+    state_file: PathBuf,
+    mtu: u32,
+    state: Mutex<State>,
+    datapath: Option<Mutex<Datapath>>,
+    bgp: bgp_io::Handle,
+}
+
+impl Network {
+    /// Reads what an earlier agent left, on disk and in the kernel, and goes on from there.
+    pub fn open(config: &Config, datapath: Option<Datapath>, bgp: bgp_io::Handle) -> anyhow::Result<Network> {
+        let pools = config.pools()?;
+        let state_file = config.state_dir.join("ipam.json");
+        let allocator = match persist::read::<Allocator>(&state_file)? {
+            Some(saved) if saved.is_consistent() => saved,
+            Some(_) => {
+                bail!("{} contradicts itself: an address is both free and in use", state_file.display())
+            }
+            None => Allocator::new(COOLDOWN),
+        };
+        let address_of = |v4: bool| config.node_ips.iter().find(|a| a.is_ipv4() == v4).copied();
+        let routes_config = RoutesConfig { source_v4: address_of(true), source_v6: address_of(false) };
+        let routes = Routes::open(routes_config).context("reading the node's routes")?;
+        let uplink = Links::open()
+            .and_then(|mut links| links.uplink(config.node_ip()))
+            .with_context(|| format!("--node-ip {}", config.node_ip()))?;
+        let state = State {
+            allocator,
+            routes,
+            own: BTreeMap::new(),
+            learned: BTreeMap::new(),
+            index_by_attachment: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+        };
+        let network = Network {
+            pools,
+            state_file,
+            mtu: uplink.mtu,
+            state: Mutex::new(state),
+            datapath: datapath.map(Mutex::new),
+            bgp,
+        };
+        if !config.router_only {
+            links::prepare_host(&uplink.name).context("setting up forwarding")?;
+            if let Some(datapath) = &network.datapath {
+                lock(datapath).attach_uplink(uplink.index).context("serving Services on the uplink")?;
+            }
+            network.restore()?;
+        }
+        Ok(network)
+    }
+
+    /// Takes over the pods of an earlier agent.
+    fn restore(&self) -> anyhow::Result<()> {
+        let links: BTreeMap<String, u32> =
+            Links::open()?.pods()?.into_iter().map(|link| (link.name, link.index)).collect();
+        let mut state = self.state();
+        let allocations: Vec<Allocation> = state.allocator.allocations().cloned().collect();
+        for allocation in &allocations {
+            let key = key_of(allocation);
+            let Some(index) = links.get(&links::host_link_name(&key.0, &key.1)) else { continue };
+            state.own.insert(allocation.address.into(), Target::Link(*index));
+            state.index_by_attachment.insert(key, *index);
+            if let Some(datapath) = &self.datapath {
+                lock(datapath).attach_pod_link(*index).context("serving Services to a running pod")?;
+            }
+        }
+        self.announce(&mut state);
+        state.set_all();
+        state.apply();
+        tracing::info!(
+            blocks = state.allocator.blocks().count(),
+            pods = state.index_by_attachment.len(),
+            "network restored"
+        );
+        Ok(())
+    }
+
+    pub fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Wires a pod up. A repeated call for the same attachment makes it anew with the same addresses.
+    pub fn add(&self, request: &Request, netns: &File) -> Result<Attached, AddError> {
+        let addresses = {
+            let mut state = self.state();
+            let addresses = state.allocator.allocate(&self.pools, request, now())?;
+            self.save(&state).map_err(AddError::Failed)?;
+            addresses
+        };
+        self.wire(request, netns, &addresses).map_err(|error| {
+            // Teardown goes on past errors; the first one is the one to tell.
+            if let Err(undo) = self.delete(&request.container_id, &request.interface) {
+                tracing::warn!("undoing a failed ADD: {undo:#}");
+            }
+            AddError::Failed(error)
+        })
+    }
+
+    fn wire(&self, request: &Request, netns: &File, addresses: &[IpAddr]) -> anyhow::Result<Attached> {
+        let host_interface = links::host_link_name(&request.container_id, &request.interface);
+        let link = Links::open()?.add_pod(&PodLinkConfig {
+            host_name: &host_interface,
+            pod_name: &request.interface,
+            netns,
+            addresses,
+            mtu: self.mtu,
+        })?;
+        if let Some(datapath) = &self.datapath {
+            lock(datapath).attach_pod_link(link.host_index)?;
+        }
+        let mut state = self.state();
+        let key = (request.container_id.clone(), request.interface.clone());
+        state.index_by_attachment.insert(key, link.host_index);
+        for address in addresses {
+            state.set_own((*address).into(), Some(Target::Link(link.host_index)));
+        }
+        let failed = state.apply();
+        if let Some((destination, error)) = failed.iter().find(|(d, _)| addresses.contains(&d.ip())) {
+            bail!("route to {destination}: {error}");
+        }
+        Ok(Attached { link, host_interface, addresses: addresses.to_vec(), mtu: self.mtu })
+    }
+
+    /// Takes an attachment down; one that is unknown is fine.
+    pub fn delete(&self, container_id: &str, interface: &str) -> anyhow::Result<()> {
+        let index = {
+            let mut state = self.state();
+            let released = state.allocator.release(container_id, Some(interface), now());
+            if !released.is_empty() {
+                self.save(&state)?;
+            }
+            for allocation in &released {
+                state.set_own(allocation.address.into(), None);
+            }
+            state.apply();
+            state.index_by_attachment.remove(&(container_id.to_owned(), interface.to_owned()))
+        };
+        if let (Some(index), Some(datapath)) = (index, &self.datapath) {
+            lock(datapath).detach_pod_link(index)?;
+        }
+        Links::open()?.remove(&links::host_link_name(container_id, interface))?;
+        Ok(())
+    }
+
+    /// What is wrong with an attachment that should have these addresses.
+    pub fn check(&self, container_id: &str, interface: &str, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        let mut state = self.state();
+        let held = state.allocator.addresses(container_id, interface);
+        for address in addresses {
+            if !held.contains(address) {
+                bail!("address {address} is not allocated to container {container_id}");
+            }
+        }
+        let name = links::host_link_name(container_id, interface);
+        let index =
+            Links::open()?.index(&name).with_context(|| format!("host interface {name} is missing"))?;
+        state.routes.resync()?;
+        for address in &held {
+            let network = IpNetwork::from(*address);
+            if state.routes.actual().get(&network) != Some(&Target::Link(index)) {
+                bail!("there is no route to {address} on {name}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Releases every attachment that is not listed.
+    pub fn collect(&self, valid: &BTreeSet<AttachmentKey>) -> anyhow::Result<()> {
+        let gone: BTreeSet<AttachmentKey> =
+            self.state().allocator.allocations().map(key_of).filter(|key| !valid.contains(key)).collect();
+        for (container_id, interface) in gone {
+            tracing::info!(container_id, interface, "releasing an attachment that is not valid any more");
+            self.delete(&container_id, &interface)?;
+        }
+        Ok(())
+    }
+
+    /// Releases attachments whose link is gone and removes links without attachment, if that was so last time too:
+    /// the link dies with the pod's namespace, so no runtime has to be asked.
+    pub fn collect_dead(&self) -> anyhow::Result<()> {
+        let links: BTreeSet<String> = Links::open()?.pods()?.into_iter().map(|link| link.name).collect();
+        let (dead, orphans) = {
+            let mut state = self.state();
+            let by_name: BTreeMap<String, AttachmentKey> = state
+                .allocator
+                .allocations()
+                .map(key_of)
+                .map(|key| (links::host_link_name(&key.0, &key.1), key))
+                .collect();
+            let odd: BTreeSet<String> = by_name
+                .keys()
+                .filter(|name| !links.contains(*name))
+                .chain(links.iter().filter(|name| !by_name.contains_key(*name)))
+                .cloned()
+                .collect();
+            let confirmed: Vec<String> = odd.intersection(&state.suspects).cloned().collect();
+            state.suspects = odd;
+            let dead: Vec<AttachmentKey> = confirmed.iter().filter_map(|n| by_name.get(n).cloned()).collect();
+            let orphans: Vec<String> =
+                confirmed.into_iter().filter(|name| !by_name.contains_key(name)).collect();
+            (dead, orphans)
+        };
+        for (container_id, interface) in dead {
+            tracing::info!(container_id, interface, "releasing the address of a pod whose namespace is gone");
+            self.delete(&container_id, &interface)?;
+        }
+        for name in orphans {
+            tracing::info!(name, "removing a pod link that belongs to nothing");
+            Links::open()?.remove(&name)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a confirmed block into use: allocation, null route, announcement.
+    pub fn adopt_block(&self, block: IpNetwork) -> anyhow::Result<()> {
+        let Some(pool) = self.pools.iter().find(|pool| pool.owns(block)) else {
+            bail!("block {block} is in no pool of --cluster-cidr");
+        };
+        let mut state = self.state();
+        state.allocator.add_block(block, pool);
+        self.save(&state)?;
+        self.announce(&mut state);
+        state.set_all();
+        state.apply();
+        tracing::info!(%block, "block confirmed and announced");
+        Ok(())
+    }
+
+    /// Stops using a block that turned out to be another node's.
+    pub fn surrender_block(&self, block: IpNetwork) -> anyhow::Result<()> {
+        let mut state = self.state();
+        let lost = state.allocator.remove_block(block);
+        self.save(&state)?;
+        state.set_own(block, None);
+        for allocation in &lost {
+            state.set_own(allocation.address.into(), None);
+        }
+        self.announce(&mut state);
+        state.apply();
+        tracing::error!(%block, pods = lost.len(), "block belongs to another node; its pods here are cut off");
+        Ok(())
+    }
+
+    fn announce(&self, state: &mut State) {
+        let blocks: Vec<IpNetwork> = state.allocator.blocks().collect();
+        for block in &blocks {
+            let single = block.prefix() == if block.is_ipv4() { 32 } else { 128 };
+            if !single {
+                state.own.insert(*block, Target::Blackhole);
+            }
+        }
+        self.bgp.set_local(blocks.into_iter().map(Prefix::from).collect());
+    }
+
+    /// Takes what the speaker selected. No next hop: the destination is gone.
+    pub fn learn(&self, routes: impl IntoIterator<Item = (Prefix, Vec<IpAddr>)>) {
+        let mut state = self.state();
+        for (prefix, next_hops) in routes {
+            let destination = IpNetwork::from(prefix);
+            if next_hops.is_empty() {
+                state.learned.remove(&destination);
+            } else {
+                state.learned.insert(destination, Target::Via(next_hops));
+            }
+            state.refresh(destination);
+        }
+        state.apply();
+    }
+
+    /// The routes are complete: those of an earlier agent that are not desired any more go.
+    pub fn allow_removal(&self) {
+        let mut state = self.state();
+        state.routes.allow_removal();
+        state.apply();
+    }
+
+    /// Compares the kernel's routes with the desired ones and repairs.
+    pub fn resync_routes(&self) -> anyhow::Result<()> {
+        let mut state = self.state();
+        state.routes.resync().context("reading the node's routes")?;
+        state.apply();
+        Ok(())
+    }
+
+    /// Whether a pod could be given an address now.
+    pub fn has_addresses(&self) -> bool {
+        let state = self.state();
+        self.pools.iter().all(|pool| state.allocator.free(pool) > 0)
+    }
+
+    /// A copy of the allocations, for planning and display.
+    pub fn allocator(&self) -> Allocator {
+        self.state().allocator.clone()
+    }
+
+    pub fn pods(&self) -> Vec<PodStatus> {
+        let state = self.state();
+        let status = |allocation: &Allocation| {
+            let key = key_of(allocation);
+            PodStatus {
+                host_interface: links::host_link_name(&key.0, &key.1),
+                host_index: state.index_by_attachment.get(&key).copied(),
+                allocation: allocation.clone(),
+            }
+        };
+        state.allocator.allocations().map(status).collect()
+    }
+
+    /// Destinations with what is desired and whether the kernel has it.
+    pub fn routes(&self) -> Vec<(IpNetwork, Target, bool)> {
+        let state = self.state();
+        let actual = state.routes.actual();
+        let desired = state.routes.desired().iter();
+        desired.map(|(d, target)| (*d, target.clone(), actual.get(d) == Some(target))).collect()
+    }
+
+    /// The datapath, absent on a host without pods.
+    pub fn datapath(&self) -> Option<MutexGuard<'_, Datapath>> {
+        self.datapath.as_ref().map(lock)
+    }
+
+    fn save(&self, state: &State) -> anyhow::Result<()> {
+        persist::write(&self.state_file, &state.allocator)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn set_own(&mut self, destination: IpNetwork, target: Option<Target>) {
+        match target {
+            Some(target) => self.own.insert(destination, target),
+            None => self.own.remove(&destination),
+        };
+        self.refresh(destination);
+    }
+
+    fn refresh(&mut self, destination: IpNetwork) {
+        let target = self.own.get(&destination).or_else(|| self.learned.get(&destination)).cloned();
+        self.routes.set(destination, target);
+    }
+
+    fn set_all(&mut self) {
+        let destinations: Vec<IpNetwork> = self.own.keys().copied().collect();
+        destinations.into_iter().for_each(|destination| self.refresh(destination));
+    }
+
+    /// Applies and logs; what failed stays different and is tried again at the next resync.
+    fn apply(&mut self) -> Vec<(IpNetwork, String)> {
+        match self.routes.apply() {
+            Ok(applied) => {
+                for (destination, error) in &applied.failed {
+                    tracing::warn!(%destination, error, "route refused by the kernel");
+                }
+                applied.failed
+            }
+            Err(error) => {
+                tracing::warn!(%error, "applying routes");
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn key_of(allocation: &Allocation) -> AttachmentKey {
+    (allocation.owner.container_id.clone(), allocation.owner.interface.clone())
+}
+
+/// A panic in another thread has been reported there; the state itself is level-triggered.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,38 @@
+//! Files that survive a crash at any moment: written aside, flushed, renamed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Replaces `path`; after the return it is on disk.
+pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let doing = || format!("writing {}", path.display());
+    let mut text = serde_json::to_vec(value).with_context(doing)?;
+    text.push(b'\n');
+    write_text(path, &text)
+}
+
+pub fn write_text(path: &Path, text: &[u8]) -> anyhow::Result<()> {
+    let doing = || format!("writing {}", path.display());
+    let aside = path.with_extension("new");
+    let mut file = File::create(&aside).with_context(doing)?;
+    file.write_all(text).with_context(doing)?;
+    file.sync_all().with_context(doing)?;
+    fs::rename(&aside, path).with_context(doing)?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    File::open(folder).and_then(|folder| folder.sync_all()).with_context(doing)
+}
+
+/// Reads what `write` wrote; `None` where there is no file.
+pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    };
+    serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+}

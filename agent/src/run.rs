@@ -1,0 +1,465 @@
+//! The agent's life: what is opened at the start, and the one loop that reacts to everything after it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bgp::{PeerConfig, SpeakerConfig};
+use dataplane::datapath::{self, Datapath};
+use dataplane::routes::RouteMonitor;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use tokio::sync::{Notify, mpsc, watch as signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::network::Network;
+use crate::services::Services;
+use crate::watch::{self, Change, Listing};
+use crate::{bgp_io, blocks, cni_server, dns_endpoints, persist, status};
+
+/// How long peers keep our routes while we restart, and we theirs.
+const RESTART_TIME: Duration = Duration::from_secs(120);
+/// How long after the start old routes are kept for peers that have not come back.
+const DEFERRAL_TIME: Duration = Duration::from_secs(15);
+const CONNECT_RETRY: Duration = Duration::from_secs(2);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// Route events come in bursts: one resync answers all within this time.
+const RESYNC_DELAY: Duration = Duration::from_millis(50);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
+const KUBELET_RETRY: Duration = Duration::from_secs(2);
+/// Events taken before what they change is applied.
+const BURST: usize = 4096;
+
+#[expect(clippy::large_enum_variant, reason = "each is taken out of its channel at once")]
+enum Event {
+    Node(watcher::Event<Node>),
+    Service(watcher::Event<Service>),
+    Slice(watcher::Event<EndpointSlice>),
+}
+
+/// Runs until cancelled, or until something fails that a restart may cure.
+pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
+    for folder in [&config.state_dir, &config.run_dir] {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    let client = client(&config).await?;
+    if config.no_network {
+        let (_sender, ready) = signal::channel(true);
+        run_kubelet(client, config, ready, cancel).await;
+        return Ok(());
+    }
+    let (bgp_sender, bgp_events) = mpsc::unbounded_channel();
+    let bgp = start_bgp(&config, bgp_sender)?;
+    let datapath = if config.router_only { None } else { Some(open_datapath(&config)?) };
+    let network = Arc::new(Network::open(&config, datapath, bgp.clone())?);
+    let mut agent = Agent::new(config, network, bgp, client)?;
+    agent.start(&cancel).await?;
+    agent.run(bgp_events, cancel).await
+}
+
+async fn client(config: &Config) -> anyhow::Result<Client> {
+    let doing = || format!("--kubeconfig {}", config.kubeconfig.display());
+    let kubeconfig = kube::config::Kubeconfig::read_from(&config.kubeconfig).with_context(doing)?;
+    let options = kube::config::KubeConfigOptions::default();
+    let settings = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(doing)?;
+    Client::try_from(settings).with_context(doing)
+}
+
+fn start_bgp(
+    config: &Config,
+    events: mpsc::UnboundedSender<bgp_io::Event>,
+) -> anyhow::Result<bgp_io::Handle> {
+    let next_hop_v6 = config.node_ips.iter().find_map(|address| match address {
+        IpAddr::V6(v6) => Some(*v6),
+        IpAddr::V4(_) => None,
+    });
+    let router_id = config.node_ip_v4().unwrap_or_else(|| router_id_of(config.node_ip()));
+    let speaker = SpeakerConfig {
+        asn: config.asn,
+        router_id,
+        next_hop_v4: config.node_ip_v4(),
+        next_hop_v6,
+        hold_time: Duration::from_secs(u64::from(config.bgp_hold_time)),
+        connect_retry: CONNECT_RETRY,
+        restart_time: RESTART_TIME,
+        deferral_time: DEFERRAL_TIME,
+        listen_ranges: config.bgp_listen_ranges.iter().map(|range| (*range).into()).collect(),
+    };
+    bgp_io::start(speaker, &config.node_ips, config.bgp_port, events)
+}
+
+/// A node without IPv4 takes the low 32 bits of its address, which differ inside a network.
+fn router_id_of(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(v4) => v4,
+        IpAddr::V6(v6) => Ipv4Addr::from((u128::from(v6) as u32).max(1)),
+    }
+}
+
+fn open_datapath(config: &Config) -> anyhow::Result<Datapath> {
+    let datapath = Datapath::open(&datapath::Config::new(&config.bpf_dir)).context("opening the datapath")?;
+    let cgroup = socket_cgroup(&config.cgroup_parent)?;
+    std::fs::create_dir_all(&cgroup).with_context(|| format!("making cgroup {}", cgroup.display()))?;
+    datapath.attach_cgroup(&cgroup).context("serving Services to sockets")?;
+    Ok(datapath)
+}
+
+/// The cgroup v2 directory whose processes are served: the parent of the pods' cgroup, so the node's own too.
+fn socket_cgroup(cgroup_parent: &str) -> anyhow::Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
+    let root = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(place))
+        })
+        .next()
+        .context("no cgroup v2 tree is mounted: Services are served to its processes")?;
+    let parent = PathBuf::from(cgroup_parent);
+    let parent = parent.parent().unwrap_or(&parent);
+    Ok(root.join(parent.strip_prefix("/").unwrap_or(parent)))
+}
+
+struct Agent {
+    config: Config,
+    network: Arc<Network>,
+    bgp: bgp_io::Handle,
+    client: Client,
+    services: Services,
+    peers_file: PathBuf,
+    address_by_node: BTreeMap<String, Vec<IpAddr>>,
+    node_listing: Listing<Node>,
+    service_listing: Listing<Service>,
+    slice_listing: Listing<EndpointSlice>,
+    not_ready: signal::Sender<String>,
+    network_ready: signal::Sender<bool>,
+    addresses_taken: Arc<Notify>,
+}
+
+impl Agent {
+    fn new(
+        config: Config,
+        network: Arc<Network>,
+        bgp: bgp_io::Handle,
+        client: Client,
+    ) -> anyhow::Result<Agent> {
+        let peers_file = config.state_dir.join("nodes.json");
+        let address_by_node = persist::read(&peers_file)?.unwrap_or_default();
+        Ok(Agent {
+            services: Services::new(&config.node_name, &config.cluster_domain),
+            config,
+            network,
+            bgp,
+            client,
+            peers_file,
+            address_by_node,
+            node_listing: Listing::default(),
+            service_listing: Listing::default(),
+            slice_listing: Listing::default(),
+            not_ready: signal::Sender::new("the agent is starting".to_owned()),
+            network_ready: signal::Sender::new(false),
+            addresses_taken: Arc::new(Notify::new()),
+        })
+    }
+
+    async fn start(&mut self, cancel: &CancellationToken) -> anyhow::Result<()> {
+        // The nodes known last, so that routes come back while the API server is away.
+        self.set_peers();
+        let status = status::Status {
+            node_name: self.config.node_name.clone(),
+            network: self.network.clone(),
+            bgp: self.bgp.clone(),
+            not_ready: self.not_ready.subscribe(),
+            started_at: Instant::now(),
+        };
+        status::start(status, &self.config.run_dir.join("agent.sock"), cancel.clone())?;
+        if self.config.router_only {
+            return Ok(());
+        }
+        let server = cni_server::Server::new(
+            self.network.clone(),
+            self.not_ready.subscribe(),
+            self.addresses_taken.clone(),
+        );
+        server.start(&self.config.cni_socket(), cancel.clone())?;
+        let (client, node) = (self.client.clone(), self.config.node_name.clone());
+        tokio::spawn(blocks::run(client.clone(), node, self.network.clone(), self.addresses_taken.clone()));
+        if !self.config.no_dns {
+            self.start_dns(cancel).await?;
+        }
+        if !self.config.no_kubelet {
+            let (config, ready) = (self.config.clone(), self.network_ready.subscribe());
+            tokio::spawn(run_kubelet(client, config, ready, cancel.clone()));
+        }
+        Ok(())
+    }
+
+    async fn start_dns(&self, cancel: &CancellationToken) -> anyhow::Result<()> {
+        let listen = self.config.dns_listen();
+        let upstreams = dns::server::upstreams(&self.config.resolv_conf).unwrap_or_else(|error| {
+            tracing::warn!("names outside the cluster are not resolved: {error:#}");
+            Vec::new()
+        });
+        // A resolver that is this server would be asked for ever.
+        let upstreams = upstreams
+            .into_iter()
+            .filter(|upstream| *upstream != listen && !self.config.cluster_dns.contains(&upstream.ip()))
+            .collect();
+        let server =
+            dns::server::Server::bind(dns::server::Config { listen, upstreams }, self.services.zone())
+                .await?;
+        tokio::spawn(server.run(cancel.clone()));
+        let node = self.config.node_name.clone();
+        tokio::spawn(dns_endpoints::run(self.client.clone(), node, self.config.node_ip()));
+        Ok(())
+    }
+
+    async fn run(
+        mut self,
+        mut bgp_events: mpsc::UnboundedReceiver<bgp_io::Event>,
+        cancel: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let (sender, mut events) = mpsc::unbounded_channel();
+        self.watch(&sender);
+        let monitor = RouteMonitor::open().context("watching the node's routes")?;
+        let mut resync = tokio::time::interval(RESYNC_INTERVAL);
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        let mut collect = tokio::time::interval(COLLECT_INTERVAL);
+        for interval in [&mut resync, &mut sweep, &mut collect] {
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                event = bgp_events.recv() => {
+                    let event = event.context("the BGP speaker has stopped")?;
+                    self.bgp_events(event, &mut bgp_events);
+                }
+                Some(event) = events.recv() => {
+                    self.event(event);
+                    let mut burst = BURST;
+                    while burst > 0 && let Ok(event) = events.try_recv() {
+                        self.event(event);
+                        burst -= 1;
+                    }
+                }
+                changed = monitor.changed() => {
+                    changed.context("watching the node's routes")?;
+                    tokio::time::sleep(RESYNC_DELAY).await;
+                    self.resync();
+                }
+                _ = resync.tick() => self.resync(),
+                _ = sweep.tick() => self.sweep_flows(),
+                _ = collect.tick() => self.collect_dead(),
+            }
+            self.services.apply(&self.network);
+            self.update_readiness()?;
+        }
+    }
+
+    fn watch(&self, sender: &mpsc::UnboundedSender<Event>) {
+        let client = || self.client.clone();
+        let all = || watcher::Config::default().any_semantic();
+        watch::spawn(Api::all(client()), all(), sender.clone(), Event::Node);
+        if !self.config.router_only {
+            watch::spawn(Api::all(client()), all(), sender.clone(), Event::Service);
+            watch::spawn(Api::all(client()), all(), sender.clone(), Event::Slice);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Node(event) => {
+                if let Some(change) = self.node_listing.change(event) {
+                    self.node(change);
+                }
+            }
+            Event::Service(event) => {
+                if let Some(change) = self.service_listing.change(event) {
+                    self.services.service(change);
+                }
+            }
+            Event::Slice(event) => {
+                if let Some(change) = self.slice_listing.change(event) {
+                    self.services.slice(change);
+                }
+            }
+        }
+    }
+
+    fn node(&mut self, change: Change<Node>) {
+        let mut known = self.address_by_node.clone();
+        match change {
+            Change::All(nodes) => known = nodes.iter().map(node_addresses).collect(),
+            Change::Apply(node) => {
+                let (name, addresses) = node_addresses(&node);
+                known.insert(name, addresses);
+            }
+            Change::Delete(node) => {
+                known.remove(&node.metadata.name.unwrap_or_default());
+            }
+        }
+        if known == self.address_by_node {
+            return;
+        }
+        self.address_by_node = known;
+        self.set_peers();
+        if let Err(error) = persist::write(&self.peers_file, &self.address_by_node) {
+            tracing::warn!("{error:#}");
+        }
+    }
+
+    /// All other nodes, by their address of our primary family, and the peers of the command line.
+    fn set_peers(&self) {
+        let mut peers = BTreeMap::new();
+        let primary = self.config.node_ip();
+        for (name, addresses) in &self.address_by_node {
+            let address = addresses.iter().find(|address| address.is_ipv4() == primary.is_ipv4());
+            if let Some(address) = address.filter(|_| *name != self.config.node_name) {
+                peers.insert(*address, self.config.asn);
+            }
+        }
+        for peer in &self.config.bgp_peers {
+            peers.insert(peer.address, peer.asn.unwrap_or(self.config.asn));
+        }
+        peers.retain(|address, _| !self.config.node_ips.contains(address));
+        let configure =
+            |asn: u32| PeerConfig { asn: Some(asn), passive: false, route_reflector_client: false };
+        self.bgp.set_peers(peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect());
+    }
+
+    fn bgp_events(&self, first: bgp_io::Event, more: &mut mpsc::UnboundedReceiver<bgp_io::Event>) {
+        let mut routes = Vec::new();
+        let mut converged = false;
+        let mut next = Some(first);
+        while let Some(event) = next {
+            match event {
+                bgp_io::Event::Route { prefix, next_hops } => routes.push((prefix, next_hops)),
+                bgp_io::Event::Converged => converged = true,
+            }
+            next = more.try_recv().ok();
+        }
+        self.network.learn(routes);
+        if converged {
+            tracing::info!("BGP has converged; routes of an earlier run that nobody announces are removed");
+            self.network.allow_removal();
+        }
+    }
+
+    fn resync(&self) {
+        if let Err(error) = self.network.resync_routes() {
+            tracing::warn!("{error:#}");
+        }
+    }
+
+    fn sweep_flows(&self) {
+        if let Some(datapath) = self.network.datapath()
+            && let Err(error) = datapath.sweep_flows()
+        {
+            tracing::warn!(error = watch::chain(&error), "sweeping flows");
+        }
+    }
+
+    fn collect_dead(&self) {
+        if self.config.router_only {
+            return;
+        }
+        if let Err(error) = self.network.collect_dead() {
+            tracing::warn!("collecting what dead pods left: {error:#}");
+        }
+        // Addresses may have come free, or a claim may be overdue.
+        self.addresses_taken.notify_one();
+    }
+
+    /// Says whether pods can be served, to the kubelet and to the runtime.
+    fn update_readiness(&self) -> anyhow::Result<()> {
+        if self.config.router_only {
+            return Ok(());
+        }
+        let reason = if !self.services.applied() {
+            "Services are not in the datapath yet"
+        } else if self.network.allocator().blocks().next().is_none() {
+            "no address block is confirmed for this node yet"
+        } else {
+            ""
+        };
+        let changed = self.not_ready.send_if_modified(|current| {
+            let changed = current != reason;
+            if changed {
+                reason.clone_into(current);
+            }
+            changed
+        });
+        if !changed {
+            return Ok(());
+        }
+        if reason.is_empty() {
+            cni_server::write_conflist(&self.config.cni_conf_dir, &self.config.cni_socket())?;
+            tracing::info!("ready for pods");
+        } else {
+            tracing::info!(reason, "not ready for pods");
+        }
+        self.network_ready.send_replace(reason.is_empty());
+        Ok(())
+    }
+}
+
+fn node_addresses(node: &Node) -> (String, Vec<IpAddr>) {
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    let internal = addresses
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect();
+    (node.metadata.name.clone().unwrap_or_default(), internal)
+}
+
+/// Runs the kubelet until cancelled; when it fails, it is started again: the network does not depend on it.
+async fn run_kubelet(
+    client: Client,
+    config: Config,
+    network_ready: signal::Receiver<bool>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let settings = kubelet_config(&config, network_ready.clone());
+        match kubelet::run(client.clone(), settings, cancel.clone()).await {
+            Ok(()) if cancel.is_cancelled() => return,
+            Ok(()) => tracing::error!("the kubelet ended; starting it again"),
+            Err(error) => tracing::error!("the kubelet failed; starting it again: {error:#}"),
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(KUBELET_RETRY) => {}
+        }
+    }
+}
+
+fn kubelet_config(config: &Config, network_ready: signal::Receiver<bool>) -> kubelet::Config {
+    let mut settings = kubelet::Config::new(config.node_name.clone(), config.node_ips.clone(), network_ready);
+    settings.state_dir = config.state_dir.clone();
+    settings.run_dir = config.run_dir.clone();
+    settings.log_dir = config.log_dir.clone();
+    settings.containerd_socket = config.containerd_socket.clone();
+    settings.cgroup_parent = config.cgroup_parent.clone();
+    settings.cluster_dns = config.cluster_dns.clone();
+    settings.cluster_domain = config.cluster_domain.clone();
+    settings.port = config.kubelet_port;
+    settings.max_pods = config.max_pods;
+    settings.static_pod_dir = config.static_pod_dir.clone();
+    settings.host_resolv_conf = config.resolv_conf.clone();
+    settings.server_tls = match (&config.tls_cert, &config.tls_key, &config.client_ca) {
+        (Some(cert), Some(key), Some(client_ca)) => {
+            Some(kubelet::ServerTls { cert: cert.clone(), key: key.clone(), client_ca: client_ca.clone() })
+        }
+        _ => None,
+    };
+    settings
+}

@@ -1,0 +1,340 @@
+//! The agent's own HTTP socket, `RUN_DIR/agent.sock`: JSON for the command line tool, metrics for Prometheus.
+//!
+//! ```text
+//! /v1/peers /v1/routes /v1/services /v1/flows /v1/blocks /v1/pods /v1/status   /metrics   /healthz
+//! ```
+//!
+//! Answers are made from snapshots, so that asking never holds up the sessions.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bgp::rib::Source;
+use bgp::{PeerStatus, RouteStatus, State};
+use dataplane::routes::Target;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
+use ipnetwork::IpNetwork;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::bgp_io;
+use crate::cni_server;
+use crate::network::Network;
+
+pub struct Status {
+    pub node_name: String,
+    pub network: Arc<Network>,
+    pub bgp: bgp_io::Handle,
+    /// Why pods cannot be served now; empty when they can.
+    pub not_ready: watch::Receiver<String>,
+    pub started_at: Instant,
+}
+
+/// Serves until cancelled.
+pub fn start(status: Status, socket: &Path, cancel: CancellationToken) -> anyhow::Result<()> {
+    let listener = cni_server::bind(socket)?;
+    let status = Arc::new(status);
+    tokio::spawn(async move {
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "accepting on the agent's socket");
+                        continue;
+                    }
+                },
+                () = cancel.cancelled() => return,
+            };
+            let status = status.clone();
+            tokio::spawn(async move {
+                let service = hyper::service::service_fn(move |request| {
+                    let status = status.clone();
+                    async move { Ok::<_, Infallible>(status.answer(&request).await) }
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                // A client that went away is its own business.
+                let _ = connection.await;
+            });
+        }
+    });
+    Ok(())
+}
+
+impl Status {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let value = match request.uri().path() {
+            "/healthz" => return text(StatusCode::OK, "ok\n".to_owned()),
+            "/metrics" => return text(StatusCode::OK, self.metrics().await),
+            "/v1/status" => self.status(),
+            "/v1/peers" => self.peers().await,
+            "/v1/routes" => self.routes().await,
+            "/v1/services" => self.services(),
+            "/v1/flows" => self.flows(),
+            "/v1/blocks" => self.blocks(),
+            "/v1/pods" => self.pods(),
+            path => {
+                return text(StatusCode::NOT_FOUND, format!("no such page: {path}\n"));
+            }
+        };
+        let mut response = Response::new(Full::new(Bytes::from(format!("{value}\n"))));
+        let json = http::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+        response
+    }
+
+    fn status(&self) -> Value {
+        let reason = self.not_ready.borrow().clone();
+        json!({
+            "node": self.node_name,
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptimeSeconds": self.started_at.elapsed().as_secs(),
+            "ready": reason.is_empty(),
+            "reason": reason,
+            "mtu": self.network.mtu(),
+        })
+    }
+
+    async fn peers(&self) -> Value {
+        let Some(snapshot) = self.bgp.snapshot().await else { return json!([]) };
+        snapshot.peers.iter().map(|peer| peer_json(peer, snapshot.taken_at)).collect()
+    }
+
+    async fn routes(&self) -> Value {
+        let Some(snapshot) = self.bgp.snapshot().await else { return json!([]) };
+        let kernel = self.network.routes();
+        let mut routes: Vec<Value> = snapshot
+            .routes
+            .iter()
+            .map(|route| {
+                let destination = IpNetwork::from(route.prefix);
+                let found = kernel.iter().find(|(d, _, _)| *d == destination);
+                route_json(route, found.map(|(_, target, installed)| (target, *installed)))
+            })
+            .collect();
+        let learned: Vec<IpNetwork> = snapshot.routes.iter().map(|route| route.prefix.into()).collect();
+        for (destination, target, installed) in kernel.iter().filter(|(d, _, _)| !learned.contains(d)) {
+            routes.push(json!({
+                "prefix": destination,
+                "kernel": kernel_json(target, *installed),
+                "paths": [],
+            }));
+        }
+        Value::Array(routes)
+    }
+
+    fn services(&self) -> Value {
+        let Some(datapath) = self.network.datapath() else { return json!([]) };
+        let entries = datapath.services();
+        drop(datapath);
+        entries
+            .iter()
+            .map(|entry| {
+                let backends: Vec<Value> = entry
+                    .backends
+                    .iter()
+                    .map(|b| json!({ "id": b.backend_id, "address": b.address, "port": b.port, "local": b.local }))
+                    .collect();
+                json!({
+                    "name": entry.name,
+                    "id": entry.service_id,
+                    "address": entry.address,
+                    "port": entry.port,
+                    "protocol": format!("{:?}", entry.protocol).to_uppercase(),
+                    "affinitySeconds": entry.affinity_seconds,
+                    "backends": backends,
+                })
+            })
+            .collect()
+    }
+
+    fn flows(&self) -> Value {
+        let Some(datapath) = self.network.datapath() else { return json!([]) };
+        let flows = match datapath.flows() {
+            Ok(flows) => flows,
+            Err(error) => return json!({ "error": error.to_string() }),
+        };
+        drop(datapath);
+        let end =
+            |(address, port): (std::net::IpAddr, u16)| std::net::SocketAddr::new(address, port).to_string();
+        flows
+            .iter()
+            .map(|flow| {
+                json!({
+                    "protocol": format!("{:?}", flow.protocol).to_uppercase(),
+                    "client": end(flow.client),
+                    "frontend": end(flow.frontend),
+                    "backend": end(flow.backend),
+                    "seenAs": end(flow.seen_as),
+                    "serviceId": flow.service_id,
+                    "backendId": flow.backend_id,
+                    "answered": flow.answered,
+                    "closing": flow.closing,
+                    "idleSeconds": flow.idle_seconds,
+                })
+            })
+            .collect()
+    }
+
+    fn blocks(&self) -> Value {
+        let allocator = self.network.allocator();
+        let block = |block: IpNetwork| {
+            let (used, free) = allocator.usage(block).unwrap_or_default();
+            json!({ "block": block, "used": used, "free": free })
+        };
+        allocator.blocks().map(block).collect()
+    }
+
+    fn pods(&self) -> Value {
+        self.network
+            .pods()
+            .iter()
+            .map(|pod| {
+                json!({
+                    "namespace": pod.allocation.owner.pod_namespace,
+                    "name": pod.allocation.owner.pod_name,
+                    "address": pod.allocation.address,
+                    "containerId": pod.allocation.owner.container_id,
+                    "interface": pod.allocation.owner.interface,
+                    "hostInterface": pod.host_interface,
+                    "hostIndex": pod.host_index,
+                    "allocatedAt": pod.allocation.allocated_at,
+                })
+            })
+            .collect()
+    }
+
+    async fn metrics(&self) -> String {
+        let mut out = String::new();
+        let mut gauge = |name: &str, help: &str, samples: Vec<(String, f64)>| {
+            // Writing to a String does not fail.
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+            for (labels, value) in samples {
+                let _ = writeln!(out, "{name}{labels} {value}");
+            }
+        };
+        if let Some(snapshot) = self.bgp.snapshot().await {
+            let by_peer = |value: fn(&PeerStatus) -> f64| {
+                snapshot.peers.iter().map(|p| (format!("{{peer=\"{}\"}}", p.address), value(p))).collect()
+            };
+            let up = by_peer(|p| f64::from(u8::from(p.state == State::Established)));
+            gauge("seaway_bgp_peer_established", "Whether the session is established.", up);
+            gauge("seaway_bgp_peer_routes", "Routes held from a peer.", by_peer(|p| p.routes as f64));
+            let stale = by_peer(|p| p.routes_stale as f64);
+            gauge("seaway_bgp_peer_routes_stale", "Routes kept over a peer's restart.", stale);
+            let routes = vec![(String::new(), snapshot.routes.len() as f64)];
+            let converged = vec![(String::new(), f64::from(u8::from(snapshot.converged)))];
+            gauge("seaway_bgp_converged", "Whether the routes are complete after the start.", converged);
+            gauge("seaway_bgp_routes", "Destinations in the routing table.", routes);
+        }
+        let kernel = self.network.routes();
+        let missing = kernel.iter().filter(|(_, _, installed)| !installed).count();
+        gauge(
+            "seaway_routes_desired",
+            "Routes wanted in the kernel.",
+            vec![(String::new(), kernel.len() as f64)],
+        );
+        gauge(
+            "seaway_routes_missing",
+            "Routes wanted but not in the kernel.",
+            vec![(String::new(), missing as f64)],
+        );
+        let allocator = self.network.allocator();
+        let usage: Vec<(IpNetwork, (usize, usize))> =
+            allocator.blocks().map(|block| (block, allocator.usage(block).unwrap_or_default())).collect();
+        let used = usage.iter().map(|(b, u)| (format!("{{block=\"{b}\"}}"), u.0 as f64)).collect();
+        gauge("seaway_ipam_addresses_used", "Addresses of pods.", used);
+        let free = usage.iter().map(|(b, u)| (format!("{{block=\"{b}\"}}"), u.1 as f64)).collect();
+        gauge("seaway_ipam_addresses_free", "Addresses free or cooling down.", free);
+        let counters = self.network.datapath().map(|datapath| datapath.counters());
+        if let Some(Ok(counters)) = counters {
+            let samples = counters
+                .iter()
+                .map(|(counter, value)| (format!("{{event=\"{}\"}}", counter.name()), *value as f64))
+                .collect();
+            gauge("seaway_datapath_events", "Events counted in eBPF since the maps were made.", samples);
+        }
+        out
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}
+
+fn peer_json(peer: &PeerStatus, now: Instant) -> Value {
+    json!({
+        "address": peer.address,
+        "asn": peer.asn,
+        "routerId": peer.router_id,
+        "state": peer.state.to_string(),
+        "dynamic": peer.dynamic,
+        "establishedSeconds": peer.established_at.map(|at| now.duration_since(at).as_secs()),
+        "holdTimeSeconds": peer.hold_time.map(|time| time.as_secs()),
+        "gracefulRestart": peer.graceful_restart,
+        "routes": peer.routes,
+        "routesStale": peer.routes_stale,
+        "messagesReceived": peer.messages_received,
+        "messagesSent": peer.messages_sent,
+        "lastError": peer.last_error,
+    })
+}
+
+fn source_text(source: Source) -> String {
+    match source {
+        Source::Local => "local".to_owned(),
+        Source::Peer(address) => address.to_string(),
+    }
+}
+
+fn kernel_json(target: &Target, installed: bool) -> Value {
+    let mut value = match target {
+        Target::Blackhole => json!({ "kind": "blackhole" }),
+        Target::Link(index) => json!({ "kind": "link", "interface": index }),
+        Target::Via(gateways) => json!({ "kind": "via", "gateways": gateways }),
+    };
+    value["installed"] = json!(installed);
+    value
+}
+
+fn route_json(route: &RouteStatus, kernel: Option<(&Target, bool)>) -> Value {
+    let paths: Vec<Value> = route
+        .paths
+        .iter()
+        .map(|path| {
+            let attributes = &path.attributes;
+            let as_path: Vec<u32> = attributes.as_path.iter().flat_map(|s| s.asns()).copied().collect();
+            let communities: Vec<String> =
+                attributes.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect();
+            json!({
+                "source": source_text(path.source),
+                "nextHop": attributes.next_hop,
+                "origin": format!("{:?}", attributes.origin),
+                "asPath": as_path,
+                "localPref": attributes.local_pref,
+                "med": attributes.med,
+                "communities": communities,
+                "external": path.external,
+                "stale": path.stale,
+            })
+        })
+        .collect();
+    json!({
+        "prefix": route.prefix.to_string(),
+        "best": source_text(route.best),
+        "reason": route.reason.to_string(),
+        "nextHops": route.next_hops,
+        "kernel": kernel.map(|(target, installed)| kernel_json(target, installed)),
+        "paths": paths,
+    })
+}
