@@ -2,7 +2,7 @@
 //! field validation that the request asks for.
 
 use api::{
-    json, meta,
+    json, meta, protobuf,
     schema::{Schema, TypeId},
     status::Status,
 };
@@ -17,12 +17,20 @@ pub struct Document {
     pub duplicates: Vec<String>,
 }
 
-/// Reads JSON or YAML.
+/// Reads a body; `expected` is what protobuf needs to be told.
 ///
 /// # Errors
 /// 400 with the place of the mistake.
-pub fn parse(bytes: &[u8], encoding: BodyEncoding) -> Result<Document, Status> {
+pub fn parse(
+    bytes: &[u8],
+    encoding: BodyEncoding,
+    schema: &Schema,
+    expected: Expected<'_>,
+) -> Result<Document, Status> {
     match encoding {
+        BodyEncoding::Protobuf => protobuf::decode(schema, expected.ty, bytes)
+            .map(|value| Document { value, duplicates: Vec::new() })
+            .map_err(|error| Status::bad_request(format!("error decoding the body as protobuf: {error}"))),
         BodyEncoding::Json => parse_json(bytes)
             .map_err(|error| Status::bad_request(format!("error decoding the body as JSON: {error}"))),
         BodyEncoding::Yaml => {
@@ -118,11 +126,17 @@ mod tests {
 
     #[test]
     fn broken_json_names_the_place() {
-        let error = parse(b"{\"a\": }", BodyEncoding::Json).unwrap_err();
+        let schema = api::schema::builtin();
+        let ty = schema.type_of("", "v1", "ConfigMap").unwrap();
+        let expected = Expected { group_version: "v1", kind: "ConfigMap", ty };
+        let error = parse(b"{\"a\": }", BodyEncoding::Json, schema, expected).unwrap_err();
         assert_eq!(error.code, 400);
         assert!(error.message.contains("line 1 column"), "{}", error.message);
-        assert!(parse(b"{} x", BodyEncoding::Json).is_err());
-        assert!(parse(b"a: [b", BodyEncoding::Yaml).is_err());
+        for (body, encoding) in
+            [("{} x", BodyEncoding::Json), ("a: [b", BodyEncoding::Yaml), ("{}", BodyEncoding::Protobuf)]
+        {
+            assert_eq!(parse(body.as_bytes(), encoding, schema, expected).unwrap_err().code, 400, "{body}");
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Content negotiation: which of the forms in `Accept` the answer takes.
 //!
-//! JSON and YAML are written. Protobuf is not yet: a client that lists it beside JSON, as client-go does, gets JSON.
+//! Protobuf is read but not written yet: a client that lists it beside JSON, as client-go does, gets JSON.
 
 use api::status::Status;
 use http::HeaderMap;
 
-/// The media types that are read and written.
+/// The media types of request bodies.
+const READ: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+/// The media types of answers.
 const WRITTEN: [&str; 2] = ["application/json", "application/yaml"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +119,7 @@ pub fn accepted(headers: &HeaderMap, shapes: &[Shape]) -> Result<Accepted, Statu
 pub enum BodyEncoding {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// The encoding of a request body by its Content-Type; absent counts as JSON, as upstream has it.
@@ -126,7 +129,8 @@ pub fn body_encoding(headers: &HeaderMap) -> Result<BodyEncoding, Status> {
     match text.split(';').next().unwrap_or_default().trim() {
         "" | "application/json" | "*/*" => Ok(BodyEncoding::Json),
         "application/yaml" => Ok(BodyEncoding::Yaml),
-        _ => Err(Status::unsupported_media_type(&WRITTEN)),
+        "application/vnd.kubernetes.protobuf" => Ok(BodyEncoding::Protobuf),
+        _ => Err(Status::unsupported_media_type(&READ)),
     }
 }
 

@@ -29,11 +29,9 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let accepted = call.accepted_object()?;
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let resource = target.resource;
-    let document = call.need_document(&resource.kind).await?;
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
-    let mut object =
-        expected.decode(call.state.schema, document, options.field_validation, &mut call.warnings)?;
+    let mut object = call.decode_body(expected, options.field_validation).await?;
     place(target, &call.info.namespace, &mut object)?;
     let write = Create {
         state: &call.state,

@@ -38,22 +38,18 @@ pub enum Deleted {
 
 /// The DeleteOptions of a request.
 pub async fn options(call: &mut Call) -> Result<DeleteOptions, Status> {
-    let Some(document) = call.read_document().await? else {
+    let schema = call.state.schema;
+    let ty =
+        schema.type_of("", "v1", "DeleteOptions").ok_or_else(|| Status::internal("no type DeleteOptions"))?;
+    let expected = Expected { group_version: "v1", kind: "DeleteOptions", ty };
+    let Some(mut document) = call.read_document(expected).await? else {
         return DeleteOptions::parse(None, &call.query);
     };
-    let schema = call.state.schema;
-    let mut document = document;
     // Every group has the same DeleteOptions: clients name the group of the object.
     if let Some(object) = document.value.as_object_mut() {
         object.remove("apiVersion");
     }
-    let value = match schema.type_of("", "v1", "DeleteOptions") {
-        Some(ty) => {
-            let expected = Expected { group_version: "v1", kind: "DeleteOptions", ty };
-            expected.decode(schema, document, FieldValidation::Warn, &mut call.warnings)?
-        }
-        None => document.value,
-    };
+    let value = expected.decode(schema, document, FieldValidation::Warn, &mut call.warnings)?;
     DeleteOptions::parse(Some(&value), &call.query)
 }
 

@@ -16,9 +16,9 @@ use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
 
 use crate::{
-    decode::{self, Document},
+    decode::{self, Document, Expected},
     negotiate::{self, Accepted, Encoding, Shape},
-    query::Query,
+    query::{FieldValidation, Query},
     request::RequestInfo,
     respond,
     security::Identity,
@@ -86,20 +86,25 @@ impl Call {
     }
 
     /// The body as a value; `None` where it is empty.
-    pub async fn read_document(&mut self) -> Result<Option<Document>, Status> {
+    pub async fn read_document(&mut self, expected: Expected<'_>) -> Result<Option<Document>, Status> {
         let encoding = negotiate::body_encoding(&self.headers);
         let bytes = body::read(self.take_body()).await?;
         if bytes.is_empty() {
             return Ok(None);
         }
-        decode::parse(&bytes, encoding?).map(Some)
+        decode::parse(&bytes, encoding?, self.state.schema, expected).map(Some)
     }
 
-    /// As [`Call::read_document`], where the body must be there.
-    pub async fn need_document(&mut self, kind: &str) -> Result<Document, Status> {
-        self.read_document()
-            .await?
-            .ok_or_else(|| Status::bad_request(format!("the request body is empty, it must be a {kind}")))
+    /// The object that the body must be; what the schema does not know is judged by `validation`.
+    pub async fn decode_body(
+        &mut self,
+        expected: Expected<'_>,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        let document = self.read_document(expected).await?.ok_or_else(|| {
+            Status::bad_request(format!("the request body is empty, it must be a {}", expected.kind))
+        })?;
+        expected.decode(self.state.schema, document, validation, &mut self.warnings)
     }
 
     /// The answer's form where an object is answered with.

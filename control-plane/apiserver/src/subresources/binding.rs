@@ -19,9 +19,8 @@ pub async fn handle(call: &mut Call) -> Result<Response<Body>, Status> {
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let schema = call.state.schema;
     let ty = schema.type_of("", "v1", "Binding").ok_or_else(|| Status::internal("no type Binding"))?;
-    let document = call.need_document("Binding").await?;
     let expected = Expected { group_version: "v1", kind: "Binding", ty };
-    let mut binding = expected.decode(schema, document, options.field_validation, &mut call.warnings)?;
+    let mut binding = call.decode_body(expected, options.field_validation).await?;
     if call.info.subresource.is_empty() {
         call.info.name = meta::name(&binding).to_owned();
     }

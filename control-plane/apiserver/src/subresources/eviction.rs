@@ -21,9 +21,8 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let schema = call.state.schema;
     let ty =
         schema.type_of("policy", "v1", "Eviction").ok_or_else(|| Status::internal("no type Eviction"))?;
-    let document = call.need_document("Eviction").await?;
     let expected = Expected { group_version: "policy/v1", kind: "Eviction", ty };
-    let eviction = expected.decode(schema, document, write.field_validation, &mut call.warnings)?;
+    let eviction = call.decode_body(expected, write.field_validation).await?;
     let body = Some(&eviction["deleteOptions"]).filter(|options| options.is_object());
     let mut options = DeleteOptions::parse(Some(body.unwrap_or(&json!({}))), &call.query)?;
     options.dry_run |= write.dry_run;

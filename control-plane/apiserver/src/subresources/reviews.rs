@@ -40,9 +40,7 @@ pub async fn handle(call: &mut Call, resource: &'static Resource) -> Result<Resp
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
-    let document = call.need_document(&resource.kind).await?;
-    let mut review =
-        expected.decode(call.state.schema, document, options.field_validation, &mut call.warnings)?;
+    let mut review = call.decode_body(expected, options.field_validation).await?;
     let status = match resource.plural.as_str() {
         "tokenreviews" => token_review(call, &review)?,
         "selfsubjectreviews" => json!({"userInfo": user_info(&call.user)}),

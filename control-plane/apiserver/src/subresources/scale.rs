@@ -45,8 +45,7 @@ pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let wanted = if is_patch {
         Wanted::Patch(Patch::read(call).await?)
     } else {
-        let document = call.need_document("Scale").await?;
-        let mut scale = expected.decode(schema, document, options.field_validation, &mut call.warnings)?;
+        let mut scale = call.decode_body(expected, options.field_validation).await?;
         check_name(&call.info.name, &mut scale)?;
         Wanted::Whole(scale)
     };

@@ -25,9 +25,8 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let ty = schema
         .type_of("authentication.k8s.io", "v1", "TokenRequest")
         .ok_or_else(|| Status::internal("no type TokenRequest"))?;
-    let document = call.need_document("TokenRequest").await?;
     let expected = Expected { group_version: "authentication.k8s.io/v1", kind: "TokenRequest", ty };
-    let mut request = expected.decode(schema, document, options.field_validation, &mut call.warnings)?;
+    let mut request = call.decode_body(expected, options.field_validation).await?;
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     let account = read(&call.state.cache, &target.key(&namespace, &name), false)
         .await?
