@@ -15,11 +15,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 mod cluster;
+pub mod cluster_role_aggregation;
 pub mod deployment;
 pub mod discovery;
+pub mod disruption;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod events;
+pub mod garbage;
 pub mod namespace;
 pub mod node_lifecycle;
 pub mod ownership;
@@ -76,7 +79,7 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
     let mut tasks = JoinSet::new();
     let (events, writer) = events::Recorder::new(client.clone(), cancel.clone());
     tasks.spawn(writer);
-    let cluster = Arc::new(Cluster::new(client, events));
+    let cluster = Arc::new(Cluster::new(client.clone(), events));
     let mut controllers = Controllers { cluster: cluster.clone(), tasks: &mut tasks, cancel: &cancel };
     controllers.start(deployment::new(&cluster), 4);
     controllers.start(replica_set::new::<ReplicaSet>(&cluster), 4);
@@ -88,11 +91,14 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
     if !config.root_ca_pem.is_empty() {
         controllers.start(service_account::root_certificates(&cluster, config.root_ca_pem), 1);
     }
+    controllers.start(disruption::new(&cluster), 2);
+    controllers.start(cluster_role_aggregation::new(&cluster), 1);
     controllers.start(taint_eviction::new(&cluster), 4);
     let timing = node_lifecycle::Timing { grace: config.node_monitor_grace_period, startup_grace: config.node_startup_grace_period };
     tasks.spawn(node_lifecycle::run(cluster.clone(), timing, cancel.clone()));
     let limits = pod_gc::Limits { finished_max: config.terminated_pod_gc_threshold, quarantine: config.pod_gc_quarantine };
     tasks.spawn(pod_gc::run(cluster.clone(), limits, cancel.clone()));
+    tasks.spawn(garbage::run(client, cancel.clone()));
     cluster.start(&mut tasks, &cancel);
     cancel.cancelled().await;
     tasks.join_all().await;
