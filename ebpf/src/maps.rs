@@ -29,11 +29,11 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(AFFI
 
 /// Unconnected UDP sockets: where their datagrams to a frontend go. LRU: a socket that sends is recent.
 #[map(name = "SOCK_FWD_1")]
-pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketForward> = LruHashMap::pinned(SOCKETS_MAX, 0);
+pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketForward> = LruHashMap::pinned(SOCKET_FORWARD_MAX, 0);
 
 /// What a socket believes to talk to. LRU: eviction makes getpeername show the backend.
 #[map(name = "SOCK_REV_1")]
-pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketReverse> = LruHashMap::pinned(SOCKETS_MAX, 0);
+pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketReverse> = LruHashMap::pinned(SOCKET_REVERSE_MAX, 0);
 
 /// Written here, swept by the agent. Never LRU: only the agent, knowing both directions, forgets a flow.
 #[map(name = "CONNTRACK_1")]

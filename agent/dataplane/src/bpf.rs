@@ -21,6 +21,7 @@ const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_MAP_DELETE_BATCH: u32 = 27;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
+const BPF_LINK_DETACH: u32 = 34;
 
 /// Where a program hooks in: values of `enum bpf_attach_type`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,6 +184,13 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
     // SAFETY: no addresses in it.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr).map(drop) }
+}
+
+/// Detaches a link's program at once; unpinning and closing would do it some time later.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr { link_fd: raw(link), ..LinkUpdateAttr::default() };
+    // SAFETY: no addresses in it; the link's descriptor comes first in both commands' attributes.
+    unsafe { bpf(BPF_LINK_DETACH, &mut attr).map(drop) }
 }
 
 pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<Target> {

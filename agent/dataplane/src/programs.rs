@@ -239,7 +239,7 @@ impl Programs {
     pub fn detach_link(&mut self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
         for hook in Hook::BOTH {
             match self.tc_mode {
-                TcMode::Tcx => unpin(&self.link_path(&tc_link_name(role, interface_index, hook)))?,
+                TcMode::Tcx => detach_pinned(&self.link_path(&tc_link_name(role, interface_index, hook)))?,
                 TcMode::Clsact => self.detach_clsact(&program_name(role, hook), interface_index, hook)?,
             }
         }
@@ -248,7 +248,9 @@ impl Programs {
 
     /// Undoes [`Self::attach_cgroup`]. Nothing there is no error.
     pub fn detach_cgroup(&self) -> Result<(), ProgramError> {
-        SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| unpin(&self.link_path(&format!("cgroup-{name}"))))
+        SOCKET_PROGRAMS
+            .iter()
+            .try_for_each(|(name, _)| detach_pinned(&self.link_path(&format!("cgroup-{name}"))))
     }
 
     fn link_path(&self, name: &str) -> PathBuf {
@@ -310,7 +312,7 @@ impl Programs {
             if same && bpf::link_update(link.as_fd(), fd).is_ok() {
                 return Ok(());
             }
-            unpin(pin)?;
+            detach_pinned(pin)?;
         }
         let link = bpf::link_create(fd, raw_target, attach_type)
             .map_err(|source| attach_error(program, target, source))?;
@@ -416,6 +418,14 @@ fn attach_error(program: &str, target: Target, source: io::Error) -> ProgramErro
         Target::Other => "its link".to_owned(),
     };
     ProgramError::Attach { program: program.to_owned(), target, source }
+}
+
+/// Where the target is gone, the link is detached already, and the kernel says so; unpinning is all that is left.
+fn detach_pinned(path: &Path) -> Result<(), ProgramError> {
+    if let Ok(link) = bpf::get_pinned(path) {
+        let _detached = bpf::link_detach(link.as_fd());
+    }
+    unpin(path)
 }
 
 fn unpin(path: &Path) -> Result<(), ProgramError> {

@@ -277,9 +277,9 @@ fn an_event_that_changes_nothing_touches_nothing() {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Service(Service),
+    Service(Box<Service>),
     NoService(ObjectName),
-    Slice(EndpointSlice),
+    Slice(Box<EndpointSlice>),
     NoSlice(ObjectName),
     Update,
 }
@@ -323,9 +323,9 @@ fn any_event() -> impl Strategy<Value = Event> {
     let slice_name = prop::sample::select(vec!["s1", "s2", "s3", "s4"]);
     let named = |name: &str| ObjectName { namespace: "default".into(), name: name.into() };
     prop_oneof![
-        3 => any_service().prop_map(Event::Service),
+        3 => any_service().prop_map(|service| Event::Service(Box::new(service))),
         1 => service_name.prop_map(move |name| Event::NoService(named(name))),
-        4 => any_slice().prop_map(Event::Slice),
+        4 => any_slice().prop_map(|slice| Event::Slice(Box::new(slice))),
         1 => slice_name.prop_map(move |name| Event::NoSlice(named(name))),
         2 => Just(Event::Update),
     ]
@@ -338,16 +338,16 @@ fn replay(events: &[Event]) -> (Proxy, Vec<Service>, Vec<EndpointSlice>) {
     for event in events.iter().cloned() {
         match event {
             Event::Service(service) => {
-                services.insert(ObjectName::of(&service.metadata), service.clone());
-                proxy.insert_service(service);
+                services.insert(ObjectName::of(&service.metadata), (*service).clone());
+                proxy.insert_service(*service);
             }
             Event::NoService(name) => {
                 services.remove(&name);
                 proxy.remove_service(&name);
             }
             Event::Slice(slice) => {
-                slices.insert(ObjectName::of(&slice.metadata), slice.clone());
-                proxy.insert_slice(slice);
+                slices.insert(ObjectName::of(&slice.metadata), (*slice).clone());
+                proxy.insert_slice(*slice);
             }
             Event::NoSlice(name) => {
                 slices.remove(&name);

@@ -15,10 +15,12 @@ pub const COUNTERS: &str = "COUNTERS_1";
 pub const ALL: [&str; 9] =
     [FRONTENDS, SLOTS, BACKENDS, AFFINITY, SOCKET_FORWARD, SOCKET_REVERSE, CONNTRACK, FRAGMENTS, COUNTERS];
 
+// An empty hash without preallocation costs 16 bytes for each entry that it may hold, an LRU all of them at once.
 pub const FRONTENDS_MAX: u32 = 1 << 17;
-pub const SLOTS_MAX: u32 = 1 << 19;
-pub const BACKENDS_MAX: u32 = 1 << 19;
-pub const AFFINITY_MAX: u32 = 1 << 16;
-pub const SOCKETS_MAX: u32 = 1 << 16;
+pub const SLOTS_MAX: u32 = 1 << 18;
+pub const BACKENDS_MAX: u32 = 1 << 18;
+pub const AFFINITY_MAX: u32 = 1 << 15;
+pub const SOCKET_FORWARD_MAX: u32 = 1 << 15;
+pub const SOCKET_REVERSE_MAX: u32 = 1 << 16;
 pub const CONNTRACK_MAX: u32 = 1 << 19;
 pub const FRAGMENTS_MAX: u32 = 1 << 13;

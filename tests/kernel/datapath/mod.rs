@@ -2,6 +2,7 @@
 
 mod node;
 mod packets;
+mod program_runs;
 mod sockets;
 mod verifier;
 

@@ -332,10 +332,15 @@ fn a_port_that_is_used_again_gets_a_backend_that_exists() {
     let local: SocketAddr = "10.244.0.2:41000".parse().expect("an address");
     let connect_from = |node: &Node| {
         node.pods[0].run(|| {
-            let socket = reusable(SockType::Stream, local);
             let frontend = SockaddrIn::new(10, 96, 0, 7, 80);
-            nix::sys::socket::connect(socket.as_raw_fd(), &frontend).expect("a connection");
-            TcpStream::from(socket)
+            // An earlier connection has the port until the other side has confirmed its end.
+            crate::netns::eventually("the port is free", || {
+                let socket = reusable(SockType::Stream, local);
+                match nix::sys::socket::connect(socket.as_raw_fd(), &frontend) {
+                    Err(nix::errno::Errno::EADDRNOTAVAIL) => None,
+                    result => result.map(|()| Some(TcpStream::from(socket))).expect("a connection"),
+                }
+            })
         })
     };
     node.serve([(key(FRONTEND, Protocol::TCP), to(&[first_at]))]);

@@ -1,0 +1,219 @@
+//! Single packets through single programs (BPF_PROG_TEST_RUN): what real hosts never send, and checksums that no
+//! offload hides.
+
+use std::net::IpAddr;
+
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use dataplane::datapath::Datapath;
+use ebpf_common::{Address, Counter, Protocol, checksum, desired::Service};
+
+use super::{count, endpoint, key, open, services};
+use crate::netns::BpfDir;
+
+const PASS: u32 = u32::MAX;
+const SHOT: u32 = 2;
+const CLIENT: &str = "10.244.0.2";
+const BACKEND: &str = "10.244.1.2";
+const CLIENT_V6: &str = "fd00:244::2";
+const BACKEND_V6: &str = "fd00:244:1::2";
+
+fn datapath(directory: &BpfDir) -> Datapath {
+    let mut datapath = open(directory);
+    let to = |backend: &str| Service {
+        name: "default/web".into(),
+        endpoints: vec![endpoint(backend.parse().expect("an address"), 8080, false)],
+        affinity_seconds: 0,
+    };
+    let mut wanted = services([]);
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        wanted.insert(key("10.96.0.7:80", protocol), to(BACKEND));
+        wanted.insert(key("[fd00:96::7]:80", protocol), to(BACKEND_V6));
+    }
+    datapath.set_services(wanted).expect("setting the services");
+    datapath
+}
+
+fn run(datapath: &mut Datapath, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
+    let program: &mut SchedClassifier = datapath
+        .programs_mut()
+        .ebpf_mut()
+        .program_mut(program)
+        .expect("the program")
+        .try_into()
+        .expect("a classifier");
+    let mut out = vec![0; packet.len() + 64];
+    let options =
+        TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
+    let result = program.test_run(options).expect("a run");
+    let length = result.data_size_out as usize;
+    out.truncate(length);
+    (result.return_value, out)
+}
+
+/// An Ethernet frame of one TCP or UDP packet with right checksums.
+fn frame(protocol: Protocol, from: (&str, u16), to: (&str, u16), payload: &[u8]) -> Vec<u8> {
+    let (source, destination): (IpAddr, IpAddr) =
+        (from.0.parse().expect("an address"), to.0.parse().expect("an address"));
+    let mut transport = Vec::new();
+    transport.extend(from.1.to_be_bytes());
+    transport.extend(to.1.to_be_bytes());
+    if protocol == Protocol::TCP {
+        transport.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    } else {
+        transport.extend((8 + payload.len() as u16).to_be_bytes());
+        transport.extend([0, 0]);
+    }
+    transport.extend(payload);
+    let at = checksum_at(protocol);
+    let sum = transport_checksum(source, destination, protocol, &transport);
+    transport[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            frame.extend([0x08, 0x00]);
+            let mut header = vec![0x45, 0];
+            header.extend((20 + transport.len() as u16).to_be_bytes());
+            header.extend([0x12, 0x34, 0, 0, 64, protocol.0, 0, 0]);
+            header.extend(source.octets());
+            header.extend(destination.octets());
+            let sum = checksum::checksum(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            frame.extend(header);
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend((transport.len() as u16).to_be_bytes());
+            frame.extend([protocol.0, 64]);
+            frame.extend(source.octets());
+            frame.extend(destination.octets());
+        }
+        _ => panic!("two families"),
+    }
+    frame.extend(transport);
+    frame
+}
+
+fn checksum_at(protocol: Protocol) -> usize {
+    if protocol == Protocol::TCP { 16 } else { 6 }
+}
+
+/// Over the pseudo header too (RFC 9293 3.1, RFC 8200 8.1).
+fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: Protocol, transport: &[u8]) -> u16 {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let mut sum = checksum::sum(&octets(source), 0);
+    sum = checksum::sum(&octets(destination), sum);
+    sum = checksum::sum(&[0, protocol.0], sum);
+    sum = checksum::sum(&(transport.len() as u32).to_be_bytes(), sum);
+    !checksum::fold(checksum::sum(transport, sum))
+}
+
+#[test]
+fn a_translated_packet_is_the_one_that_a_host_would_have_sent() {
+    let directory = BpfDir::new();
+    let mut datapath = datapath(&directory);
+    for (client, frontend, backend) in [(CLIENT, "10.96.0.7", BACKEND), (CLIENT_V6, "fd00:96::7", BACKEND_V6)]
+    {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            for payload in [b"".as_slice(), b"x", b"odd", &[0xff; 1000]] {
+                let asked = frame(protocol, (client, 40000), (frontend, 80), payload);
+                let wanted = frame(protocol, (client, 40000), (backend, 8080), payload);
+                assert_eq!(
+                    run(&mut datapath, "pod_ingress", &asked),
+                    (PASS, wanted),
+                    "{protocol:?} {frontend}"
+                );
+
+                let answered = frame(protocol, (backend, 8080), (client, 40000), payload);
+                let wanted = frame(protocol, (frontend, 80), (client, 40000), payload);
+                assert_eq!(
+                    run(&mut datapath, "pod_egress", &answered),
+                    (PASS, wanted),
+                    "{protocol:?} {frontend}"
+                );
+            }
+        }
+    }
+    assert_eq!(count(&datapath, Counter::FlowNew), 4);
+}
+
+#[test]
+fn a_datagram_without_a_checksum_stays_without_one() {
+    let directory = BpfDir::new();
+    let mut datapath = datapath(&directory);
+    let mut asked = frame(Protocol::UDP, (CLIENT, 40000), ("10.96.0.7", 80), b"x");
+    asked[14 + 20 + 6..14 + 20 + 8].fill(0);
+    let (verdict, out) = run(&mut datapath, "pod_ingress", &asked);
+    assert_eq!((verdict, &out[40..42]), (PASS, [0, 0].as_slice()));
+    assert_eq!(out[30..34], [10, 244, 1, 2]);
+}
+
+#[test]
+fn what_is_not_addressed_to_a_service_comes_out_as_it_went_in() {
+    let directory = BpfDir::new();
+    let mut datapath = datapath(&directory);
+    let mut arp = vec![0xff; 12];
+    arp.extend([0x08, 0x06]);
+    arp.resize(60, 0);
+    let mut icmp = frame(Protocol::UDP, (CLIENT, 40000), ("10.96.0.7", 80), b"x");
+    icmp[23] = 1;
+    let packets = [
+        frame(Protocol::TCP, (CLIENT, 40000), (BACKEND, 8080), b"x"),
+        frame(Protocol::TCP, (CLIENT, 40000), ("10.96.0.7", 81), b"x"),
+        frame(Protocol::UDP, (CLIENT_V6, 40000), (BACKEND_V6, 80), b"x"),
+        arp,
+        icmp,
+    ];
+    for packet in packets {
+        for program in ["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress"] {
+            assert_eq!(run(&mut datapath, program, &packet), (PASS, packet.clone()), "{program}");
+        }
+    }
+}
+
+#[test]
+fn a_packet_shorter_than_its_headers_is_dropped_and_counted() {
+    let directory = BpfDir::new();
+    let mut datapath = datapath(&directory);
+    let whole = frame(Protocol::TCP, (CLIENT, 40000), ("10.96.0.7", 80), b"");
+    let (verdict, _) = run(&mut datapath, "pod_ingress", &whole[..14 + 20 + 10]);
+    assert_eq!(verdict, SHOT);
+    let mut short_header = whole.clone();
+    short_header[14] = 0x43;
+    assert_eq!(run(&mut datapath, "pod_ingress", &short_header).0, SHOT);
+    assert_eq!(count(&datapath, Counter::DropMalformed), 2);
+}
+
+#[test]
+fn options_and_extension_headers_are_walked() {
+    let directory = BpfDir::new();
+    let mut datapath = datapath(&directory);
+    let mut with_options = frame(Protocol::TCP, (CLIENT, 40000), ("10.96.0.7", 80), b"");
+    // Four no-operation options (RFC 791 3.1).
+    with_options.splice(34..34, [1, 1, 1, 1]);
+    with_options[14] = 0x46;
+    let (verdict, out) = run(&mut datapath, "pod_ingress", &with_options);
+    assert_eq!((verdict, &out[30..34]), (PASS, [10, 244, 1, 2].as_slice()));
+    assert_eq!(out[40..42], 8080u16.to_be_bytes());
+
+    let mut with_extensions = frame(Protocol::UDP, (CLIENT_V6, 40000), ("fd00:96::7", 80), b"x");
+    // Hop-by-hop options, then destination options, each of padding only (RFC 8200 4.2).
+    with_extensions.splice(54..54, [60, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0]);
+    with_extensions[20] = 0;
+    let (verdict, out) = run(&mut datapath, "pod_ingress", &with_extensions);
+    let backend = Address::from(BACKEND_V6.parse::<IpAddr>().expect("an address"));
+    assert_eq!((verdict, &out[38..54]), (PASS, backend.octets().as_slice()));
+    assert_eq!(out[72..74], 8080u16.to_be_bytes());
+}
+
+#[test]
+fn a_later_fragment_whose_first_was_never_seen_passes_as_it_is() {
+    let directory = BpfDir::new();
+    let mut datapath = datapath(&directory);
+    let mut fragment = frame(Protocol::UDP, (CLIENT, 40000), ("10.96.0.7", 80), &[7; 64]);
+    fragment[20..22].copy_from_slice(&185u16.to_be_bytes());
+    assert_eq!(run(&mut datapath, "pod_ingress", &fragment), (PASS, fragment));
+}
