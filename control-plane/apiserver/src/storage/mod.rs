@@ -1,7 +1,7 @@
 //! Where objects live: a small ordered key-value store with revisions, and nothing that knows Kubernetes.
 //!
 //! Two engines implement [`Storage`]: [`embedded`] (redb, one process) and [`etcd`] (etcd v3, several servers).
-//! One conformance suite, [`conformance`], states the laws below as tests and runs over both.
+//! One suite, `conformance`, states the laws below as tests and runs over both.
 //!
 //! Laws:
 //! 1. Revisions are positive, grow by at least one with every successful write, and order all writes of the store.

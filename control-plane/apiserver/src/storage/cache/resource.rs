@@ -39,6 +39,9 @@ struct Watcher {
     sender: mpsc::Sender<Arc<Event>>,
 }
 
+/// The events that history holds for a new watcher, and where the later ones come.
+pub(super) type Registered = (VecDeque<Arc<Event>>, mpsc::Receiver<Arc<Event>>);
+
 impl Resource {
     pub(super) fn new(prefix: &str, oldest: Revision) -> Self {
         let state = State {
@@ -99,11 +102,7 @@ impl Resource {
     }
 
     /// Registers a watcher: what history holds for it, and a receiver of all that follows.
-    pub(super) fn watch(
-        &self,
-        prefix: &str,
-        after: Option<Revision>,
-    ) -> Result<(VecDeque<Arc<Event>>, mpsc::Receiver<Arc<Event>>), StorageError> {
+    pub(super) fn watch(&self, prefix: &str, after: Option<Revision>) -> Result<Registered, StorageError> {
         let mut state = self.write();
         let mut backlog = VecDeque::new();
         if let Some(after) = after {

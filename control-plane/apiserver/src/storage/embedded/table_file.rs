@@ -1,7 +1,7 @@
 //! Opening the file without harm, reading it, and opening it again after the disk failed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
@@ -248,12 +248,11 @@ impl StorageBackend for Overlay {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         Self::pages(offset, data.len(), |number, in_page, in_span| {
-            if !state.pages.contains_key(&number) {
-                state.pages.insert(number, self.page(number)?);
-            }
-            if let Some(page) = state.pages.get_mut(&number) {
-                page[in_page].copy_from_slice(&data[in_span]);
-            }
+            let page = match state.pages.entry(number) {
+                Entry::Occupied(page) => page.into_mut(),
+                Entry::Vacant(page) => page.insert(self.page(number)?),
+            };
+            page[in_page].copy_from_slice(&data[in_span]);
             Ok(())
         })
     }

@@ -348,7 +348,11 @@ async fn run(steps: Vec<Step>) {
             states.push((revision, model.clone()));
         }
     }
-    let store = store.unwrap();
+    check_states(&store.unwrap(), states, oldest).await;
+}
+
+/// Every state can be read as it was, but for those before `oldest`.
+async fn check_states(store: &Embedded, states: Vec<(Revision, Model)>, oldest: Revision) {
     for (revision, state) in states {
         match store.list(all(Some(revision))).await {
             Ok(page) => {

@@ -1,6 +1,6 @@
 use std::{
     fs::File,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
 };
 
@@ -20,7 +20,18 @@ fn free_port() -> u16 {
 }
 
 impl EtcdProcess {
+    /// Starts etcd on ports that are free now; on others when somebody took them in between.
     pub(crate) fn start() -> Self {
+        for _ in 0..5 {
+            if let Some(process) = Self::try_start() {
+                return process;
+            }
+        }
+        panic!("etcd ended five times as it started");
+    }
+
+    /// `None` when the process ends before it listens.
+    fn try_start() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let (client, peer) = (free_port(), free_port());
         let (endpoint, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
@@ -37,12 +48,21 @@ impl EtcdProcess {
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
-        let child = spawn(&arguments, &folder);
-        Self { child, endpoint, arguments, folder }
+        let mut child = spawn(&arguments, &folder);
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(("127.0.0.1", client)).is_err() {
+            if child.try_wait().unwrap().is_some() {
+                return None;
+            }
+            assert!(std::time::Instant::now() < deadline, "etcd does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(Self { child, endpoint, arguments, folder })
     }
 
     fn kill(&mut self) {
-        self.child.kill().unwrap();
+        // It may have ended by itself.
+        drop(self.child.kill());
         self.child.wait().unwrap();
     }
 
