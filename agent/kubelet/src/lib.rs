@@ -35,6 +35,8 @@ mod run;
 pub mod runtime_config;
 mod runtime_events;
 mod security;
+mod server;
+pub mod spdy;
 pub mod status;
 pub mod volumes;
 mod worker;

@@ -25,6 +25,7 @@ use crate::orphans;
 use crate::pod;
 use crate::recorder::{Recorder, Type};
 use crate::runtime_events::{self, Event};
+use crate::server;
 use crate::volumes::Volumes;
 use crate::worker::{Message, Worker};
 
@@ -80,6 +81,10 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     let (node_sender, node) = watch::channel(None);
     let pods = PodTable::default();
     let mut tasks = JoinSet::new();
+    if let Some(tls) = context.config.server_tls.clone() {
+        let server = server::Server::bind(context.clone(), pods.clone(), &tls).await?;
+        tasks.spawn(server.run(cancel.clone()));
+    }
     tasks.spawn(runtime_events::watch(runtime, channel, events_sender));
     tasks.spawn(node::run(context.clone(), node_sender, cancel.clone()));
     let all_services = watcher(Api::<Service>::all(client), watcher::Config::default());
