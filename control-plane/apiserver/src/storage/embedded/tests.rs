@@ -132,6 +132,8 @@ async fn a_file_that_is_damaged_is_named_and_left_as_it_is() {
 struct Disk {
     file: fs::File,
     full: Arc<AtomicBool>,
+    /// Writes arrive, but the disk does not say so.
+    sync_fails: Arc<AtomicBool>,
 }
 
 impl Disk {
@@ -153,6 +155,9 @@ impl redb::StorageBackend for Disk {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.check()?;
+        if self.sync_fails.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the disk does not answer"));
+        }
         self.file.sync_data()
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -161,17 +166,49 @@ impl redb::StorageBackend for Disk {
     }
 }
 
+/// A store on a [`Disk`], with its two switches.
+fn on_disk(path: &Path) -> (Embedded, Arc<AtomicBool>, Arc<AtomicBool>) {
+    let (full, sync_fails) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let flags = (full.clone(), sync_fails.clone());
+    let opener = move |path: &Path| {
+        let file = fs::File::options().read(true).write(true).open(path)?;
+        let disk = Disk { file, full: flags.0.clone(), sync_fails: flags.1.clone() };
+        redb::Database::builder().create_with_backend(disk)
+    };
+    let file = TableFile::open_with(path, Box::new(opener)).unwrap();
+    (Embedded::with_file(file).unwrap(), full, sync_fails)
+}
+
+#[tokio::test]
+async fn a_write_whose_fate_was_unknown_reaches_watchers_if_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let (store, _, sync_fails) = on_disk(&path);
+    let first = store.create(&pod("a"), "1".into()).await.unwrap();
+    let mut stream = store.watch("/registry/", first).await.unwrap();
+    for round in 0..5 {
+        sync_fails.store(true, Ordering::SeqCst);
+        assert!(store.create(&pod(&format!("unknown-{round}")), "1".into()).await.is_err());
+        sync_fails.store(false, Ordering::SeqCst);
+        store.create(&pod(&format!("known-{round}")), "1".into()).await.unwrap();
+    }
+    let items = store.list(all(None)).await.unwrap().items;
+    let mut expected: Vec<_> = items.iter().map(|item| (item.revision, item.key.to_string())).collect();
+    expected.sort();
+    let mut seen = vec![(first, pod("a"))];
+    while seen.len() < expected.len() {
+        if let WatchItem::Change(change) = stream.next().await.unwrap().unwrap() {
+            seen.push((change.revision, change.key.to_string()));
+        }
+    }
+    assert_eq!(seen, expected);
+}
+
 #[tokio::test]
 async fn a_full_disk_fails_writes_and_the_store_recovers_when_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
-    let full = Arc::new(AtomicBool::new(false));
-    let flag = full.clone();
-    let opener = move |path: &Path| {
-        let file = fs::File::options().read(true).write(true).open(path)?;
-        redb::Database::builder().create_with_backend(Disk { file, full: flag.clone() })
-    };
-    let store = Embedded::with_file(TableFile::open_with(&path, Box::new(opener)).unwrap()).unwrap();
+    let (store, full, _) = on_disk(&path);
     let first = store.create(&pod("a"), "1".into()).await.unwrap();
     let mut stream = store.watch("/registry/", first).await.unwrap();
     full.store(true, Ordering::SeqCst);

@@ -37,6 +37,8 @@ pub(super) struct Writer {
     file: Arc<TableFile>,
     hub: Arc<Hub>,
     queue: mpsc::UnboundedReceiver<Job>,
+    /// A commit failed, so the file may hold changes that were not published.
+    uncertain: bool,
 }
 
 struct Waiting {
@@ -47,7 +49,7 @@ struct Waiting {
 
 impl Writer {
     pub(super) fn new(file: Arc<TableFile>, hub: Arc<Hub>, queue: mpsc::UnboundedReceiver<Job>) -> Self {
-        Self { file, hub, queue }
+        Self { file, hub, queue, uncertain: false }
     }
 
     /// Until the store is dropped.
@@ -77,8 +79,8 @@ impl Writer {
     }
 
     /// Commits a batch, publishes it, acknowledges it, in this order.
-    fn commit(&self, batch: Vec<Waiting>) {
-        let committed = self.file.write(|database| apply(database, &batch));
+    fn commit(&mut self, batch: Vec<Waiting>) {
+        let committed = self.settle().and_then(|()| self.file.write(|database| apply(database, &batch)));
         match committed {
             Ok((outcomes, changes)) => {
                 self.hub.publish(&changes);
@@ -88,6 +90,7 @@ impl Writer {
                 }
             }
             Err(error) => {
+                self.uncertain = true;
                 let detail = error.to_string();
                 for waiting in batch {
                     drop(waiting.done.send(Err(StorageError::Unavailable { detail: detail.clone() })));
@@ -96,13 +99,35 @@ impl Writer {
         }
     }
 
-    fn compact(&self, revision: Revision) -> Result<(), StorageError> {
+    /// After a commit that failed: opens the file again and publishes what it kept of that commit. A write that was answered
+    /// with an error may stand, as with any store; watchers must see it then.
+    fn settle(&mut self) -> Result<(), StorageError> {
+        if self.uncertain {
+            self.file.write(|_| Ok(()))?;
+            let published = self.hub.published();
+            let kept = self.file.read(|tables| tables.changes("", published, tables.revisions()?.0))?;
+            self.hub.publish(&kept);
+            self.uncertain = false;
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, revision: Revision) -> Result<(), StorageError> {
         let current = self.hub.published();
         if revision > current {
             return Err(StorageError::Future { requested: revision, current });
         }
-        while !self.file.write(|database| compact_step(database, revision))? {}
-        Ok(())
+        self.settle()?;
+        loop {
+            match self.file.write(|database| compact_step(database, revision)) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => {
+                    self.uncertain = true;
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 
