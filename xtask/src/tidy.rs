@@ -27,7 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["bgp", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common"]),
     ("apiserver", &["api"]),
     ("scheduler", &["api"]),
-    ("controllers", &["api"]),
+    ("controllers", &["api", "scheduler"]),
     ("control-plane", &["apiserver", "scheduler", "controllers", "api"]),
     ("xtask", &[]),
     ("protoc", &[]),

@@ -41,7 +41,8 @@ fn aggregates(sum: &ClusterRole, role: &ClusterRole) -> bool {
 /// The rules of `sum`, from `roles` ordered by name, each rule once.
 pub fn rules(sum: &ClusterRole, roles: &[Arc<ClusterRole>]) -> Vec<PolicyRule> {
     let mut rules: Vec<PolicyRule> = Vec::new();
-    for rule in roles.iter().filter(|role| aggregates(sum, role)).flat_map(|role| role.rules.iter().flatten()) {
+    for rule in roles.iter().filter(|role| aggregates(sum, role)).flat_map(|role| role.rules.iter().flatten())
+    {
         if !rules.contains(rule) {
             rules.push(rule.clone());
         }
@@ -53,7 +54,8 @@ impl Reconcile for Controller {
     const NAME: &'static str = "clusterrole-aggregation-controller";
 
     async fn reconcile(&self, key: &Key) -> Result {
-        let Some(sum) = self.cluster.cluster_roles.get(key).filter(|role| role.aggregation_rule.is_some()) else {
+        let Some(sum) = self.cluster.cluster_roles.get(key).filter(|role| role.aggregation_rule.is_some())
+        else {
             return Ok(Next::Change);
         };
         let rules = rules(&sum, &self.cluster.cluster_roles.all());
@@ -84,10 +86,18 @@ mod tests {
             role.rules = Some(vec![PolicyRule { verbs: vec![verb.into()], ..PolicyRule::default() }]);
             Arc::new(role)
         };
-        let selector = LabelSelector { match_labels: Some([("to".into(), "sum".into())].into()), ..LabelSelector::default() };
+        let selector = LabelSelector {
+            match_labels: Some([("to".into(), "sum".into())].into()),
+            ..LabelSelector::default()
+        };
         let mut sum = (*role("sum", "none", "sum")).clone();
         sum.aggregation_rule = Some(AggregationRule { cluster_role_selectors: Some(vec![selector]) });
-        let roles = [role("a", "get", "sum"), role("b", "get", "sum"), role("c", "list", "other"), Arc::new(sum.clone())];
+        let roles = [
+            role("a", "get", "sum"),
+            role("b", "get", "sum"),
+            role("c", "list", "other"),
+            Arc::new(sum.clone()),
+        ];
         let verbs: Vec<_> = rules(&sum, &roles).into_iter().flat_map(|rule| rule.verbs).collect();
         assert_eq!(verbs, ["get"]);
     }

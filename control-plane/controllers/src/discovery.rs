@@ -53,7 +53,8 @@ impl Discovered {
     fn add(&mut self, group: &str, version: &str, list: APIResourceList) {
         for resource in list.resources.into_iter().filter(|resource| !resource.name.contains('/')) {
             let group = resource.group.filter(|group| !group.is_empty()).unwrap_or_else(|| group.to_owned());
-            let version = resource.version.filter(|version| !version.is_empty()).unwrap_or_else(|| version.to_owned());
+            let version =
+                resource.version.filter(|version| !version.is_empty()).unwrap_or_else(|| version.to_owned());
             self.served.push(Served {
                 resource: ApiResource {
                     api_version: GroupVersion::gv(&group, &version).api_version(),

@@ -52,11 +52,18 @@ pub fn new(cluster: &Arc<Cluster>) -> (Arc<Controller>, Arc<Queue>) {
 fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
     let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     // An empty selector of a budget selects everything in its namespace; an absent one nothing.
-    selector.and_then(|selector| pods::selector(selector).ok()).is_some_and(|selector| pods::selects(&selector, pod))
+    selector
+        .and_then(|selector| pods::selector(selector).ok())
+        .is_some_and(|selector| pods::selects(&selector, pod))
 }
 
 /// The status for these pods; `expected` is how many their controllers ask for.
-pub fn status(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], expected: i32, now: &Time) -> PodDisruptionBudgetStatus {
+pub fn status(
+    budget: &PodDisruptionBudget,
+    pods: &[Arc<Pod>],
+    expected: i32,
+    now: &Time,
+) -> PodDisruptionBudgetStatus {
     let spec = budget.spec.clone().unwrap_or_default();
     let old = budget.status.clone().unwrap_or_default();
     let count = i32::try_from(pods.len()).unwrap_or(i32::MAX);
@@ -73,19 +80,27 @@ pub fn status(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], expected: i32, no
             disrupted.insert(name.clone(), since.clone());
         }
     }
-    let healthy = |pod: &&Arc<Pod>| pods::is_ready(pod) && !pods::is_terminating(pod) && !disrupted.contains_key(&pod.name_any());
+    let healthy = |pod: &&Arc<Pod>| {
+        pods::is_ready(pod) && !pods::is_terminating(pod) && !disrupted.contains_key(&pod.name_any())
+    };
     let healthy = i32::try_from(pods.iter().filter(healthy).count()).unwrap_or(i32::MAX);
     let allowed = if expected <= 0 { 0 } else { (healthy - wanted).max(0) };
     let mut conditions = old.conditions.clone().unwrap_or_default();
-    let (value, reason) = if allowed > 0 { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
-    let known = conditions.iter().position(|condition| condition.type_ == "DisruptionAllowed").map(|at| conditions.remove(at));
+    let (value, reason) =
+        if allowed > 0 { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
+    let known = conditions
+        .iter()
+        .position(|condition| condition.type_ == "DisruptionAllowed")
+        .map(|at| conditions.remove(at));
     conditions.push(Condition {
         type_: "DisruptionAllowed".into(),
         status: value.into(),
         reason: reason.into(),
         message: String::new(),
         observed_generation: budget.metadata.generation,
-        last_transition_time: known.filter(|known| known.status == value).map_or_else(|| now.clone(), |known| known.last_transition_time),
+        last_transition_time: known
+            .filter(|known| known.status == value)
+            .map_or_else(|| now.clone(), |known| known.last_transition_time),
     });
     PodDisruptionBudgetStatus {
         conditions: Some(conditions),
@@ -123,7 +138,8 @@ impl Controller {
         let mut by_controller: BTreeMap<String, i32> = BTreeMap::new();
         for pod in pods {
             let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true));
-            let sized = owner.and_then(|owner| self.size_of(&owner.kind, &Key::new(namespace, owner.name.clone())));
+            let sized =
+                owner.and_then(|owner| self.size_of(&owner.kind, &Key::new(namespace, owner.name.clone())));
             let (uid, size) = sized.unwrap_or_else(|| (pod.uid().unwrap_or_default(), 1));
             by_controller.insert(uid, size);
         }
@@ -134,8 +150,13 @@ impl Controller {
         match kind {
             "ReplicaSet" => {
                 let set = self.cluster.replica_sets.get(key)?;
-                let owner = set.owner_references().iter().find(|owner| owner.controller == Some(true) && owner.kind == "Deployment");
-                let above = owner.and_then(|owner| self.cluster.deployments.get(&Key::new(key.namespace.clone(), owner.name.clone())));
+                let owner = set
+                    .owner_references()
+                    .iter()
+                    .find(|owner| owner.controller == Some(true) && owner.kind == "Deployment");
+                let above = owner.and_then(|owner| {
+                    self.cluster.deployments.get(&Key::new(key.namespace.clone(), owner.name.clone()))
+                });
                 above.map_or_else(
                     || Some((set.uid()?, size(&set))),
                     |deployment| Some((deployment.uid()?, desired(&deployment))),
@@ -165,15 +186,20 @@ mod tests {
             let mut pod = Pod::default();
             pod.metadata.name = Some(format!("p{n}"));
             let status = if n < ready { "True" } else { "False" };
-            let condition = PodCondition { type_: "Ready".into(), status: status.into(), ..PodCondition::default() };
+            let condition =
+                PodCondition { type_: "Ready".into(), status: status.into(), ..PodCondition::default() };
             pod.status = Some(PodStatus { conditions: Some(vec![condition]), ..PodStatus::default() });
             Arc::new(pod)
         };
         (0..ready + unready).map(pod).collect()
     }
 
-    fn budget(max_unavailable: Option<IntOrString>, min_available: Option<IntOrString>) -> PodDisruptionBudget {
-        let spec = PodDisruptionBudgetSpec { max_unavailable, min_available, ..PodDisruptionBudgetSpec::default() };
+    fn budget(
+        max_unavailable: Option<IntOrString>,
+        min_available: Option<IntOrString>,
+    ) -> PodDisruptionBudget {
+        let spec =
+            PodDisruptionBudgetSpec { max_unavailable, min_available, ..PodDisruptionBudgetSpec::default() };
         PodDisruptionBudget { spec: Some(spec), ..PodDisruptionBudget::default() }
     }
 
@@ -195,7 +221,10 @@ mod tests {
     #[test]
     fn a_pod_under_eviction_is_not_healthy_until_its_note_expires() {
         let mut budget = budget(None, Some(IntOrString::Int(1)));
-        let noted = PodDisruptionBudgetStatus { disrupted_pods: Some([("p0".to_owned(), now())].into()), ..Default::default() };
+        let noted = PodDisruptionBudgetStatus {
+            disrupted_pods: Some([("p0".to_owned(), now())].into()),
+            ..Default::default()
+        };
         budget.status = Some(noted);
         assert_eq!(allowed(&budget, &pods(2, 0), 2), 0);
         let later = Time(now().0 + EVICTION_TIMEOUT);

@@ -50,7 +50,11 @@ pub struct Plan {
 }
 
 /// The endpoints that the Service should have.
-pub fn desired(service: &Service, backends: &[Arc<Pod>], zone: impl Fn(&str) -> Option<String>) -> BTreeMap<Group, Vec<Endpoint>> {
+pub fn desired(
+    service: &Service,
+    backends: &[Arc<Pod>],
+    zone: impl Fn(&str) -> Option<String>,
+) -> BTreeMap<Group, Vec<Endpoint>> {
     let mut groups: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
     let spec = service.spec.clone().unwrap_or_default();
     let mut families = spec.ip_families.unwrap_or_default();
@@ -75,7 +79,12 @@ pub fn desired(service: &Service, backends: &[Arc<Pod>], zone: impl Fn(&str) -> 
     groups
 }
 
-fn endpoint(service: &Service, pod: &Pod, address: IpAddr, zone: impl Fn(&str) -> Option<String>) -> Endpoint {
+fn endpoint(
+    service: &Service,
+    pod: &Pod,
+    address: IpAddr,
+    zone: impl Fn(&str) -> Option<String>,
+) -> Endpoint {
     let serving = pods::is_ready(pod);
     let terminating = pods::is_terminating(pod);
     let publish = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses) == Some(true);
@@ -96,7 +105,12 @@ fn endpoint(service: &Service, pod: &Pod, address: IpAddr, zone: impl Fn(&str) -
 }
 
 /// Compares what should be with the slices that are.
-pub fn plan(service: &Service, desired: BTreeMap<Group, Vec<Endpoint>>, actual: &[Arc<EndpointSlice>], triggered: Option<String>) -> Plan {
+pub fn plan(
+    service: &Service,
+    desired: BTreeMap<Group, Vec<Endpoint>>,
+    actual: &[Arc<EndpointSlice>],
+    triggered: Option<String>,
+) -> Plan {
     let mut plan = Plan::default();
     let mut unused: Vec<Arc<EndpointSlice>> = actual.to_vec();
     for (group, endpoints) in desired {
@@ -116,12 +130,14 @@ fn plan_group(
     slices: Vec<Arc<EndpointSlice>>,
     triggered: Option<&str>,
 ) {
-    let mut missing: BTreeMap<String, Endpoint> = endpoints.into_iter().map(|endpoint| (identity(&endpoint), endpoint)).collect();
+    let mut missing: BTreeMap<String, Endpoint> =
+        endpoints.into_iter().map(|endpoint| (identity(&endpoint), endpoint)).collect();
     let is_empty = missing.is_empty();
     let mut kept: Vec<(Arc<EndpointSlice>, Vec<Endpoint>, bool)> = Vec::new();
     for slice in slices {
         let old = slice.endpoints.clone().unwrap_or_default();
-        let new: Vec<Endpoint> = old.iter().filter_map(|endpoint| missing.remove(&identity(endpoint))).collect();
+        let new: Vec<Endpoint> =
+            old.iter().filter_map(|endpoint| missing.remove(&identity(endpoint))).collect();
         let changed = new != old || !has_metadata(&slice, service);
         kept.push((slice, new, changed));
     }
@@ -130,9 +146,12 @@ fn plan_group(
         let room = ENDPOINTS_MAX.saturating_sub(endpoints.len()).min(missing.len());
         endpoints.extend(missing.drain(..room));
     }
-    let fits = |(_, endpoints, _): &&mut (Arc<EndpointSlice>, Vec<Endpoint>, bool)| endpoints.len() + missing.len() <= ENDPOINTS_MAX;
+    let fits = |(_, endpoints, _): &&mut (Arc<EndpointSlice>, Vec<Endpoint>, bool)| {
+        endpoints.len() + missing.len() <= ENDPOINTS_MAX
+    };
     if !missing.is_empty()
-        && let Some((_, endpoints, changed)) = kept.iter_mut().filter(fits).max_by_key(|(_, endpoints, _)| endpoints.len())
+        && let Some((_, endpoints, changed)) =
+            kept.iter_mut().filter(fits).max_by_key(|(_, endpoints, _)| endpoints.len())
     {
         endpoints.append(&mut missing);
         *changed = true;
@@ -189,7 +208,12 @@ fn has_metadata(slice: &EndpointSlice, service: &Service) -> bool {
     *slice.labels() == slice_labels(service) && crate::store::owner_uid(slice) == service.uid().as_deref()
 }
 
-fn make(service: &Service, group: &Group, endpoints: Vec<Endpoint>, triggered: Option<&str>) -> EndpointSlice {
+fn make(
+    service: &Service,
+    group: &Group,
+    endpoints: Vec<Endpoint>,
+    triggered: Option<&str>,
+) -> EndpointSlice {
     let ports = group.ports.iter().map(|port| EndpointPort {
         name: Some(port.name.clone()),
         protocol: Some(port.protocol.clone()),
@@ -211,7 +235,12 @@ fn make(service: &Service, group: &Group, endpoints: Vec<Endpoint>, triggered: O
     }
 }
 
-fn rewrite(service: &Service, slice: &EndpointSlice, endpoints: Vec<Endpoint>, triggered: Option<&str>) -> EndpointSlice {
+fn rewrite(
+    service: &Service,
+    slice: &EndpointSlice,
+    endpoints: Vec<Endpoint>,
+    triggered: Option<&str>,
+) -> EndpointSlice {
     let mut slice = slice.clone();
     slice.metadata.labels = Some(slice_labels(service));
     slice.metadata.owner_references = Some(vec![pods::controller_reference(service)]);
@@ -274,7 +303,12 @@ impl Reconcile for Controller {
         let backends = services::backends(&service, &self.cluster.pods);
         let zone = |node: &str| zone_of(&*self.cluster.nodes.get(&Key::cluster(node))?);
         let triggered = services::triggered_at(&service, &backends).map(|at| at.to_string());
-        let plan = plan(&service, desired(&service, &backends, zone), &slices_of(&self.cluster.endpoint_slices, key), triggered);
+        let plan = plan(
+            &service,
+            desired(&service, &backends, zone),
+            &slices_of(&self.cluster.endpoint_slices, key),
+            triggered,
+        );
         self.apply(&key.namespace, plan).await?;
         Ok(Next::Change)
     }
@@ -283,7 +317,9 @@ impl Reconcile for Controller {
 fn slices_of(slices: &Store<EndpointSlice>, service: &Key) -> Vec<Arc<EndpointSlice>> {
     let mut slices = slices.in_namespace(&service.namespace);
     slices.retain(|slice| {
-        is_ours(slice) && slice.labels().get(SERVICE_NAME) == Some(&service.name) && slice.metadata.deletion_timestamp.is_none()
+        is_ours(slice)
+            && slice.labels().get(SERVICE_NAME) == Some(&service.name)
+            && slice.metadata.deletion_timestamp.is_none()
     });
     slices
 }

@@ -26,7 +26,11 @@ const MANAGER: &str = "endpoint-controller";
 /// The subsets that the Service should have, and whether addresses were left out.
 pub fn desired(service: &Service, backends: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) {
     let spec = service.spec.clone().unwrap_or_default();
-    let v6 = spec.ip_families.as_ref().and_then(|families| families.first()).is_some_and(|family| family == "IPv6");
+    let v6 = spec
+        .ip_families
+        .as_ref()
+        .and_then(|families| families.first())
+        .is_some_and(|family| family == "IPv6");
     let publish = spec.publish_not_ready_addresses == Some(true);
     let mut subsets: BTreeMap<Vec<Port>, EndpointSubset> = BTreeMap::new();
     let mut candidates: Vec<(bool, IpAddr, &Arc<Pod>)> = Vec::new();
@@ -44,7 +48,9 @@ pub fn desired(service: &Service, backends: &[Arc<Pod>]) -> (Vec<EndpointSubset>
         if ports.is_empty() && !services::is_headless(service) {
             continue;
         }
-        let subset = subsets.entry(ports.clone()).or_insert_with(|| EndpointSubset { ports: api_ports(&ports), ..EndpointSubset::default() });
+        let subset = subsets
+            .entry(ports.clone())
+            .or_insert_with(|| EndpointSubset { ports: api_ports(&ports), ..EndpointSubset::default() });
         let list = if unready { &mut subset.not_ready_addresses } else { &mut subset.addresses };
         list.get_or_insert_default().push(EndpointAddress {
             ip: address.to_string(),
@@ -80,7 +86,11 @@ pub fn plan(service: &Service, backends: &[Arc<Pod>], actual: Option<&Endpoints>
         return None;
     }
     let mut endpoints = actual.cloned().unwrap_or_else(|| Endpoints {
-        metadata: ObjectMeta { name: Some(service.name_any()), namespace: service.namespace(), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(service.name_any()),
+            namespace: service.namespace(),
+            ..ObjectMeta::default()
+        },
         subsets: None,
     });
     endpoints.metadata.labels = Some(labels);
@@ -113,7 +123,9 @@ pub fn new(cluster: &Arc<Cluster>) -> (Arc<Controller>, Arc<Queue>) {
     services::enqueue_services_of_pods(cluster, &queue);
     let dirty = queue.clone();
     cluster.endpoints.subscribe(move |old, new| {
-        if let Some(endpoints) = new.or(old).filter(|endpoints| endpoints.labels().get(MANAGED_BY).is_some_and(|m| m == MANAGER)) {
+        if let Some(endpoints) =
+            new.or(old).filter(|endpoints| endpoints.labels().get(MANAGED_BY).is_some_and(|m| m == MANAGER))
+        {
             dirty.add(Key::of(&**endpoints));
         }
     });
@@ -167,7 +179,11 @@ mod tests {
     fn pod(number: usize, ready: bool) -> Arc<Pod> {
         let mut pod = Pod::default();
         pod.metadata.name = Some(format!("p{number}"));
-        let condition = PodCondition { type_: "Ready".into(), status: if ready { "True" } else { "False" }.into(), ..PodCondition::default() };
+        let condition = PodCondition {
+            type_: "Ready".into(),
+            status: if ready { "True" } else { "False" }.into(),
+            ..PodCondition::default()
+        };
         pod.spec = Some(Default::default());
         pod.status = Some(PodStatus {
             pod_ips: Some(vec![PodIP { ip: format!("10.244.{}.{}", number / 250, number % 250) }]),

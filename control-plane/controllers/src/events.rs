@@ -142,7 +142,12 @@ async fn write(client: Client, mut receiver: mpsc::Receiver<News>, cancel: Cance
     }
 }
 
-async fn write_one(client: &Client, memory: &mut Memory, news: News, resource_version: Option<String>) -> kube::Result<()> {
+async fn write_one(
+    client: &Client,
+    memory: &mut Memory,
+    news: News,
+    resource_version: Option<String>,
+) -> kube::Result<()> {
     let namespace = news.involved.namespace.clone().unwrap_or_else(|| "default".to_owned());
     let api = Api::<Event>::namespaced(client.clone(), &namespace);
     if let Some((name, count, first)) = memory.written.get(&news).cloned() {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 mod cluster;
 pub mod cluster_role_aggregation;
+pub mod daemon_set;
 pub mod deployment;
 pub mod discovery;
 pub mod disruption;
@@ -31,11 +32,14 @@ pub mod pods;
 pub mod queue;
 pub mod reconcile;
 pub mod replica_set;
+pub mod revisions;
 pub mod service_account;
 pub mod services;
+pub mod stateful_set;
 pub mod store;
 pub mod taint_eviction;
 pub mod taints;
+pub mod ttl_after_finished;
 
 pub use cluster::Cluster;
 
@@ -84,6 +88,9 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
     controllers.start(deployment::new(&cluster), 4);
     controllers.start(replica_set::new::<ReplicaSet>(&cluster), 4);
     controllers.start(replica_set::new::<ReplicationController>(&cluster), 2);
+    controllers.start(daemon_set::new(&cluster), 2);
+    controllers.start(stateful_set::new(&cluster), 2);
+    controllers.start(ttl_after_finished::new(&cluster), 1);
     controllers.start(endpoint_slice::new(&cluster), 4);
     controllers.start(endpoints::new(&cluster), 2);
     controllers.start(namespace::new(&cluster), 4);
@@ -94,9 +101,15 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
     controllers.start(disruption::new(&cluster), 2);
     controllers.start(cluster_role_aggregation::new(&cluster), 1);
     controllers.start(taint_eviction::new(&cluster), 4);
-    let timing = node_lifecycle::Timing { grace: config.node_monitor_grace_period, startup_grace: config.node_startup_grace_period };
+    let timing = node_lifecycle::Timing {
+        grace: config.node_monitor_grace_period,
+        startup_grace: config.node_startup_grace_period,
+    };
     tasks.spawn(node_lifecycle::run(cluster.clone(), timing, cancel.clone()));
-    let limits = pod_gc::Limits { finished_max: config.terminated_pod_gc_threshold, quarantine: config.pod_gc_quarantine };
+    let limits = pod_gc::Limits {
+        finished_max: config.terminated_pod_gc_threshold,
+        quarantine: config.pod_gc_quarantine,
+    };
     tasks.spawn(pod_gc::run(cluster.clone(), limits, cancel.clone()));
     tasks.spawn(garbage::run(client, cancel.clone()));
     cluster.start(&mut tasks, &cancel);

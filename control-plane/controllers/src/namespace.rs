@@ -43,7 +43,8 @@ impl Content {
 /// The conditions that tell what `content` holds; a condition that says the same keeps its time.
 pub fn conditions(content: &Content, old: &[NamespaceCondition], now: &Time) -> Vec<NamespaceCondition> {
     let counted = |what: &BTreeMap<String, usize>, unit: &str| {
-        let parts: Vec<String> = what.iter().map(|(name, count)| format!("{name}{unit}{count} resource instances")).collect();
+        let parts: Vec<String> =
+            what.iter().map(|(name, count)| format!("{name}{unit}{count} resource instances")).collect();
         parts.join(", ")
     };
     let pick = |bad: bool, reasons: (&str, &str), messages: (&str, String)| match bad {
@@ -58,7 +59,11 @@ pub fn conditions(content: &Content, old: &[NamespaceCondition], now: &Time) -> 
                 ("ResourcesDiscovered", "DiscoveryFailed"),
                 (
                     "All resources successfully discovered",
-                    format!("Discovery failed for some groups, {} failing: {}", content.undiscovered.len(), content.undiscovered.join(", ")),
+                    format!(
+                        "Discovery failed for some groups, {} failing: {}",
+                        content.undiscovered.len(),
+                        content.undiscovered.join(", ")
+                    ),
                 ),
             ),
         ),
@@ -77,7 +82,11 @@ pub fn conditions(content: &Content, old: &[NamespaceCondition], now: &Time) -> 
                 ("ContentDeleted", "ContentDeletionFailed"),
                 (
                     "All content successfully deleted, may be waiting on finalization",
-                    format!("Failed to delete all resource types, {} remaining: {}", content.failures.len(), content.failures.join(", ")),
+                    format!(
+                        "Failed to delete all resource types, {} remaining: {}",
+                        content.failures.len(),
+                        content.failures.join(", ")
+                    ),
                 ),
             ),
         ),
@@ -86,7 +95,10 @@ pub fn conditions(content: &Content, old: &[NamespaceCondition], now: &Time) -> 
             pick(
                 !content.remaining.is_empty(),
                 ("ContentRemoved", "SomeResourcesRemain"),
-                ("All content successfully removed", format!("Some resources are remaining: {}", counted(&content.remaining, " has "))),
+                (
+                    "All content successfully removed",
+                    format!("Some resources are remaining: {}", counted(&content.remaining, " has ")),
+                ),
             ),
         ),
         (
@@ -96,12 +108,16 @@ pub fn conditions(content: &Content, old: &[NamespaceCondition], now: &Time) -> 
                 ("ContentHasNoFinalizers", "SomeFinalizersRemain"),
                 (
                     "All content-preserving finalizers finished",
-                    format!("Some content in the namespace has finalizers remaining: {}", counted(&content.finalizers, " in ")),
+                    format!(
+                        "Some content in the namespace has finalizers remaining: {}",
+                        counted(&content.finalizers, " in ")
+                    ),
                 ),
             ),
         ),
     ];
-    let others = old.iter().filter(|condition| said.iter().all(|(kind, _)| condition.type_ != *kind)).cloned();
+    let others =
+        old.iter().filter(|condition| said.iter().all(|(kind, _)| condition.type_ != *kind)).cloned();
     let said = said.iter().map(|(kind, (status, reason, message))| {
         let known = old.iter().find(|condition| condition.type_ == *kind && condition.status == *status);
         NamespaceCondition {
@@ -109,7 +125,9 @@ pub fn conditions(content: &Content, old: &[NamespaceCondition], now: &Time) -> 
             status: (*status).to_owned(),
             reason: Some(reason.clone()),
             message: Some(message.clone()),
-            last_transition_time: known.and_then(|known| known.last_transition_time.clone()).or_else(|| Some(now.clone())),
+            last_transition_time: known
+                .and_then(|known| known.last_transition_time.clone())
+                .or_else(|| Some(now.clone())),
         }
     });
     others.chain(said).collect()
@@ -164,7 +182,10 @@ impl Reconcile for Controller {
         if let Some(spec) = &mut namespace.spec {
             spec.finalizers.get_or_insert_default().retain(|finalizer| finalizer != FINALIZER);
         }
-        found(api.replace_subresource::<Namespace>("finalize", &key.name, &PostParams::default(), &namespace).await)?;
+        found(
+            api.replace_subresource::<Namespace>("finalize", &key.name, &PostParams::default(), &namespace)
+                .await,
+        )?;
         Ok(Next::Change)
     }
 }
@@ -172,7 +193,9 @@ impl Reconcile for Controller {
 impl Controller {
     async fn empty(&self, namespace: &str, discovered: Discovered) -> Content {
         let mut content = Content { undiscovered: discovered.failures, ..Content::default() };
-        let deletable = |served: &Served| served.namespaced && served.verbs.contains("delete") && served.verbs.contains("list");
+        let deletable = |served: &Served| {
+            served.namespaced && served.verbs.contains("delete") && served.verbs.contains("list")
+        };
         let (pods, others): (Vec<_>, Vec<_>) = discovered
             .served
             .into_iter()
@@ -191,7 +214,8 @@ impl Controller {
     }
 
     async fn empty_one(&self, namespace: &str, served: &Served, content: &mut Content) {
-        let api = Api::<DynamicObject>::namespaced_with(self.cluster.client.clone(), namespace, &served.resource);
+        let api =
+            Api::<DynamicObject>::namespaced_with(self.cluster.client.clone(), namespace, &served.resource);
         let name = match served.resource.group.as_str() {
             "" => format!("{}.", served.resource.plural),
             group => format!("{}.{group}", served.resource.plural),
@@ -204,7 +228,12 @@ impl Controller {
         }
     }
 
-    async fn write_status(&self, api: &Api<Namespace>, namespace: Namespace, content: &Content) -> Result<Option<Namespace>> {
+    async fn write_status(
+        &self,
+        api: &Api<Namespace>,
+        namespace: Namespace,
+        content: &Content,
+    ) -> Result<Option<Namespace>> {
         let mut status = namespace.status.clone().unwrap_or_default();
         let old = status.conditions.clone().unwrap_or_default();
         let terminating = status.phase.as_deref() == Some("Terminating");
@@ -220,7 +249,12 @@ impl Controller {
     }
 }
 
-async fn empty_resource(api: &Api<DynamicObject>, served: &Served, name: &str, content: &mut Content) -> kube::Result<()> {
+async fn empty_resource(
+    api: &Api<DynamicObject>,
+    served: &Served,
+    name: &str,
+    content: &mut Content,
+) -> kube::Result<()> {
     let first = api.list_metadata(&ListParams::default()).await?;
     if first.items.is_empty() {
         return Ok(());
@@ -265,15 +299,27 @@ mod tests {
         let conditions = conditions(&content, &[], &now());
         let remaining = find(&conditions, "NamespaceContentRemaining");
         assert_eq!(remaining.status, "True");
-        assert_eq!(remaining.message.as_deref(), Some("Some resources are remaining: pods. has 2 resource instances"));
+        assert_eq!(
+            remaining.message.as_deref(),
+            Some("Some resources are remaining: pods. has 2 resource instances")
+        );
         let finalizers = find(&conditions, "NamespaceFinalizersRemaining");
-        assert!(finalizers.message.as_deref().is_some_and(|m| m.ends_with("example.com/hold in 1 resource instances")));
+        assert!(
+            finalizers
+                .message
+                .as_deref()
+                .is_some_and(|m| m.ends_with("example.com/hold in 1 resource instances"))
+        );
         assert!(!content.is_gone());
     }
 
     #[test]
     fn an_unchanged_condition_keeps_its_time_and_foreign_ones_stay() {
-        let foreign = NamespaceCondition { type_: "Mine".into(), status: "True".into(), ..NamespaceCondition::default() };
+        let foreign = NamespaceCondition {
+            type_: "Mine".into(),
+            status: "True".into(),
+            ..NamespaceCondition::default()
+        };
         let early = Time("2026-01-01T00:00:00Z".parse().expect("a valid time"));
         let first = conditions(&Content::default(), &[foreign], &early);
         let second = conditions(&Content::default(), &first, &now());

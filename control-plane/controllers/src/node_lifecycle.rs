@@ -55,7 +55,8 @@ impl Pulses {
     /// Takes in what a node and its Lease say; returns how long ago either last moved.
     pub fn observe(&mut self, node: &Node, lease: Option<&Lease>, now: Instant) -> Duration {
         let ready = condition(node, "Ready");
-        let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref().map(|time| time.0.to_string()));
+        let renewed =
+            lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref().map(|time| time.0.to_string()));
         let heartbeat = ready.and_then(|ready| ready.last_heartbeat_time.clone());
         // Our own verdict is no sign of life.
         let status = ready.map(|ready| ready.status.clone()).filter(|status| status != "Unknown");
@@ -128,7 +129,8 @@ pub fn tainted(node: &Node, evict: bool, now: &Time) -> Option<Vec<Taint>> {
         ("PIDPressure", "True", "node.kubernetes.io/pid-pressure"),
         ("NetworkUnavailable", "True", "node.kubernetes.io/network-unavailable"),
     ];
-    let holds = |kind: &str, status: &str| condition(node, kind).is_some_and(|condition| condition.status == status);
+    let holds =
+        |kind: &str, status: &str| condition(node, kind).is_some_and(|condition| condition.status == status);
     let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
     let mut wanted = vec![(taints::UNSCHEDULABLE, "NoSchedule", cordoned)];
     for (kind, status, key) in BY_CONDITION {
@@ -142,7 +144,9 @@ pub fn tainted(node: &Node, evict: bool, now: &Time) -> Option<Vec<Taint>> {
     for (key, effect, wanted) in wanted {
         let there = result.iter().position(|taint| taint.key == key && taint.effect == effect);
         match (wanted, there) {
-            (true, None) => result.push(Taint { time_added: Some(now.clone()), ..taints::taint(key, effect) }),
+            (true, None) => {
+                result.push(Taint { time_added: Some(now.clone()), ..taints::taint(key, effect) })
+            }
             (false, Some(at)) => {
                 result.remove(at);
             }
@@ -173,7 +177,9 @@ pub async fn run(cluster: Arc<Cluster>, timing: Timing, cancel: CancellationToke
             wake.notify_one();
         }
     });
-    let mut tick = tokio::time::interval(timing.grace.div_f64(8.0).clamp(Duration::from_millis(500), Duration::from_secs(5)));
+    let mut tick = tokio::time::interval(
+        timing.grace.div_f64(8.0).clamp(Duration::from_millis(500), Duration::from_secs(5)),
+    );
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -201,7 +207,8 @@ impl Monitor {
             }
         }
         let mut zones: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-        let zone = |node: &Node| node.labels().get("topology.kubernetes.io/zone").cloned().unwrap_or_default();
+        let zone =
+            |node: &Node| node.labels().get("topology.kubernetes.io/zone").cloned().unwrap_or_default();
         let nodes = self.cluster.nodes.all();
         for node in &nodes {
             let (ready, silent) = zones.entry(zone(node)).or_default();
@@ -221,7 +228,8 @@ impl Monitor {
         let silence = self.pulses.observe(node, lease.as_deref(), Instant::now());
         let spoke = condition(node, "Ready").is_some();
         let patience = if spoke { self.timing.grace } else { self.timing.startup_grace };
-        let age = node.metadata.creation_timestamp.as_ref().map_or(Duration::MAX, |time| elapsed(time.0, now().0));
+        let age =
+            node.metadata.creation_timestamp.as_ref().map_or(Duration::MAX, |time| elapsed(time.0, now().0));
         if silence <= patience || age <= patience {
             return Ok(());
         }
@@ -232,7 +240,13 @@ impl Monitor {
         let api = Api::<Node>::all(self.cluster.client.clone());
         let written = api.replace_status(&node.name_any(), &PostParams::default(), &node).await?;
         self.cluster.nodes.observe(&written);
-        self.cluster.events.report(NAME, &written, Severity::Normal, "NodeNotReady", format!("Node {} status is now: NodeNotReady", node.name_any()));
+        self.cluster.events.report(
+            NAME,
+            &written,
+            Severity::Normal,
+            "NodeNotReady",
+            format!("Node {} status is now: NodeNotReady", node.name_any()),
+        );
         Ok(())
     }
 
@@ -244,7 +258,9 @@ impl Monitor {
                 "spec": { "taints": taints },
             });
             let api = Api::<Node>::all(self.cluster.client.clone());
-            if let Some(written) = found(api.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await)? {
+            if let Some(written) =
+                found(api.patch(&node.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await)?
+            {
                 self.cluster.nodes.observe(&written);
             }
         }
@@ -252,7 +268,13 @@ impl Monitor {
             return Ok(());
         }
         let name = node.name_any();
-        for pod in self.cluster.pods.all().iter().filter(|pod| pods::node_name(pod) == Some(&name) && pods::is_ready(pod)) {
+        for pod in self
+            .cluster
+            .pods
+            .all()
+            .iter()
+            .filter(|pod| pods::node_name(pod) == Some(&name) && pods::is_ready(pod))
+        {
             self.mark_not_ready(pod).await?;
         }
         Ok(())
@@ -262,10 +284,19 @@ impl Monitor {
         let api = Api::<Pod>::namespaced(self.cluster.client.clone(), &pod.namespace().unwrap_or_default());
         let message = "the node that runs the pod is not ready";
         let conditions = conditions_with(pod, "Ready", "False", "NodeNotReady", message);
-        let patch = serde_json::json!({ "metadata": { "uid": pod.uid() }, "status": { "conditions": conditions } });
-        if let Some(written) = found(api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)? {
+        let patch =
+            serde_json::json!({ "metadata": { "uid": pod.uid() }, "status": { "conditions": conditions } });
+        if let Some(written) =
+            found(api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await)?
+        {
             self.cluster.pods.observe(&written);
-            self.cluster.events.report(NAME, &written, Severity::Warning, "NodeNotReady", "Node is not ready");
+            self.cluster.events.report(
+                NAME,
+                &written,
+                Severity::Warning,
+                "NodeNotReady",
+                "Node is not ready",
+            );
         }
         Ok(())
     }
@@ -273,7 +304,9 @@ impl Monitor {
 
 fn report(node: &str, error: &Error) {
     match error {
-        Error::Api(kube::Error::Api(status)) if status.is_conflict() => tracing::debug!(node, %error, "will retry"),
+        Error::Api(kube::Error::Api(status)) if status.is_conflict() => {
+            tracing::debug!(node, %error, "will retry")
+        }
         error => tracing::warn!(node, %error, "cannot settle a node"),
     }
 }
@@ -287,10 +320,15 @@ mod tests {
         let ready = NodeCondition {
             type_: "Ready".into(),
             status: ready.into(),
-            last_heartbeat_time: Some(Time(k8s_openapi::jiff::Timestamp::from_second(heartbeat).expect("a valid time"))),
+            last_heartbeat_time: Some(Time(
+                k8s_openapi::jiff::Timestamp::from_second(heartbeat).expect("a valid time"),
+            )),
             ..NodeCondition::default()
         };
-        let mut node = Node { status: Some(NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() }), ..Node::default() };
+        let mut node = Node {
+            status: Some(NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() }),
+            ..Node::default()
+        };
         node.metadata.name = Some("n1".into());
         node
     }
@@ -327,15 +365,24 @@ mod tests {
         let foreign = taints::taint("dedicated", "NoSchedule");
         lost.spec.get_or_insert_default().taints = Some(vec![foreign]);
         let taints = tainted(&lost, true, &now()).expect("two taints are added");
-        assert_eq!(keys(&taints)[1..], [
-            (taints::UNREACHABLE.into(), "NoSchedule".into()),
-            (taints::UNREACHABLE.into(), "NoExecute".into()),
-        ]);
+        assert_eq!(
+            keys(&taints)[1..],
+            [
+                (taints::UNREACHABLE.into(), "NoSchedule".into()),
+                (taints::UNREACHABLE.into(), "NoExecute".into()),
+            ]
+        );
         lost.spec.get_or_insert_default().taints = Some(taints.clone());
-        assert!(tainted(&lost, false, &now()).is_none(), "an eviction that has begun is not taken back by distrust");
+        assert!(
+            tainted(&lost, false, &now()).is_none(),
+            "an eviction that has begun is not taken back by distrust"
+        );
         let mut back = node("True", 2);
         back.spec.get_or_insert_default().taints = Some(taints);
-        assert_eq!(keys(&tainted(&back, true, &now()).expect("they go")), [("dedicated".to_owned(), "NoSchedule".to_owned())]);
+        assert_eq!(
+            keys(&tainted(&back, true, &now()).expect("they go")),
+            [("dedicated".to_owned(), "NoSchedule".to_owned())]
+        );
     }
 
     #[test]
@@ -353,6 +400,9 @@ mod tests {
     fn a_cordoned_node_is_tainted_for_scheduling_only() {
         let mut cordoned = node("True", 1);
         cordoned.spec.get_or_insert_default().unschedulable = Some(true);
-        assert_eq!(keys(&tainted(&cordoned, true, &now()).expect("one")), [(taints::UNSCHEDULABLE.into(), "NoSchedule".into())]);
+        assert_eq!(
+            keys(&tainted(&cordoned, true, &now()).expect("one")),
+            [(taints::UNSCHEDULABLE.into(), "NoSchedule".into())]
+        );
     }
 }

@@ -29,7 +29,8 @@ pub fn enqueue_owners<K, O>(
 {
     let reference = |object: &Arc<K>| {
         let owners = object.meta().owner_references.as_deref().unwrap_or_default();
-        let owner = owners.iter().find(|owner| owner.controller == Some(true) && owner.kind == O::kind(&()))?;
+        let owner =
+            owners.iter().find(|owner| owner.controller == Some(true) && owner.kind == O::kind(&()))?;
         Some(Key::new(object.namespace().unwrap_or_default(), owner.name.clone()))
     };
     for key in [old, new].into_iter().flatten().filter_map(reference) {
@@ -41,14 +42,21 @@ pub fn enqueue_owners<K, O>(
         return;
     }
     for owner in owners.in_namespace(&orphan.namespace().unwrap_or_default()) {
-        if selector(&owner).is_some_and(|selector| !selector.selects_all() && pods::selects(&selector, &**orphan)) {
+        if selector(&owner)
+            .is_some_and(|selector| !selector.selects_all() && pods::selects(&selector, &**orphan))
+        {
             queue.add(Key::of(&*owner));
         }
     }
 }
 
 /// Adopts and releases pods as the owner's selector says, and returns the pods that are its own now.
-pub async fn claim_pods<O>(cluster: &Cluster, owners: &Api<O>, owner: &O, selector: &Selector) -> Result<Vec<Arc<Pod>>>
+pub async fn claim_pods<O>(
+    cluster: &Cluster,
+    owners: &Api<O>,
+    owner: &O,
+    selector: &Selector,
+) -> Result<Vec<Arc<Pod>>>
 where
     O: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
 {
@@ -57,7 +65,13 @@ where
 }
 
 /// Adopts and releases objects of `store` as the owner's selector says, and returns those that are its own now.
-pub async fn claim<K, O>(store: &Store<K>, api: &Api<K>, owners: &Api<O>, owner: &O, selector: &Selector) -> Result<Vec<Arc<K>>>
+pub async fn claim<K, O>(
+    store: &Store<K>,
+    api: &Api<K>,
+    owners: &Api<O>,
+    owner: &O,
+    selector: &Selector,
+) -> Result<Vec<Arc<K>>>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
     O: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,

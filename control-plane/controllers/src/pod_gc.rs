@@ -55,14 +55,17 @@ pub fn collectable(
         (&a.metadata.creation_timestamp, a.name_any()).cmp(&(&b.metadata.creation_timestamp, b.name_any()))
     });
     finished.truncate(finished.len().saturating_sub(finished_max));
-    let mut collected: Vec<(Arc<Pod>, Reason)> = finished.into_iter().map(|pod| (pod.clone(), Reason::Finished)).collect();
+    let mut collected: Vec<(Arc<Pod>, Reason)> =
+        finished.into_iter().map(|pod| (pod.clone(), Reason::Finished)).collect();
     for pod in pods {
         let reason = match pods::node_name(pod) {
             None if pods::is_terminating(pod) => Some(Reason::Unscheduled),
             None => None,
             Some(name) => match node(name) {
                 None => missing(name).then_some(Reason::Orphaned),
-                Some(node) => (pods::is_terminating(pod) && is_out_of_service(&node)).then_some(Reason::OutOfService),
+                Some(node) => {
+                    (pods::is_terminating(pod) && is_out_of_service(&node)).then_some(Reason::OutOfService)
+                }
             },
         };
         if let Some(reason) = reason
@@ -85,7 +88,9 @@ pub async fn run(cluster: Arc<Cluster>, limits: Limits, cancel: CancellationToke
         () = cluster.wait_synced() => {}
     }
     let mut missing_since: HashMap<String, Instant> = HashMap::new();
-    let mut tick = tokio::time::interval(limits.quarantine.div_f64(2.0).clamp(Duration::from_secs(1), Duration::from_secs(20)));
+    let mut tick = tokio::time::interval(
+        limits.quarantine.div_f64(2.0).clamp(Duration::from_secs(1), Duration::from_secs(20)),
+    );
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -98,7 +103,8 @@ pub async fn run(cluster: Arc<Cluster>, limits: Limits, cancel: CancellationToke
         for name in pods.iter().filter_map(|pod| pods::node_name(pod)).filter(|name| node(name).is_none()) {
             missing_since.entry(name.to_owned()).or_insert_with(Instant::now);
         }
-        let missing = |name: &str| missing_since.get(name).is_some_and(|since| since.elapsed() >= limits.quarantine);
+        let missing =
+            |name: &str| missing_since.get(name).is_some_and(|since| since.elapsed() >= limits.quarantine);
         for (pod, reason) in collectable(&pods, node, missing, limits.finished_max) {
             if let Err(error) = collect(&cluster, &pod, reason).await {
                 tracing::warn!(pod = %Key::of(&*pod), %error, "cannot collect a pod");
@@ -121,7 +127,10 @@ async fn collect(cluster: &Cluster, pod: &Pod, reason: Reason) -> Result<()> {
         Reason::Unscheduled | Reason::Finished => {
             let api = Api::<Pod>::namespaced(cluster.client.clone(), &pod.namespace().unwrap_or_default());
             let preconditions = kube::api::Preconditions { uid: pod.uid(), resource_version: None };
-            let params = kube::api::DeleteParams { preconditions: Some(preconditions), ..kube::api::DeleteParams::default().grace_period(0) };
+            let params = kube::api::DeleteParams {
+                preconditions: Some(preconditions),
+                ..kube::api::DeleteParams::default().grace_period(0)
+            };
             crate::reconcile::found(api.delete(&pod.name_any(), &params).await)?;
             return Ok(());
         }
@@ -146,7 +155,10 @@ mod tests {
 
     fn reasons(pods: &[Arc<Pod>], node: Option<Node>, missing: bool, max: usize) -> Vec<(String, Reason)> {
         let found = node.map(Arc::new);
-        collectable(pods, |_| found.clone(), |_| missing, max).iter().map(|(pod, reason)| (pod.name_any(), *reason)).collect()
+        collectable(pods, |_| found.clone(), |_| missing, max)
+            .iter()
+            .map(|(pod, reason)| (pod.name_any(), *reason))
+            .collect()
     }
 
     #[test]
@@ -159,8 +171,13 @@ mod tests {
     #[test]
     fn terminating_pods_go_where_nobody_else_can_finish_them() {
         let mut dead = Node::default();
-        dead.spec.get_or_insert_default().taints = Some(vec![taints::taint(taints::OUT_OF_SERVICE, "NoExecute")]);
-        let pods = [pod("a", None, "Pending", true), pod("b", Some("n"), "Running", true), pod("c", Some("n"), "Running", false)];
+        dead.spec.get_or_insert_default().taints =
+            Some(vec![taints::taint(taints::OUT_OF_SERVICE, "NoExecute")]);
+        let pods = [
+            pod("a", None, "Pending", true),
+            pod("b", Some("n"), "Running", true),
+            pod("c", Some("n"), "Running", false),
+        ];
         let expected = [("a".to_owned(), Reason::Unscheduled), ("b".to_owned(), Reason::OutOfService)];
         assert_eq!(reasons(&pods, Some(dead), false, 9), expected);
         assert_eq!(reasons(&pods[1..], Some(Node::default()), false, 9), []);
@@ -168,7 +185,11 @@ mod tests {
 
     #[test]
     fn only_finished_pods_above_the_limit_go() {
-        let pods = [pod("a", Some("n"), "Succeeded", false), pod("b", Some("n"), "Failed", false), pod("c", Some("n"), "Running", false)];
+        let pods = [
+            pod("a", Some("n"), "Succeeded", false),
+            pod("b", Some("n"), "Failed", false),
+            pod("c", Some("n"), "Running", false),
+        ];
         assert_eq!(reasons(&pods, Some(Node::default()), false, 1), [("a".to_owned(), Reason::Finished)]);
     }
 }

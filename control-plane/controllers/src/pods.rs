@@ -168,7 +168,12 @@ pub fn compare_for_deletion(a: (&Pod, usize), b: (&Pod, usize), now: Timestamp) 
 }
 
 /// The `count` pods of `pods` to delete first; `related` are all pods that crowd the nodes.
-pub fn choose_for_deletion(pods: &[Arc<Pod>], related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
+pub fn choose_for_deletion(
+    pods: &[Arc<Pod>],
+    related: &[Arc<Pod>],
+    count: usize,
+    now: Timestamp,
+) -> Vec<Arc<Pod>> {
     let mut crowd: BTreeMap<&str, usize> = BTreeMap::new();
     for pod in related.iter().filter(|pod| is_active(pod)) {
         if let Some(node) = node_name(pod) {
@@ -210,7 +215,9 @@ fn restarts(pod: &Pod) -> i32 {
 
 /// Younger first, by powers of two of the age; a missing time is the youngest.
 fn compare_ages(a: Option<Timestamp>, b: Option<Timestamp>, now: Timestamp) -> Ordering {
-    let magnitude = |time: Option<Timestamp>| time.map(|time| elapsed(time, now).as_secs().checked_ilog2().map_or(0, |log| log + 1));
+    let magnitude = |time: Option<Timestamp>| {
+        time.map(|time| elapsed(time, now).as_secs().checked_ilog2().map_or(0, |log| log + 1))
+    };
     magnitude(a).cmp(&magnitude(b))
 }
 
@@ -237,7 +244,11 @@ mod tests {
             last_transition_time: Some(Time(at(ready_at.unwrap_or(0)))),
             ..PodCondition::default()
         };
-        pod.status = Some(PodStatus { phase: Some(phase.into()), conditions: Some(vec![ready]), ..PodStatus::default() });
+        pod.status = Some(PodStatus {
+            phase: Some(phase.into()),
+            conditions: Some(vec![ready]),
+            ..PodStatus::default()
+        });
         pod
     }
 

@@ -61,7 +61,12 @@ pub trait Reconcile: Send + Sync + 'static {
 }
 
 /// Works on `queue` with `workers` tasks until `cancel` is cancelled.
-pub async fn work<R: Reconcile>(reconciler: Arc<R>, queue: Arc<Queue>, workers: usize, cancel: CancellationToken) {
+pub async fn work<R: Reconcile>(
+    reconciler: Arc<R>,
+    queue: Arc<Queue>,
+    workers: usize,
+    cancel: CancellationToken,
+) {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..workers {
         let (reconciler, queue, cancel) = (reconciler.clone(), queue.clone(), cancel.clone());
@@ -94,7 +99,9 @@ fn settle<R: Reconcile>(queue: &Queue, key: Key, outcome: Result) {
                     tracing::debug!(controller = R::NAME, %key, %error, "will retry");
                 }
                 Error::Waiting(_) => tracing::debug!(controller = R::NAME, %key, %error, "waiting"),
-                Error::Api(_) | Error::Invalid(_) => tracing::warn!(controller = R::NAME, %key, %error, "will retry"),
+                Error::Api(_) | Error::Invalid(_) => {
+                    tracing::warn!(controller = R::NAME, %key, %error, "will retry")
+                }
             }
             queue.add_failed(key);
         }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition};
+use k8s_openapi::api::core::v1::{
+    Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -28,7 +30,14 @@ use crate::store::{Key, Store, owner_uid};
 
 /// A kind whose whole purpose is a number of equal pods.
 pub trait ReplicaOwner:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Serialize
+    + Send
+    + Sync
+    + 'static
 {
     /// The controller's name.
     const NAME: &'static str;
@@ -92,7 +101,12 @@ pub fn plan(replicas: i32, active: &[Arc<Pod>], related: &[Arc<Pod>], now: Times
 }
 
 /// Counts `pods`, active and terminating, for the status.
-pub fn count(template: Option<&PodTemplateSpec>, min_ready_seconds: i32, pods: &[Arc<Pod>], now: Timestamp) -> Counts {
+pub fn count(
+    template: Option<&PodTemplateSpec>,
+    min_ready_seconds: i32,
+    pods: &[Arc<Pod>],
+    now: Timestamp,
+) -> Counts {
     let labels = template.and_then(|template| template.metadata.as_ref()?.labels.as_ref());
     let mut counts = Counts { replicas: 0, fully_labeled: 0, ready: 0, available: 0, terminating: 0 };
     for pod in pods {
@@ -144,8 +158,12 @@ impl<O: ReplicaOwner> Reconcile for Controller<O> {
         let mut outcome = Ok(());
         if owner.meta().deletion_timestamp.is_none() {
             outcome = match plan(owner.replicas(), &active, &self.related(&owner, &active), now.0) {
-                Some(Action::Create(count)) => self.create(&owner, count).await.map_err(|error| ("FailedCreate", error)),
-                Some(Action::Delete(pods)) => self.delete(&owner, &pods).await.map_err(|error| ("FailedDelete", error)),
+                Some(Action::Create(count)) => {
+                    self.create(&owner, count).await.map_err(|error| ("FailedCreate", error))
+                }
+                Some(Action::Delete(pods)) => {
+                    self.delete(&owner, &pods).await.map_err(|error| ("FailedDelete", error))
+                }
                 None => Ok(()),
             };
         }
@@ -158,7 +176,10 @@ impl<O: ReplicaOwner> Reconcile for Controller<O> {
         self.write_status(&api, &owner, counts, failure).await?;
         outcome.map_err(|(_, error)| error)?;
         let waits = pods.iter().filter_map(|pod| pods::available_in(pod, owner.min_ready_seconds(), now.0));
-        Ok(waits.filter(|wait| !wait.is_zero()).min().map_or(Next::Change, |wait| Next::After(wait + Duration::from_millis(100))))
+        Ok(waits
+            .filter(|wait| !wait.is_zero())
+            .min()
+            .map_or(Next::Change, |wait| Next::After(wait + Duration::from_millis(100))))
     }
 }
 
@@ -167,7 +188,10 @@ impl<O: ReplicaOwner> Controller<O> {
     fn related(&self, owner: &O, own: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
         let Some(controller) = owner_uid(owner) else { return own.to_vec() };
         let siblings = O::store(&self.cluster).owned_by(controller);
-        siblings.iter().flat_map(|sibling| self.cluster.pods.owned_by(&sibling.uid().unwrap_or_default())).collect()
+        siblings
+            .iter()
+            .flat_map(|sibling| self.cluster.pods.owned_by(&sibling.uid().unwrap_or_default()))
+            .collect()
     }
 
     async fn create(&self, owner: &O, count: usize) -> Result<()> {
@@ -185,13 +209,25 @@ impl<O: ReplicaOwner> Controller<O> {
                     Ok(created) => {
                         self.cluster.pods.observe(&created);
                         let message = format!("Created pod: {}", created.name_any());
-                        self.cluster.events.report(O::NAME, owner, Severity::Normal, "SuccessfulCreate", message);
+                        self.cluster.events.report(
+                            O::NAME,
+                            owner,
+                            Severity::Normal,
+                            "SuccessfulCreate",
+                            message,
+                        );
                     }
                     // Everything in it is about to go; the ReplicaSet too.
                     Err(error) if in_terminating_namespace(&error) => return Ok(()),
                     Err(error) => {
                         let message = format!("Error creating: {}", api_message(&error));
-                        self.cluster.events.report(O::NAME, owner, Severity::Warning, "FailedCreate", message);
+                        self.cluster.events.report(
+                            O::NAME,
+                            owner,
+                            Severity::Warning,
+                            "FailedCreate",
+                            message,
+                        );
                         return Err(error.into());
                     }
                 }
@@ -302,15 +338,18 @@ impl ReplicaOwner for ReplicaSet {
         status.available_replicas = nonzero(counts.available);
         status.terminating_replicas = Some(counts.terminating);
         status.observed_generation = generation;
-        status.conditions = next_conditions(old.conditions.clone(), &failure, |c| (&c.type_, &c.reason), |reason, message, at| {
-            ReplicaSetCondition {
+        status.conditions = next_conditions(
+            old.conditions.clone(),
+            &failure,
+            |c| (&c.type_, &c.reason),
+            |reason, message, at| ReplicaSetCondition {
                 type_: REPLICA_FAILURE.into(),
                 status: "True".into(),
                 reason: Some(reason.into()),
                 message: Some(message),
                 last_transition_time: Some(at),
-            }
-        });
+            },
+        );
         // An absent number and zero mean the same to a reader.
         let unchanged = old.observed_generation == generation
             && (old.replicas, old.conditions == status.conditions) == (counts.replicas, true)
@@ -335,7 +374,13 @@ impl ReplicaOwner for ReplicationController {
     }
 
     fn selector(&self) -> Result<Selector> {
-        Ok(self.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default().into_iter().collect())
+        Ok(self
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.selector.clone())
+            .unwrap_or_default()
+            .into_iter()
+            .collect())
     }
 
     fn template(&self) -> Option<&PodTemplateSpec> {
@@ -355,15 +400,18 @@ impl ReplicaOwner for ReplicationController {
         status.ready_replicas = nonzero(counts.ready);
         status.available_replicas = nonzero(counts.available);
         status.observed_generation = generation;
-        status.conditions = next_conditions(old.conditions.clone(), &failure, |c| (&c.type_, &c.reason), |reason, message, at| {
-            ReplicationControllerCondition {
+        status.conditions = next_conditions(
+            old.conditions.clone(),
+            &failure,
+            |c| (&c.type_, &c.reason),
+            |reason, message, at| ReplicationControllerCondition {
                 type_: REPLICA_FAILURE.into(),
                 status: "True".into(),
                 reason: Some(reason.into()),
                 message: Some(message),
                 last_transition_time: Some(at),
-            }
-        });
+            },
+        );
         let unchanged = old.observed_generation == generation
             && (old.replicas, old.conditions == status.conditions) == (counts.replicas, true)
             && old.fully_labeled_replicas.unwrap_or(0) == counts.fully_labeled
@@ -391,7 +439,9 @@ fn next_conditions<C>(
     match failure {
         Failure::None => conditions.retain(|condition| identify(condition).0 != REPLICA_FAILURE),
         Failure::Some(reason, message) => {
-            let same = |condition: &C| identify(condition).0 == REPLICA_FAILURE && identify(condition).1.as_deref() == Some(*reason);
+            let same = |condition: &C| {
+                identify(condition).0 == REPLICA_FAILURE && identify(condition).1.as_deref() == Some(*reason)
+            };
             if !conditions.iter().any(same) {
                 conditions.retain(|condition| identify(condition).0 != REPLICA_FAILURE);
                 conditions.push(make(reason, message.clone(), now()));

@@ -65,7 +65,11 @@ impl Reconcile for ServiceAccounts {
             return Ok(Next::Change);
         }
         let account = ServiceAccount {
-            metadata: ObjectMeta { name: Some(DEFAULT.into()), namespace: Some(key.name.clone()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(DEFAULT.into()),
+                namespace: Some(key.name.clone()),
+                ..ObjectMeta::default()
+            },
             ..ServiceAccount::default()
         };
         let api = Api::<ServiceAccount>::namespaced(self.cluster.client.clone(), &key.name);
@@ -104,7 +108,11 @@ fn certificate(pem: &str, namespace: &str, actual: Option<&ConfigMap>) -> Option
         return None;
     }
     let mut map = actual.cloned().unwrap_or_else(|| ConfigMap {
-        metadata: ObjectMeta { name: Some(ROOT_CERTIFICATE.into()), namespace: Some(namespace.into()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(ROOT_CERTIFICATE.into()),
+            namespace: Some(namespace.into()),
+            ..ObjectMeta::default()
+        },
         ..ConfigMap::default()
     });
     map.annotations_mut().insert(DESCRIPTION.into(), TEXT.into());
@@ -144,6 +152,9 @@ mod tests {
         let mut map = certificate("PEM", "ns", None).expect("a missing map is made");
         assert!(certificate("PEM", "ns", Some(&map)).is_none());
         map.data = Some([("ca.crt".to_owned(), "other".to_owned())].into());
-        assert_eq!(certificate("PEM", "ns", Some(&map)).and_then(|map| map.data).expect("data")["ca.crt"], "PEM");
+        assert_eq!(
+            certificate("PEM", "ns", Some(&map)).and_then(|map| map.data).expect("data")["ca.crt"],
+            "PEM"
+        );
     }
 }

@@ -46,10 +46,14 @@ pub fn is_headless(service: &Service) -> bool {
 
 /// The pods that the Service selects and that have an address, ordered by name.
 pub fn backends(service: &Service, pods: &Store<Pod>) -> Vec<Arc<Pod>> {
-    let Some(selector) = service.spec.as_ref().and_then(|spec| spec.selector.clone()) else { return Vec::new() };
+    let Some(selector) = service.spec.as_ref().and_then(|spec| spec.selector.clone()) else {
+        return Vec::new();
+    };
     let selector: Selector = selector.into_iter().collect();
     let mut backends = pods.in_namespace(&service.namespace().unwrap_or_default());
-    backends.retain(|pod| selector.matches(pod.labels()) && !pods::is_finished(pod) && !addresses(pod).is_empty());
+    backends.retain(|pod| {
+        selector.matches(pod.labels()) && !pods::is_finished(pod) && !addresses(pod).is_empty()
+    });
     backends
 }
 
@@ -91,7 +95,11 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
         candidate.name.as_deref() == Some(name) && candidate.protocol.as_deref().unwrap_or("TCP") == protocol
     };
     let spec = pod.spec.as_ref()?;
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
     ports.into_iter().find(matches).map(|port| port.container_port)
 }
@@ -126,7 +134,9 @@ pub fn labels(service: &Service) -> BTreeMap<String, String> {
 
 /// The newest change among the Service and its pods.
 pub fn triggered_at(service: &Service, backends: &[Arc<Pod>]) -> Option<Timestamp> {
-    let readiness = |pod: &Arc<Pod>| pods::condition(pod, "Ready").and_then(|c| c.last_transition_time.as_ref().map(|t| t.0));
+    let readiness = |pod: &Arc<Pod>| {
+        pods::condition(pod, "Ready").and_then(|c| c.last_transition_time.as_ref().map(|t| t.0))
+    };
     let pods = backends.iter().filter_map(readiness);
     pods.chain(service.metadata.creation_timestamp.as_ref().map(|time| time.0)).max()
 }
@@ -140,7 +150,9 @@ pub fn enqueue_services_of_pods(cluster: &Cluster, queue: &Arc<Queue>) {
         }
         let Some(namespace) = new.or(old).and_then(|pod| pod.namespace()) else { return };
         for service in services.in_namespace(&namespace) {
-            let Some(selector) = service.spec.as_ref().and_then(|spec| spec.selector.clone()) else { continue };
+            let Some(selector) = service.spec.as_ref().and_then(|spec| spec.selector.clone()) else {
+                continue;
+            };
             let selector: Selector = selector.into_iter().collect();
             if [old, new].into_iter().flatten().any(|pod| selector.matches(pod.labels())) {
                 queue.add(Key::of(&*service));

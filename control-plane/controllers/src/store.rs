@@ -43,13 +43,20 @@ impl Key {
 
     /// The key of `object`.
     pub fn of<K: Resource>(object: &K) -> Self {
-        Self::new(object.meta().namespace.clone().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
+        Self::new(
+            object.meta().namespace.clone().unwrap_or_default(),
+            object.meta().name.clone().unwrap_or_default(),
+        )
     }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -102,7 +109,12 @@ impl<K: Resource> Store<K> {
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let first = Key::new(namespace, "");
         self.read(|inner| {
-            inner.objects.range(first..).take_while(|(key, _)| key.namespace == namespace).map(|(_, o)| o.clone()).collect()
+            inner
+                .objects
+                .range(first..)
+                .take_while(|(key, _)| key.namespace == namespace)
+                .map(|(_, o)| o.clone())
+                .collect()
         })
     }
 
@@ -134,7 +146,9 @@ impl<K: Resource> Store<K> {
         let key = Key::of(object);
         let version = version(object);
         self.change(|inner| {
-            if version <= inner.version_watched || inner.objects.get(&key).is_some_and(|o| self::version(&**o) >= version) {
+            if version <= inner.version_watched
+                || inner.objects.get(&key).is_some_and(|o| self::version(&**o) >= version)
+            {
                 return Vec::new();
             }
             let object = Arc::new(object.clone());

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
+use scheduler::predicates::tolerates;
 
 /// The node does not answer: its Ready condition is Unknown.
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -16,24 +17,6 @@ pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// The node's taints.
 pub fn of(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
-}
-
-/// Whether `toleration` covers `taint`.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let (effect, key, value) = (text(&toleration.effect), text(&toleration.key), text(&toleration.value));
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("") {
-        "" | "Equal" => value == text(&taint.value),
-        "Exists" => true,
-        operator @ ("Lt" | "Gt") => {
-            let (Ok(asked), Ok(actual)) = (value.parse::<i64>(), text(&taint.value).parse::<i64>()) else { return false };
-            if operator == "Lt" { actual < asked } else { actual > asked }
-        }
-        _ => false,
-    }
 }
 
 /// How long a pod may stay on a node with these NoExecute taints.
@@ -61,7 +44,10 @@ pub fn stay(taints: &[Taint], tolerations: &[Toleration]) -> Stay {
     }
     match seconds_min {
         None => Stay::Forever,
-        Some(seconds) => u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(Stay::No, |s| Stay::For(Duration::from_secs(s))),
+        Some(seconds) => u64::try_from(seconds)
+            .ok()
+            .filter(|seconds| *seconds > 0)
+            .map_or(Stay::No, |s| Stay::For(Duration::from_secs(s))),
     }
 }
 
@@ -75,7 +61,12 @@ mod tests {
     use super::*;
 
     fn toleration(key: &str, operator: &str, seconds: Option<i64>) -> Toleration {
-        Toleration { key: Some(key.into()), operator: Some(operator.into()), toleration_seconds: seconds, ..Toleration::default() }
+        Toleration {
+            key: Some(key.into()),
+            operator: Some(operator.into()),
+            toleration_seconds: seconds,
+            ..Toleration::default()
+        }
     }
 
     #[test]
@@ -87,17 +78,5 @@ mod tests {
         assert_eq!(stay(&taints, &[toleration("", "Exists", None)]), Stay::Forever);
         assert_eq!(stay(&[taint(NOT_READY, "NoSchedule")], &[]), Stay::Forever);
         assert_eq!(stay(&taints[..1], &[toleration(UNREACHABLE, "Exists", Some(0))]), Stay::No);
-    }
-
-    #[test]
-    fn equal_needs_the_value_and_an_effect_narrows() {
-        let mut dedicated = taint("dedicated", "NoSchedule");
-        dedicated.value = Some("gpu".into());
-        let mut wanted = toleration("dedicated", "Equal", None);
-        assert!(!tolerates(&wanted, &dedicated));
-        wanted.value = Some("gpu".into());
-        assert!(tolerates(&wanted, &dedicated));
-        wanted.effect = Some("NoExecute".into());
-        assert!(!tolerates(&wanted, &dedicated));
     }
 }

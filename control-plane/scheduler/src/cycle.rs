@@ -41,7 +41,8 @@ impl fmt::Display for FitError {
         match &self.verdict {
             Some(verdict) => write!(f, " {verdict}.")?,
             None => {
-                let mut reasons: Vec<String> = self.nodes_by_reason.iter().map(|(reason, nodes)| format!("{nodes} {reason}")).collect();
+                let mut reasons: Vec<String> =
+                    self.nodes_by_reason.iter().map(|(reason, nodes)| format!("{nodes} {reason}")).collect();
                 reasons.sort();
                 write!(f, " {}.", reasons.join(", "))?;
             }
@@ -107,7 +108,10 @@ impl Scheduler {
         for offset in 0..snapshot.len() {
             let node = NodeIndex((self.next_start + offset) % snapshot.len());
             examined += 1;
-            match filters.iter().find_map(|(plugin, filter)| filter.filter(node).err().map(|rejection| (*plugin, rejection))) {
+            match filters
+                .iter()
+                .find_map(|(plugin, filter)| filter.filter(node).err().map(|rejection| (*plugin, rejection)))
+            {
                 None => feasible.push(node),
                 Some((plugin, rejection)) => error.count(snapshot, node, plugin, rejection),
             }

@@ -72,7 +72,12 @@ pub trait Plugin: Send + Sync {
     }
 
     /// PreScore; `None` if all nodes are the same to the plugin.
-    fn pre_score<'a>(&'a self, _snapshot: &'a Snapshot, _pod: &'a PodInfo, _nodes: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
+    fn pre_score<'a>(
+        &'a self,
+        _snapshot: &'a Snapshot,
+        _pod: &'a PodInfo,
+        _nodes: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
         None
     }
 

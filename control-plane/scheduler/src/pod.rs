@@ -47,7 +47,9 @@ impl HostPort {
     /// Whether both cannot exist on one node.
     pub fn conflicts(&self, other: &Self) -> bool {
         let any = |ip: &str| ip == "0.0.0.0" || ip == "::";
-        self.port == other.port && self.protocol == other.protocol && (self.ip == other.ip || any(&self.ip) || any(&other.ip))
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || any(&self.ip) || any(&other.ip))
     }
 }
 
@@ -82,14 +84,22 @@ impl Term {
         if namespaces.is_empty() && term.namespace_selector.is_none() {
             namespaces.push(pod.namespace().unwrap_or_default());
         }
-        let namespace_selector = term.namespace_selector.clone().and_then(|selector| Selector::try_from(selector).ok());
+        let namespace_selector =
+            term.namespace_selector.clone().and_then(|selector| Selector::try_from(selector).ok());
         Self { selector, namespaces, namespace_selector, topology_key: term.topology_key.clone() }
     }
 
     /// Whether the term speaks of `pod`; `labels_of` gives the labels of a namespace.
-    pub fn matches<'a>(&self, pod: &PodInfo, labels_of: impl Fn(&str) -> &'a std::collections::BTreeMap<String, String>) -> bool {
+    pub fn matches<'a>(
+        &self,
+        pod: &PodInfo,
+        labels_of: impl Fn(&str) -> &'a std::collections::BTreeMap<String, String>,
+    ) -> bool {
         let in_scope = self.namespaces.contains(&pod.namespace)
-            || self.namespace_selector.as_ref().is_some_and(|selector| selector.matches(labels_of(&pod.namespace)));
+            || self
+                .namespace_selector
+                .as_ref()
+                .is_some_and(|selector| selector.matches(labels_of(&pod.namespace)));
         in_scope && self.selector.as_ref().is_some_and(|selector| selector.matches(pod.pod.labels()))
     }
 }
@@ -116,16 +126,22 @@ impl PodInfo {
             let required = terms.required_during_scheduling_ignored_during_execution.iter().flatten();
             towards.required = required.map(|term| Term::new(term, &pod)).collect();
             let preferred = terms.preferred_during_scheduling_ignored_during_execution.iter().flatten();
-            towards.preferred = preferred.map(|term| (term.weight, Term::new(&term.pod_affinity_term, &pod))).collect();
+            towards.preferred =
+                preferred.map(|term| (term.weight, Term::new(&term.pod_affinity_term, &pod))).collect();
         }
         let mut against = Affinity::default();
         if let Some(terms) = affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref()) {
             let required = terms.required_during_scheduling_ignored_during_execution.iter().flatten();
             against.required = required.map(|term| Term::new(term, &pod)).collect();
             let preferred = terms.preferred_during_scheduling_ignored_during_execution.iter().flatten();
-            against.preferred = preferred.map(|term| (term.weight, Term::new(&term.pod_affinity_term, &pod))).collect();
+            against.preferred =
+                preferred.map(|term| (term.weight, Term::new(&term.pod_affinity_term, &pod))).collect();
         }
-        let controller = pod.owner_references().iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone());
+        let controller = pod
+            .owner_references()
+            .iter()
+            .find(|owner| owner.controller == Some(true))
+            .map(|owner| owner.uid.clone());
         Self {
             uid: pod.uid().unwrap_or_default(),
             namespace: pod.namespace().unwrap_or_default(),
@@ -153,7 +169,11 @@ impl PodInfo {
 
 fn host_ports(pod: &Pod) -> Vec<HostPort> {
     let Some(spec) = &pod.spec else { return Vec::new() };
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
     let host_port = |port: &ContainerPort| {
         let number = port.host_port.filter(|number| *number > 0)?;

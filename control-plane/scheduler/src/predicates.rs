@@ -15,7 +15,9 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         "" | "Equal" => value == text(&taint.value),
         "Exists" => true,
         operator @ ("Lt" | "Gt") => {
-            let (Ok(asked), Ok(actual)) = (value.parse::<i64>(), text(&taint.value).parse::<i64>()) else { return false };
+            let (Ok(asked), Ok(actual)) = (value.parse::<i64>(), text(&taint.value).parse::<i64>()) else {
+                return false;
+            };
             if operator == "Lt" { actual < asked } else { actual > asked }
         }
         _ => false,
@@ -23,7 +25,11 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 }
 
 /// The first taint with one of these effects that nothing in `tolerations` covers.
-pub fn untolerated<'a>(taints: &'a [Taint], tolerations: &[Toleration], effects: &[&str]) -> Option<&'a Taint> {
+pub fn untolerated<'a>(
+    taints: &'a [Taint],
+    tolerations: &[Toleration],
+    effects: &[&str],
+) -> Option<&'a Taint> {
     let mut taints = taints.iter().filter(|taint| effects.contains(&taint.effect.as_str()));
     taints.find(|taint| !tolerations.iter().any(|toleration| tolerates(toleration, taint)))
 }
@@ -35,8 +41,11 @@ pub fn accepts_node(spec: &PodSpec, name: &str, labels: &BTreeMap<String, String
         return false;
     }
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, name, labels)))
+    let required =
+        affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    required.is_none_or(|required| {
+        required.node_selector_terms.iter().any(|term| term_matches(term, name, labels))
+    })
 }
 
 /// Whether all requirements of `term` hold; a term without any matches nothing.
@@ -96,16 +105,44 @@ mod tests {
             (requirement("disk", "Gt", &["4"]), false),
         ];
         for (requirement, expected) in cases {
-            assert_eq!(term_matches(&term(vec![requirement.clone()]), "n1", &labels), expected, "{requirement:?}");
+            assert_eq!(
+                term_matches(&term(vec![requirement.clone()]), "n1", &labels),
+                expected,
+                "{requirement:?}"
+            );
         }
         assert!(!term_matches(&NodeSelectorTerm::default(), "n1", &labels));
     }
 
     #[test]
     fn a_field_term_matches_the_name() {
-        let by_name = NodeSelectorTerm { match_fields: Some(vec![requirement("metadata.name", "In", &["n1"])]), ..Default::default() };
+        let by_name = NodeSelectorTerm {
+            match_fields: Some(vec![requirement("metadata.name", "In", &["n1"])]),
+            ..Default::default()
+        };
         assert!(term_matches(&by_name, "n1", &BTreeMap::new()));
         assert!(!term_matches(&by_name, "n2", &BTreeMap::new()));
+    }
+
+    #[test]
+    fn equal_needs_the_value_and_an_effect_narrows() {
+        let value = Some("gpu".to_owned());
+        let dedicated = Taint {
+            key: "dedicated".into(),
+            value: value.clone(),
+            effect: "NoSchedule".into(),
+            time_added: None,
+        };
+        let mut wanted = Toleration {
+            key: Some("dedicated".into()),
+            operator: Some("Equal".into()),
+            ..Toleration::default()
+        };
+        assert!(!tolerates(&wanted, &dedicated));
+        wanted.value = value;
+        assert!(tolerates(&wanted, &dedicated));
+        wanted.effect = Some("NoExecute".into());
+        assert!(!tolerates(&wanted, &dedicated));
     }
 
     #[test]

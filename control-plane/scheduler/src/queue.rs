@@ -74,12 +74,14 @@ impl Queue {
         let uid = pod.uid.clone();
         match self.entries.get_mut(&uid) {
             None => {
-                let entry = Entry { pod, place: Place::Popped, attempts: 0, rejected_by: Vec::new(), ready_at: now };
+                let entry =
+                    Entry { pod, place: Place::Popped, attempts: 0, rejected_by: Vec::new(), ready_at: now };
                 self.entries.insert(uid.clone(), entry);
                 self.activate(&uid);
             }
             Some(entry) => {
-                let same = entry.pod.pod.spec == pod.pod.spec && entry.pod.pod.metadata.labels == pod.pod.metadata.labels;
+                let same = entry.pod.pod.spec == pod.pod.spec
+                    && entry.pod.pod.metadata.labels == pod.pod.metadata.labels;
                 let reprioritised = entry.pod.priority != pod.priority;
                 entry.pod = pod;
                 if !same && entry.place != Place::Popped || reprioritised {
@@ -129,9 +131,11 @@ impl Queue {
     pub fn changed(&mut self, change: Change, now: Instant) {
         let helped = |entry: &Entry| {
             matches!(entry.place, Place::Unschedulable(_))
-                && (entry.rejected_by.is_empty() || entry.rejected_by.iter().any(|plugin| change.may_cure(plugin)))
+                && (entry.rejected_by.is_empty()
+                    || entry.rejected_by.iter().any(|plugin| change.may_cure(plugin)))
         };
-        let uids: Vec<String> = self.entries.iter().filter(|(_, entry)| helped(entry)).map(|(uid, _)| uid.clone()).collect();
+        let uids: Vec<String> =
+            self.entries.iter().filter(|(_, entry)| helped(entry)).map(|(uid, _)| uid.clone()).collect();
         uids.iter().for_each(|uid| self.wait(uid, now));
     }
 
@@ -150,8 +154,10 @@ impl Queue {
         {
             self.activate(&uid);
         }
-        let overdue = |entry: &Entry| matches!(entry.place, Place::Unschedulable(since) if since + PATIENCE <= now);
-        let uids: Vec<String> = self.entries.iter().filter(|(_, entry)| overdue(entry)).map(|(uid, _)| uid.clone()).collect();
+        let overdue =
+            |entry: &Entry| matches!(entry.place, Place::Unschedulable(since) if since + PATIENCE <= now);
+        let uids: Vec<String> =
+            self.entries.iter().filter(|(_, entry)| overdue(entry)).map(|(uid, _)| uid.clone()).collect();
         uids.iter().for_each(|uid| self.activate(uid));
     }
 

@@ -68,7 +68,8 @@ pub fn requests(pod: &Pod) -> Requests {
 }
 
 fn container_requests(container: &Container, assume: bool) -> Amounts {
-    let mut requests = amounts(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+    let mut requests =
+        amounts(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
     if assume {
         requests.entry(CPU.into()).or_insert(CPU_ASSUMED);
         requests.entry(MEMORY.into()).or_insert(MEMORY_ASSUMED);
@@ -107,7 +108,11 @@ mod tests {
     fn container(cpu: &str, restart: Option<&str>) -> Container {
         let requests = [(CPU.to_owned(), ApiQuantity(cpu.into()))].into();
         let resources = ResourceRequirements { requests: Some(requests), ..ResourceRequirements::default() };
-        Container { resources: Some(resources), restart_policy: restart.map(Into::into), ..Container::default() }
+        Container {
+            resources: Some(resources),
+            restart_policy: restart.map(Into::into),
+            ..Container::default()
+        }
     }
 
     fn cpu(init: Vec<Container>, main: Vec<Container>, overhead: Option<&str>) -> i64 {
@@ -120,13 +125,21 @@ mod tests {
     fn the_largest_moment_counts() {
         assert_eq!(cpu(vec![], vec![container("100m", None), container("0.2", None)], None), 300);
         assert_eq!(cpu(vec![container("1", None)], vec![container("100m", None)], None), 1000);
-        assert_eq!(cpu(vec![container("50m", Some("Always")), container("1", None)], vec![container("100m", None)], None), 1050);
+        assert_eq!(
+            cpu(
+                vec![container("50m", Some("Always")), container("1", None)],
+                vec![container("100m", None)],
+                None
+            ),
+            1050
+        );
         assert_eq!(cpu(vec![], vec![container("100m", None)], Some("20m")), 120);
     }
 
     #[test]
     fn containers_that_ask_for_nothing_still_weigh_something() {
-        let spec = PodSpec { containers: vec![Container::default(), Container::default()], ..PodSpec::default() };
+        let spec =
+            PodSpec { containers: vec![Container::default(), Container::default()], ..PodSpec::default() };
         let requests = requests(&Pod { spec: Some(spec), ..Pod::default() });
         assert!(requests.asked.is_empty());
         assert_eq!((requests.cpu_assumed, requests.memory_assumed), (2 * CPU_ASSUMED, 2 * MEMORY_ASSUMED));

@@ -58,7 +58,11 @@ pub async fn run(client: Client, cancel: CancellationToken) -> anyhow::Result<()
         assumed: HashSet::new(),
         listed: HashMap::new(),
         unlisted: ["Pod", "Node", "Service", "Namespace", "PodDisruptionBudget"].into(),
-        writes: Writes { events: Recorder::new(client.clone(), SCHEDULER_NAME), client, permits: Arc::new(Semaphore::new(WRITES_MAX)) },
+        writes: Writes {
+            events: Recorder::new(client.clone(), SCHEDULER_NAME),
+            client,
+            permits: Arc::new(Semaphore::new(WRITES_MAX)),
+        },
         bindings: JoinSet::new(),
         background: JoinSet::new(),
     };
@@ -94,7 +98,11 @@ fn watches(client: &Client) -> SelectAll<BoxStream<'static, Input>> {
     inputs
 }
 
-fn watch<K>(client: &Client, config: watcher::Config, wrap: fn(watcher::Event<K>) -> Input) -> BoxStream<'static, Input>
+fn watch<K>(
+    client: &Client,
+    config: watcher::Config,
+    wrap: fn(watcher::Event<K>) -> Input,
+) -> BoxStream<'static, Input>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
 {
@@ -132,19 +140,48 @@ struct Run {
 impl Run {
     fn take_in(&mut self, input: Input) {
         match input {
-            Input::Pod(event) => self.take_in_event("Pod", event, |pod| pod.uid().unwrap_or_default(), Self::set_pod, Self::remove_pod, |run| {
-                let placed = run.snapshot.nodes().flat_map(|node| run.snapshot.node(node).pods.iter().map(|pod| pod.uid.clone()));
-                placed.chain(run.queue.uids()).collect()
-            }),
-            Input::Node(event) => self.take_in_event("Node", event, |node| node.name_any(), Self::set_node, Self::remove_node, |run| {
-                run.snapshot.nodes().map(|node| run.snapshot.node(node).name.clone()).collect()
-            }),
+            Input::Pod(event) => self.take_in_event(
+                "Pod",
+                event,
+                |pod| pod.uid().unwrap_or_default(),
+                Self::set_pod,
+                Self::remove_pod,
+                |run| {
+                    let placed = run
+                        .snapshot
+                        .nodes()
+                        .flat_map(|node| run.snapshot.node(node).pods.iter().map(|pod| pod.uid.clone()));
+                    placed.chain(run.queue.uids()).collect()
+                },
+            ),
+            Input::Node(event) => self.take_in_event(
+                "Node",
+                event,
+                |node| node.name_any(),
+                Self::set_node,
+                Self::remove_node,
+                |run| run.snapshot.nodes().map(|node| run.snapshot.node(node).name.clone()).collect(),
+            ),
             // Those that vanished during a relist only make spreading count too much; the next change corrects it.
-            Input::Service(event) => self.take_in_event("Service", event, full_name, Self::set_service, |_, _| {}, |_| Vec::new()),
-            Input::Namespace(event) => self.take_in_event("Namespace", event, |n| n.name_any(), Self::set_namespace, |_, _| {}, |_| Vec::new()),
-            Input::Budget(event) => self.take_in_event("PodDisruptionBudget", event, full_name, Self::set_budget, Self::remove_budget, |run| {
-                run.budgets.keys().map(|(namespace, name)| format!("{namespace}/{name}")).collect()
-            }),
+            Input::Service(event) => {
+                self.take_in_event("Service", event, full_name, Self::set_service, |_, _| {}, |_| Vec::new())
+            }
+            Input::Namespace(event) => self.take_in_event(
+                "Namespace",
+                event,
+                |n| n.name_any(),
+                Self::set_namespace,
+                |_, _| {},
+                |_| Vec::new(),
+            ),
+            Input::Budget(event) => self.take_in_event(
+                "PodDisruptionBudget",
+                event,
+                full_name,
+                Self::set_budget,
+                Self::remove_budget,
+                |run| run.budgets.keys().map(|(namespace, name)| format!("{namespace}/{name}")).collect(),
+            ),
         }
     }
 
@@ -167,7 +204,9 @@ impl Run {
             watcher::Event::InitDone => {
                 let listed = self.listed.insert(kind, HashSet::new()).unwrap_or_default();
                 let assumed = self.assumed.clone();
-                for gone in known(self).into_iter().filter(|name| !listed.contains(name) && !assumed.contains(name)) {
+                for gone in
+                    known(self).into_iter().filter(|name| !listed.contains(name) && !assumed.contains(name))
+                {
                     remove(self, &gone);
                 }
                 self.unlisted.remove(kind);
@@ -204,7 +243,12 @@ impl Run {
             self.queue.remove(&info.uid);
             return self.snapshot.forget_nomination(&info.uid);
         }
-        let nominated = info.pod.status.as_ref().and_then(|status| status.nominated_node_name.clone()).filter(|node| !node.is_empty());
+        let nominated = info
+            .pod
+            .status
+            .as_ref()
+            .and_then(|status| status.nominated_node_name.clone())
+            .filter(|node| !node.is_empty());
         self.snapshot.nominate(info.clone(), nominated.as_deref());
         self.queue.add(info, Instant::now());
     }
@@ -248,7 +292,9 @@ impl Run {
     fn set_budget(&mut self, budget: PodDisruptionBudget, exists: bool) {
         let key = (budget.namespace().unwrap_or_default(), budget.name_any());
         let selector = budget.spec.as_ref().and_then(|spec| spec.selector.clone());
-        let Some(selector) = selector.and_then(|selector| Selector::try_from(selector).ok()).filter(|_| exists) else {
+        let Some(selector) =
+            selector.and_then(|selector| Selector::try_from(selector).ok()).filter(|_| exists)
+        else {
             self.budgets.remove(&key);
             return;
         };
@@ -304,7 +350,8 @@ impl Run {
         let nominated = pod.pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
         let Some(node) = nominated.and_then(|node| self.snapshot.find(node)) else { return false };
         let pods = &self.snapshot.node(node).pods;
-        pods.iter().any(|other| other.priority < pod.priority && other.pod.metadata.deletion_timestamp.is_some())
+        pods.iter()
+            .any(|other| other.priority < pod.priority && other.pod.metadata.deletion_timestamp.is_some())
     }
 
     fn settle(&mut self, bound: Bound) {
@@ -323,7 +370,9 @@ impl Run {
                 self.queue.retry(&bound.pod.uid, Instant::now());
                 let (writes, message) = (self.writes.clone(), format!("binding rejected: {error}"));
                 let pod = bound.pod;
-                self.background.spawn(async move { writes.events.report(&pod, "Warning", "FailedScheduling", message).await });
+                self.background.spawn(async move {
+                    writes.events.report(&pod, "Warning", "FailedScheduling", message).await
+                });
             }
         }
     }
@@ -346,7 +395,8 @@ type Picture = (BTreeMap<String, String>, String, bool, Vec<(String, i64)>);
 
 fn picture(snapshot: &Snapshot, node: crate::snapshot::NodeIndex) -> Picture {
     let row = snapshot.node(node);
-    let taints = row.taints.iter().map(|taint| format!("{}={:?}:{}", taint.key, taint.value, taint.effect)).collect();
+    let taints =
+        row.taints.iter().map(|taint| format!("{}={:?}:{}", taint.key, taint.value, taint.effect)).collect();
     (row.labels.clone(), taints, row.unschedulable, snapshot.allocatable(node))
 }
 
@@ -369,9 +419,14 @@ impl Writes {
                 uid: Some(pod.uid.clone()),
                 ..ObjectMeta::default()
             },
-            target: ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..ObjectReference::default() },
+            target: ObjectReference {
+                kind: Some("Node".into()),
+                name: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
         };
-        let answer: serde_json::Value = self.pods(pod).create_subresource("binding", &name, &PostParams::default(), &binding).await?;
+        let answer: serde_json::Value =
+            self.pods(pod).create_subresource("binding", &name, &PostParams::default(), &binding).await?;
         tracing::trace!(pod = pod.full_name(), %answer, "bound");
         let message = format!("Successfully assigned {} to {node}", pod.full_name());
         self.events.report(pod, "Normal", "Scheduled", message).await;
@@ -382,11 +437,15 @@ impl Writes {
         let _permit = self.permits.acquire().await;
         self.events.report(pod, "Warning", "FailedScheduling", message.clone()).await;
         let known = pod.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let known = known.and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "PodScheduled"));
-        let said = known.is_some_and(|known| known.status == "False" && known.message.as_deref() == Some(&message));
+        let known = known
+            .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "PodScheduled"));
+        let said =
+            known.is_some_and(|known| known.status == "False" && known.message.as_deref() == Some(&message));
         let mut status = serde_json::Map::new();
         if !said {
-            let since = known.filter(|known| known.status == "False").and_then(|known| known.last_transition_time.clone());
+            let since = known
+                .filter(|known| known.status == "False")
+                .and_then(|known| known.last_transition_time.clone());
             let condition = serde_json::json!([{
                 "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
                 "lastTransitionTime": since.unwrap_or_else(now), "observedGeneration": pod.pod.metadata.generation,
@@ -401,7 +460,12 @@ impl Writes {
             self.patch_status(pod, patch).await;
         }
         for victim in preemption.iter().flat_map(|preemption| &preemption.victims) {
-            self.evict(victim, pod, &preemption.as_ref().map(|preemption| preemption.node.clone()).unwrap_or_default()).await;
+            self.evict(
+                victim,
+                pod,
+                &preemption.as_ref().map(|preemption| preemption.node.clone()).unwrap_or_default(),
+            )
+            .await;
         }
     }
 
@@ -411,7 +475,11 @@ impl Writes {
             "message": format!("{SCHEDULER_NAME}: preempting to accommodate a higher priority pod"),
             "lastTransitionTime": now(), "observedGeneration": victim.pod.metadata.generation,
         }]);
-        self.patch_status(victim, serde_json::json!({ "metadata": { "uid": victim.uid }, "status": { "conditions": condition } })).await;
+        self.patch_status(
+            victim,
+            serde_json::json!({ "metadata": { "uid": victim.uid }, "status": { "conditions": condition } }),
+        )
+        .await;
         let preconditions = Preconditions { uid: Some(victim.uid.clone()), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match self.pods(victim).delete(&victim.pod.name_any(), &params).await {
@@ -425,7 +493,10 @@ impl Writes {
     }
 
     async fn patch_status(&self, pod: &PodInfo, patch: serde_json::Value) {
-        let result = self.pods(pod).patch_status(&pod.pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+        let result = self
+            .pods(pod)
+            .patch_status(&pod.pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch))
+            .await;
         match result {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.is_not_found() => {}

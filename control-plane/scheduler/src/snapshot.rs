@@ -127,7 +127,12 @@ impl Snapshot {
     }
 
     /// Notes or forgets the selector of a Service.
-    pub fn set_service(&mut self, namespace: String, name: String, selector: Option<BTreeMap<String, String>>) {
+    pub fn set_service(
+        &mut self,
+        namespace: String,
+        name: String,
+        selector: Option<BTreeMap<String, String>>,
+    ) {
         match selector.filter(|selector| !selector.is_empty()) {
             Some(selector) => self.services.insert((namespace, name), selector.into_iter().collect()),
             None => self.services.remove(&(namespace, name)),
@@ -160,12 +165,15 @@ impl Snapshot {
         let images = status.and_then(|status| status.images.as_deref()).unwrap_or_default();
         row.images = images
             .iter()
-            .flat_map(|image| image.names.iter().flatten().map(|name| (name.clone(), image.size_bytes.unwrap_or(0))))
+            .flat_map(|image| {
+                image.names.iter().flatten().map(|name| (name.clone(), image.size_bytes.unwrap_or(0)))
+            })
             .collect();
         for image in row.images.keys() {
             *self.images.entry(image.clone()).or_default() += 1;
         }
-        let allocatable = amounts(status.and_then(|status| status.allocatable.as_ref().or(status.capacity.as_ref())));
+        let allocatable =
+            amounts(status.and_then(|status| status.allocatable.as_ref().or(status.capacity.as_ref())));
         for column in &mut self.columns {
             column.allocatable[at] = 0;
         }
@@ -239,7 +247,11 @@ impl Snapshot {
     }
 
     /// Pods at least as important as `pod` for which room is being made on `node`.
-    pub fn nominated_on<'a>(&'a self, node: &'a str, pod: &'a PodInfo) -> impl Iterator<Item = &'a Arc<PodInfo>> {
+    pub fn nominated_on<'a>(
+        &'a self,
+        node: &'a str,
+        pod: &'a PodInfo,
+    ) -> impl Iterator<Item = &'a Arc<PodInfo>> {
         let others = self.nominated.values().filter(move |(at, other)| at == node && other.uid != pod.uid);
         others.map(|(_, other)| other).filter(move |other| other.priority >= pod.priority)
     }

@@ -20,7 +20,8 @@ pub(crate) fn pod(name: &str, cpu: &str) -> Pod {
     let requests = (!cpu.is_empty()).then(|| [("cpu".to_owned(), Quantity(cpu.into()))].into());
     let resources = ResourceRequirements { requests, ..ResourceRequirements::default() };
     let container = Container { name: "c".into(), resources: Some(resources), ..Container::default() };
-    let mut pod = Pod { spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }), ..Pod::default() };
+    let mut pod =
+        Pod { spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }), ..Pod::default() };
     pod.metadata.name = Some(name.into());
     pod.metadata.namespace = Some("ns".into());
     pod.metadata.uid = Some(name.into());

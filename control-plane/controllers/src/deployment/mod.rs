@@ -53,7 +53,11 @@ pub fn new(cluster: &Arc<Cluster>) -> (Arc<Controller>, Arc<Queue>) {
     cluster.pods.subscribe(move |old, new| {
         let (Some(pod), None) = (old, new) else { return };
         let owners = pod.owner_references();
-        let Some(owner) = owners.iter().find(|owner| owner.controller == Some(true) && owner.kind == "ReplicaSet") else { return };
+        let Some(owner) =
+            owners.iter().find(|owner| owner.controller == Some(true) && owner.kind == "ReplicaSet")
+        else {
+            return;
+        };
         let namespace = pod.namespace().unwrap_or_default();
         if let Some(set) = sets.get(&Key::new(namespace.clone(), owner.name.clone()))
             && let Some(owner) = set.owner_references().iter().find(|owner| owner.controller == Some(true))
@@ -101,7 +105,8 @@ impl Reconcile for Controller {
         }
         let api = Api::<Deployment>::namespaced(self.cluster.client.clone(), &key.namespace);
         let sets_api = self.sets_api(&deployment);
-        let sets = ownership::claim(&self.cluster.replica_sets, &sets_api, &api, &*deployment, &selector).await?;
+        let sets =
+            ownership::claim(&self.cluster.replica_sets, &sets_api, &api, &*deployment, &selector).await?;
         let (new, old) = revisions::split(&deployment, sets);
         let mut rollout = Rollout { deployment: (*deployment).clone(), new, old };
         if deployment.metadata.deletion_timestamp.is_some() {
@@ -172,7 +177,10 @@ impl Controller {
 
     fn old_pods_remain(&self, rollout: &Rollout) -> bool {
         let remains = |pod: &Arc<Pod>| !pods::is_finished(pod);
-        rollout.old.iter().any(|set| self.cluster.pods.owned_by(&set.uid().unwrap_or_default()).iter().any(remains))
+        rollout
+            .old
+            .iter()
+            .any(|set| self.cluster.pods.owned_by(&set.uid().unwrap_or_default()).iter().any(remains))
     }
 
     async fn scale(&self, rollout: &mut Rollout) -> Result<()> {
@@ -199,10 +207,17 @@ impl Controller {
         }
         let Some(new) = &rollout.new else { return Ok(()) };
         let carried = new.annotations().get(revisions::REVISION).cloned();
-        if let Some(carried) = carried.filter(|carried| rollout.deployment.annotations().get(revisions::REVISION) != Some(carried)) {
+        if let Some(carried) = carried
+            .filter(|carried| rollout.deployment.annotations().get(revisions::REVISION) != Some(carried))
+        {
             rollout.deployment.annotations_mut().insert(revisions::REVISION.into(), carried);
-            let api = Api::<Deployment>::namespaced(self.cluster.client.clone(), &rollout.deployment.namespace().unwrap_or_default());
-            let written = api.replace(&rollout.deployment.name_any(), &PostParams::default(), &rollout.deployment).await?;
+            let api = Api::<Deployment>::namespaced(
+                self.cluster.client.clone(),
+                &rollout.deployment.namespace().unwrap_or_default(),
+            );
+            let written = api
+                .replace(&rollout.deployment.name_any(), &PostParams::default(), &rollout.deployment)
+                .await?;
             self.cluster.deployments.observe(&written);
             // The main resource ignores status: carry over what was put into it here.
             let status = rollout.deployment.status.take();
@@ -227,14 +242,22 @@ impl Controller {
                 rollout.new = Some(Arc::new(created));
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.is_already_exists() => self.resolve_collision(rollout, &api, &set).await,
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                self.resolve_collision(rollout, &api, &set).await
+            }
             Err(error) => {
                 let message = match &error {
                     kube::Error::Api(status) => status.message.clone(),
                     other => other.to_string(),
                 };
                 let message = format!("Failed to create new replica set \"{}\": {message}", set.name_any());
-                status::set_progress(&mut rollout.deployment, "False", "ReplicaSetCreateError", message, now());
+                status::set_progress(
+                    &mut rollout.deployment,
+                    "False",
+                    "ReplicaSetCreateError",
+                    message,
+                    now(),
+                );
                 self.write_status(rollout).await?;
                 Err(error.into())
             }
@@ -242,7 +265,12 @@ impl Controller {
     }
 
     /// The name is taken: by our own set that the store has not shown yet, or by another template with the same hash.
-    async fn resolve_collision(&self, rollout: &Rollout, api: &Api<ReplicaSet>, set: &ReplicaSet) -> Result<()> {
+    async fn resolve_collision(
+        &self,
+        rollout: &Rollout,
+        api: &Api<ReplicaSet>,
+        set: &ReplicaSet,
+    ) -> Result<()> {
         let name = set.name_any();
         let live = api.get(&name).await?;
         let ours = crate::store::owner_uid(&live) == rollout.deployment.uid().as_deref();
@@ -291,7 +319,13 @@ impl Controller {
     fn report_scaling(&self, rollout: &Rollout, name: &str, from: i32, to: i32) {
         let direction = if to > from { "up" } else { "down" };
         let message = format!("Scaled {direction} replica set {name} from {from} to {to}");
-        self.cluster.events.report(Self::NAME, &rollout.deployment, Severity::Normal, "ScalingReplicaSet", message);
+        self.cluster.events.report(
+            Self::NAME,
+            &rollout.deployment,
+            Severity::Normal,
+            "ScalingReplicaSet",
+            message,
+        );
     }
 
     async fn clean_up(&self, rollout: &Rollout) -> Result<()> {
@@ -299,7 +333,9 @@ impl Controller {
         for set in revisions::beyond_history(&rollout.deployment, &rollout.old) {
             let preconditions = Preconditions { uid: set.uid(), resource_version: None };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-            if crate::reconcile::found(api.delete(&set.name_any(), &params).await)?.is_none_or(|answer| answer.is_right()) {
+            if crate::reconcile::found(api.delete(&set.name_any(), &params).await)?
+                .is_none_or(|answer| answer.is_right())
+            {
                 self.cluster.replica_sets.forget(&Key::of(&*set), &set.uid().unwrap_or_default());
             }
         }
@@ -310,8 +346,10 @@ impl Controller {
         if rollout.deployment.spec.as_ref().is_none_or(|spec| spec.progress_deadline_seconds.is_none()) {
             return Ok(());
         }
-        let noted = status::progress(&rollout.deployment).is_some_and(|c| c.reason.as_deref() == Some("DeploymentPaused"));
-        let timed_out = status::progress(&rollout.deployment).is_some_and(|c| c.reason.as_deref() == Some(status::TIMED_OUT));
+        let noted = status::progress(&rollout.deployment)
+            .is_some_and(|c| c.reason.as_deref() == Some("DeploymentPaused"));
+        let timed_out = status::progress(&rollout.deployment)
+            .is_some_and(|c| c.reason.as_deref() == Some(status::TIMED_OUT));
         let (reason, message) = match (paused, noted) {
             (true, false) if !timed_out => ("DeploymentPaused", "Deployment is paused"),
             (false, true) => ("DeploymentResumed", "Deployment is resumed"),
@@ -323,7 +361,8 @@ impl Controller {
     }
 
     async fn note_found(&self, rollout: &mut Rollout, new: &ReplicaSet) -> Result<()> {
-        let wanted = rollout.deployment.spec.as_ref().is_some_and(|spec| spec.progress_deadline_seconds.is_some());
+        let wanted =
+            rollout.deployment.spec.as_ref().is_some_and(|spec| spec.progress_deadline_seconds.is_some());
         if wanted && status::progress(&rollout.deployment).is_none() {
             let message = format!("Found new replica set \"{}\"", new.name_any());
             status::set_progress(&mut rollout.deployment, "True", "FoundNewReplicaSet", message, now());
@@ -346,7 +385,10 @@ impl Controller {
     }
 
     async fn replace_status(&self, deployment: &Deployment) -> Result<Deployment> {
-        let api = Api::<Deployment>::namespaced(self.cluster.client.clone(), &deployment.namespace().unwrap_or_default());
+        let api = Api::<Deployment>::namespaced(
+            self.cluster.client.clone(),
+            &deployment.namespace().unwrap_or_default(),
+        );
         let written = api.replace_status(&deployment.name_any(), &PostParams::default(), deployment).await?;
         self.cluster.deployments.observe(&written);
         Ok(written)

@@ -34,9 +34,13 @@ const NOT_COPIED: [&str; 6] = [
 /// The ReplicaSet of the current template and all others, oldest first.
 ///
 /// Where several sets have the current template, the oldest is the one, so that a second look chooses the same.
-pub fn split(deployment: &Deployment, mut sets: Vec<Arc<ReplicaSet>>) -> (Option<Arc<ReplicaSet>>, Vec<Arc<ReplicaSet>>) {
+pub fn split(
+    deployment: &Deployment,
+    mut sets: Vec<Arc<ReplicaSet>>,
+) -> (Option<Arc<ReplicaSet>>, Vec<Arc<ReplicaSet>>) {
     sets.sort_by(|a, b| {
-        (&a.metadata.creation_timestamp, &a.metadata.name).cmp(&(&b.metadata.creation_timestamp, &b.metadata.name))
+        (&a.metadata.creation_timestamp, &a.metadata.name)
+            .cmp(&(&b.metadata.creation_timestamp, &b.metadata.name))
     });
     let new = sets.iter().position(|set| same_template(deployment, set)).map(|at| sets.remove(at));
     (new, sets)
@@ -93,7 +97,12 @@ pub fn make(deployment: &Deployment, old: &[Arc<ReplicaSet>], revision: i64) -> 
     let collisions = deployment.status.as_ref().and_then(|status| status.collision_count);
     let hash = template_hash(&spec.template, collisions);
     let mut template = spec.template;
-    template.metadata.get_or_insert_default().labels.get_or_insert_default().insert(POD_TEMPLATE_HASH.into(), hash.clone());
+    template
+        .metadata
+        .get_or_insert_default()
+        .labels
+        .get_or_insert_default()
+        .insert(POD_TEMPLATE_HASH.into(), hash.clone());
     let mut selector = spec.selector;
     selector.match_labels.get_or_insert_default().insert(POD_TEMPLATE_HASH.into(), hash.clone());
     let sizes: Vec<Size> = old.iter().map(|set| Size::of(set)).collect();
@@ -124,7 +133,8 @@ pub fn make(deployment: &Deployment, old: &[Arc<ReplicaSet>], revision: i64) -> 
 
 /// Brings the annotations of the newest set up to date; returns whether anything changed.
 pub fn annotate(deployment: &Deployment, set: &mut ReplicaSet, revision: i64) -> bool {
-    let before = (set.metadata.annotations.clone(), set.spec.as_ref().and_then(|spec| spec.min_ready_seconds));
+    let before =
+        (set.metadata.annotations.clone(), set.spec.as_ref().and_then(|spec| spec.min_ready_seconds));
     let copied = deployment.annotations().iter().filter(|(key, _)| !NOT_COPIED.contains(&key.as_str()));
     let copied: BTreeMap<String, String> = copied.map(|(key, value)| (key.clone(), value.clone())).collect();
     let annotations = set.annotations_mut();
@@ -158,8 +168,11 @@ pub fn annotate_sizes(deployment: &Deployment, set: &mut ReplicaSet) -> bool {
 
 /// The empty sets that the history limit no longer keeps, oldest revision first.
 pub fn beyond_history(deployment: &Deployment, old: &[Arc<ReplicaSet>]) -> Vec<Arc<ReplicaSet>> {
-    let Some(limit) = deployment.spec.as_ref().and_then(|spec| spec.revision_history_limit) else { return Vec::new() };
-    let mut sets: Vec<_> = old.iter().filter(|set| set.metadata.deletion_timestamp.is_none()).cloned().collect();
+    let Some(limit) = deployment.spec.as_ref().and_then(|spec| spec.revision_history_limit) else {
+        return Vec::new();
+    };
+    let mut sets: Vec<_> =
+        old.iter().filter(|set| set.metadata.deletion_timestamp.is_none()).cloned().collect();
     sets.sort_by_key(|set| (revision(set), set.metadata.creation_timestamp.clone()));
     let excess = sets.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
     sets.truncate(excess);
@@ -179,11 +192,20 @@ mod tests {
     fn deployment(image: &str) -> Deployment {
         let container = Container { name: "c".into(), image: Some(image.into()), ..Container::default() };
         let template = PodTemplateSpec {
-            metadata: Some(ObjectMeta { labels: Some([("app".into(), "web".into())].into()), ..ObjectMeta::default() }),
+            metadata: Some(ObjectMeta {
+                labels: Some([("app".into(), "web".into())].into()),
+                ..ObjectMeta::default()
+            }),
             spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }),
         };
-        let spec = DeploymentSpec { replicas: Some(4), template, revision_history_limit: Some(1), ..DeploymentSpec::default() };
-        let metadata = ObjectMeta { name: Some("web".into()), namespace: Some("ns".into()), ..ObjectMeta::default() };
+        let spec = DeploymentSpec {
+            replicas: Some(4),
+            template,
+            revision_history_limit: Some(1),
+            ..DeploymentSpec::default()
+        };
+        let metadata =
+            ObjectMeta { name: Some("web".into()), namespace: Some("ns".into()), ..ObjectMeta::default() };
         Deployment { metadata, spec: Some(spec), status: None }
     }
 

@@ -67,7 +67,9 @@ pub fn scaled(value: &IntOrString, total: i32, round_up: bool) -> i32 {
     match value {
         IntOrString::Int(number) => *number,
         IntOrString::String(text) => {
-            let Some(percent) = text.strip_suffix('%').and_then(|digits| digits.parse::<i64>().ok()) else { return 0 };
+            let Some(percent) = text.strip_suffix('%').and_then(|digits| digits.parse::<i64>().ok()) else {
+                return 0;
+            };
             let product = percent * i64::from(total);
             let value = if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) };
             i32::try_from(value).unwrap_or(i32::MAX)
@@ -140,12 +142,18 @@ fn shrink(bounds: &Bounds, new: Size, old: &[Size]) -> Vec<i32> {
 
 /// Whether the Deployment's size was changed since its active ReplicaSets were last sized.
 pub fn wants_scaling(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> bool {
-    let noted = |set: &Arc<ReplicaSet>| set.annotations().get(DESIRED_REPLICAS).and_then(|text| text.parse::<i32>().ok());
+    let noted = |set: &Arc<ReplicaSet>| {
+        set.annotations().get(DESIRED_REPLICAS).and_then(|text| text.parse::<i32>().ok())
+    };
     sets.iter().filter(|set| size(set) > 0).filter_map(noted).any(|noted| noted != desired(deployment))
 }
 
 /// New sizes after the Deployment itself was scaled, in proportion where several ReplicaSets are active.
-pub fn scale(deployment: &Deployment, new: Option<&Arc<ReplicaSet>>, sets: &[Arc<ReplicaSet>]) -> Vec<(Arc<ReplicaSet>, i32)> {
+pub fn scale(
+    deployment: &Deployment,
+    new: Option<&Arc<ReplicaSet>>,
+    sets: &[Arc<ReplicaSet>],
+) -> Vec<(Arc<ReplicaSet>, i32)> {
     let replicas = desired(deployment);
     let mut active: Vec<_> = sets.iter().filter(|set| size(set) > 0).cloned().collect();
     let only = match active.as_slice() {
@@ -157,14 +165,22 @@ pub fn scale(deployment: &Deployment, new: Option<&Arc<ReplicaSet>>, sets: &[Arc
         return vec![(only.clone(), replicas)];
     }
     if let Some(new) = new.filter(|new| is_saturated(replicas, new)) {
-        return active.into_iter().filter(|set| set.metadata.uid != new.metadata.uid).map(|set| (set, 0)).collect();
+        return active
+            .into_iter()
+            .filter(|set| set.metadata.uid != new.metadata.uid)
+            .map(|set| (set, 0))
+            .collect();
     }
     let bounds = Bounds::of(deployment);
     let allowed = if replicas > 0 { replicas + bounds.surge } else { 0 };
     let to_add = allowed - active.iter().map(|set| size(set)).sum::<i32>();
     // Larger sets take more of the change; among equals, growth goes to the newer and shrinking to the older.
     active.sort_by(|a, b| {
-        let by_age = a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp).then_with(|| a.name_any().cmp(&b.name_any()));
+        let by_age = a
+            .metadata
+            .creation_timestamp
+            .cmp(&b.metadata.creation_timestamp)
+            .then_with(|| a.name_any().cmp(&b.name_any()));
         size(b).cmp(&size(a)).then(if to_add > 0 { by_age.reverse() } else { by_age })
     });
     let mut added = 0;
@@ -194,10 +210,18 @@ fn fraction(deployment: &Deployment, bounds: &Bounds, set: &ReplicaSet) -> i32 {
     if bounds.replicas == 0 {
         return -size(set);
     }
-    let noted = set.annotations().get(MAX_REPLICAS).and_then(|text| text.parse::<i32>().ok()).filter(|noted| *noted > 0);
-    let before = noted.or_else(|| deployment.status.as_ref()?.replicas.filter(|replicas| *replicas > 0)).unwrap_or(1);
+    let noted = set
+        .annotations()
+        .get(MAX_REPLICAS)
+        .and_then(|text| text.parse::<i32>().ok())
+        .filter(|noted| *noted > 0);
+    let before =
+        noted.or_else(|| deployment.status.as_ref()?.replicas.filter(|replicas| *replicas > 0)).unwrap_or(1);
     let exact = f64::from(size(set)) * f64::from(bounds.replicas + bounds.surge) / f64::from(before);
-    #[expect(clippy::cast_possible_truncation, reason = "the product of two replica counts over a third, far below 2^53")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the product of two replica counts over a third, far below 2^53"
+    )]
     let rounded = exact.round() as i32;
     rounded - size(set)
 }
@@ -246,13 +270,17 @@ mod tests {
     }
 
     fn deployment(replicas: i32) -> Deployment {
-        Deployment { spec: Some(DeploymentSpec { replicas: Some(replicas), ..DeploymentSpec::default() }), ..Deployment::default() }
+        Deployment {
+            spec: Some(DeploymentSpec { replicas: Some(replicas), ..DeploymentSpec::default() }),
+            ..Deployment::default()
+        }
     }
 
     #[test]
     fn scaling_in_mid_rollout_is_proportional() {
         let sets = [set("old", 8, 13), set("new", 5, 13)];
-        let sizes: Vec<_> = scale(&deployment(20), Some(&sets[1]), &sets).iter().map(|(s, n)| (s.name_any(), *n)).collect();
+        let sizes: Vec<_> =
+            scale(&deployment(20), Some(&sets[1]), &sets).iter().map(|(s, n)| (s.name_any(), *n)).collect();
         assert_eq!(sizes, [("old".to_owned(), 15), ("new".to_owned(), 10)]);
     }
 

@@ -85,7 +85,9 @@ pub fn same(a: &DeploymentStatus, b: &DeploymentStatus) -> bool {
         .map(Option::unwrap_or_default)
     };
     let conditions = |status: &DeploymentStatus| status.conditions.clone().unwrap_or_default();
-    numbers(a) == numbers(b) && a.observed_generation == b.observed_generation && conditions(a) == conditions(b)
+    numbers(a) == numbers(b)
+        && a.observed_generation == b.observed_generation
+        && conditions(a) == conditions(b)
 }
 
 /// The status after this look; `old` is what the API holds, `deployment.status` what this reconciliation added to it.
@@ -112,7 +114,14 @@ pub fn compute(
     match failure {
         Some(failure) => {
             let reason = failure.reason.clone().unwrap_or_default();
-            set(&mut status, "ReplicaFailure", &failure.status, &reason, failure.message.clone().unwrap_or_default(), now);
+            set(
+                &mut status,
+                "ReplicaFailure",
+                &failure.status,
+                &reason,
+                failure.message.clone().unwrap_or_default(),
+                now,
+            );
         }
         None => remove(&mut status, "ReplicaFailure"),
     }
@@ -122,21 +131,32 @@ pub fn compute(
 fn counted(deployment: &Deployment, new: Option<&ReplicaSet>, sets: &[Arc<ReplicaSet>]) -> DeploymentStatus {
     let total = |f: fn(&ReplicaSet) -> i32| sets.iter().map(|set| f(set)).sum::<i32>();
     let replicas = total(|set| set.status.as_ref().map_or(0, |status| status.replicas));
-    let available = total(|set| set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0));
+    let available =
+        total(|set| set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0));
     let wanted = total(super::rolling::size);
     DeploymentStatus {
         observed_generation: deployment.metadata.generation,
         replicas: Some(replicas),
         updated_replicas: Some(new.and_then(|set| set.status.as_ref()).map_or(0, |status| status.replicas)),
-        ready_replicas: Some(total(|set| set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0))),
+        ready_replicas: Some(total(|set| {
+            set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)
+        })),
         available_replicas: Some(available),
         unavailable_replicas: Some((wanted - available).max(0)),
-        terminating_replicas: Some(total(|set| set.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0))),
+        terminating_replicas: Some(total(|set| {
+            set.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0)
+        })),
         ..status_of(deployment)
     }
 }
 
-fn set_progressing(deployment: &Deployment, old: &DeploymentStatus, new: Option<&ReplicaSet>, status: &mut DeploymentStatus, now: &Time) {
+fn set_progressing(
+    deployment: &Deployment,
+    old: &DeploymentStatus,
+    new: Option<&ReplicaSet>,
+    status: &mut DeploymentStatus,
+    now: &Time,
+) {
     let Some(spec) = &deployment.spec else { return };
     let Some(deadline) = spec.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX) else {
         return remove(status, "Progressing");
@@ -157,7 +177,9 @@ fn set_progressing(deployment: &Deployment, old: &DeploymentStatus, new: Option<
         set(status, "Progressing", "True", FINISHED, format!("{subject} has successfully progressed."), now);
     } else if has_progressed(old, status) {
         // The update time is the proof of progress, so the condition is written anew even if nothing else in it changes.
-        let since = current.filter(|condition| condition.status == "True").and_then(|condition| condition.last_transition_time);
+        let since = current
+            .filter(|condition| condition.status == "True")
+            .and_then(|condition| condition.last_transition_time);
         remove(status, "Progressing");
         set(status, "Progressing", "True", "ReplicaSetUpdated", format!("{subject} is progressing."), now);
         if let Some(condition) = status.conditions.iter_mut().flatten().last() {
@@ -169,7 +191,8 @@ fn set_progressing(deployment: &Deployment, old: &DeploymentStatus, new: Option<
 }
 
 fn has_progressed(old: &DeploymentStatus, new: &DeploymentStatus) -> bool {
-    let stale = |status: &DeploymentStatus| status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0);
+    let stale =
+        |status: &DeploymentStatus| status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0);
     new.updated_replicas.unwrap_or(0) > old.updated_replicas.unwrap_or(0)
         || stale(new) < stale(old)
         || new.ready_replicas.unwrap_or(0) > old.ready_replicas.unwrap_or(0)
@@ -212,12 +235,19 @@ mod tests {
     }
 
     fn deployment() -> Deployment {
-        let spec = DeploymentSpec { replicas: Some(3), progress_deadline_seconds: Some(10), ..DeploymentSpec::default() };
+        let spec = DeploymentSpec {
+            replicas: Some(3),
+            progress_deadline_seconds: Some(10),
+            ..DeploymentSpec::default()
+        };
         Deployment { spec: Some(spec), ..Deployment::default() }
     }
 
     fn set(replicas: i32, available: i32) -> Arc<ReplicaSet> {
-        let mut set = ReplicaSet { spec: Some(ReplicaSetSpec { replicas: Some(replicas), ..ReplicaSetSpec::default() }), ..ReplicaSet::default() };
+        let mut set = ReplicaSet {
+            spec: Some(ReplicaSetSpec { replicas: Some(replicas), ..ReplicaSetSpec::default() }),
+            ..ReplicaSet::default()
+        };
         set.metadata.name = Some("web-1".into());
         set.status = Some(ReplicaSetStatus {
             replicas,
@@ -243,9 +273,15 @@ mod tests {
     fn progress_then_completion_then_rest() {
         let mut web = deployment();
         let status = look(&mut web, &[set(3, 1)], 0);
-        assert_eq!((reason(&status, "Progressing"), reason(&status, "Available")), ("ReplicaSetUpdated".into(), "MinimumReplicasUnavailable".into()));
+        assert_eq!(
+            (reason(&status, "Progressing"), reason(&status, "Available")),
+            ("ReplicaSetUpdated".into(), "MinimumReplicasUnavailable".into())
+        );
         let status = look(&mut web, &[set(3, 3)], 5);
-        assert_eq!((reason(&status, "Progressing"), reason(&status, "Available")), (FINISHED.into(), "MinimumReplicasAvailable".into()));
+        assert_eq!(
+            (reason(&status, "Progressing"), reason(&status, "Available")),
+            (FINISHED.into(), "MinimumReplicasAvailable".into())
+        );
         assert!(same(&status, &look(&mut web, &[set(3, 3)], 500)));
     }
 

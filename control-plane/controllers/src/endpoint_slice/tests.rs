@@ -1,10 +1,17 @@
 use super::*;
-use k8s_openapi::api::core::v1::{Container, ContainerPort, PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proptest::prelude::*;
 
 fn service(target: IntOrString) -> Service {
-    let port = ServicePort { name: Some("http".into()), port: 80, target_port: Some(target), ..ServicePort::default() };
+    let port = ServicePort {
+        name: Some("http".into()),
+        port: 80,
+        target_port: Some(target),
+        ..ServicePort::default()
+    };
     Service {
         metadata: ObjectMeta {
             name: Some("web".into()),
@@ -30,14 +37,19 @@ fn pod(number: usize, ready: bool) -> Pod {
     pod.metadata.name = Some(format!("p{number}"));
     pod.metadata.namespace = Some("ns".into());
     pod.metadata.uid = Some(format!("u{number}"));
-    pod.spec = Some(PodSpec { containers: vec![container], node_name: Some("n1".into()), ..PodSpec::default() });
-    let condition =
-        PodCondition { type_: "Ready".into(), status: if ready { "True" } else { "False" }.into(), ..PodCondition::default() };
+    pod.spec =
+        Some(PodSpec { containers: vec![container], node_name: Some("n1".into()), ..PodSpec::default() });
+    let condition = PodCondition {
+        type_: "Ready".into(),
+        status: if ready { "True" } else { "False" }.into(),
+        ..PodCondition::default()
+    };
     let ips = vec![
         PodIP { ip: format!("10.244.{}.{}", number / 250, number % 250) },
         PodIP { ip: format!("fd00::{number:x}") },
     ];
-    pod.status = Some(PodStatus { pod_ips: Some(ips), conditions: Some(vec![condition]), ..PodStatus::default() });
+    pod.status =
+        Some(PodStatus { pod_ips: Some(ips), conditions: Some(vec![condition]), ..PodStatus::default() });
     pod
 }
 
@@ -51,8 +63,11 @@ fn no_zone(_: &str) -> Option<String> {
 
 /// Applies a plan as the API would.
 fn apply(actual: &[Arc<EndpointSlice>], plan: Plan, names: &mut usize) -> Vec<Arc<EndpointSlice>> {
-    let mut slices: Vec<Arc<EndpointSlice>> =
-        actual.iter().filter(|slice| !plan.delete.iter().any(|gone| gone.name_any() == slice.name_any())).cloned().collect();
+    let mut slices: Vec<Arc<EndpointSlice>> = actual
+        .iter()
+        .filter(|slice| !plan.delete.iter().any(|gone| gone.name_any() == slice.name_any()))
+        .cloned()
+        .collect();
     for update in plan.update {
         let slot = slices.iter_mut().find(|slice| slice.name_any() == update.name_any()).unwrap();
         *slot = Arc::new(update);
@@ -95,7 +110,8 @@ fn a_named_port_is_resolved_per_pod_and_pods_without_it_stand_apart() {
     without.spec.as_mut().unwrap().containers[0].ports = None;
     let backends = [Arc::new(pod(1, true)), Arc::new(other), Arc::new(without)];
     let groups = desired(&web, &backends, no_zone);
-    let ports: Vec<Vec<i32>> = groups.keys().map(|group| group.ports.iter().map(|port| port.port).collect()).collect();
+    let ports: Vec<Vec<i32>> =
+        groups.keys().map(|group| group.ports.iter().map(|port| port.port).collect()).collect();
     assert_eq!(ports, [vec![], vec![8000], vec![9000]]);
 }
 
@@ -106,7 +122,10 @@ fn a_terminating_pod_is_serving_but_not_ready() {
     leaving.metadata.deletion_timestamp = Some(crate::reconcile::now());
     let groups = desired(&web, &[Arc::new(leaving.clone())], no_zone);
     let conditions = groups.values().next().unwrap()[0].conditions.clone().unwrap();
-    assert_eq!((conditions.ready, conditions.serving, conditions.terminating), (Some(false), Some(true), Some(true)));
+    assert_eq!(
+        (conditions.ready, conditions.serving, conditions.terminating),
+        (Some(false), Some(true), Some(true))
+    );
     let mut publishing = web.clone();
     publishing.spec.as_mut().unwrap().publish_not_ready_addresses = Some(true);
     let groups = desired(&publishing, &[Arc::new(leaving)], no_zone);

@@ -58,7 +58,9 @@ impl Object {
     }
 
     fn blocks(&self, owner: &str) -> bool {
-        self.owners.iter().any(|reference| reference.uid == owner && reference.block_owner_deletion == Some(true))
+        self.owners
+            .iter()
+            .any(|reference| reference.uid == owner && reference.block_owner_deletion == Some(true))
     }
 }
 
@@ -124,14 +126,16 @@ impl Graph {
     pub fn set(&mut self, uid: &str, object: Object) -> Dirty {
         let mut dirty = Dirty::default();
         let old = self.objects.remove(uid);
-        let old_owners: HashMap<&str, &OwnerReference> = old.iter().flat_map(|old| &old.owners).map(|o| (o.uid.as_str(), o)).collect();
+        let old_owners: HashMap<&str, &OwnerReference> =
+            old.iter().flat_map(|old| &old.owners).map(|o| (o.uid.as_str(), o)).collect();
         for (owner, reference) in &old_owners {
             let now = object.owners.iter().find(|reference| reference.uid == **owner);
             if now.is_none() {
                 self.unlink(owner, uid);
             }
             // An owner that waits for this object may have one thing less to wait for.
-            let unblocked = reference.block_owner_deletion == Some(true) && now.is_none_or(|now| now.block_owner_deletion != Some(true));
+            let unblocked = reference.block_owner_deletion == Some(true)
+                && now.is_none_or(|now| now.block_owner_deletion != Some(true));
             if unblocked && self.objects.get(*owner).is_some_and(|owner| owner.foreground) {
                 dirty.delete.insert((*owner).to_owned());
             }
@@ -139,7 +143,9 @@ impl Graph {
         for owner in &object.owners {
             self.dependents_by_owner.entry(owner.uid.clone()).or_default().insert(uid.to_owned());
             let known = self.objects.get(&owner.uid);
-            if known.is_none_or(|known| known.foreground) && old_owners.get(owner.uid.as_str()).is_none_or(|_| known.is_some()) {
+            if known.is_none_or(|known| known.foreground)
+                && old_owners.get(owner.uid.as_str()).is_none_or(|_| known.is_some())
+            {
                 dirty.delete.insert(uid.to_owned());
             }
         }
@@ -152,7 +158,10 @@ impl Graph {
         if object.orphaning {
             dirty.orphan.insert(uid.to_owned());
         }
-        self.uids_by_resource.entry(resource_key(&object.identity.resource)).or_default().insert(uid.to_owned());
+        self.uids_by_resource
+            .entry(resource_key(&object.identity.resource))
+            .or_default()
+            .insert(uid.to_owned());
         self.objects.insert(uid.to_owned(), object);
         dirty
     }
@@ -229,7 +238,8 @@ pub enum Action {
 ///
 /// `dependents` are its own dependents, `in_cycle` tells that one of them waits for its dependents too.
 pub fn decide(owners: &[(String, Standing)], has_dependents: bool, in_cycle: bool) -> Action {
-    let with = |standing: Standing| owners.iter().filter(move |(_, s)| *s == standing).map(|(uid, _)| uid.clone());
+    let with =
+        |standing: Standing| owners.iter().filter(move |(_, s)| *s == standing).map(|(uid, _)| uid.clone());
     if owners.is_empty() {
         return Action::Keep;
     }
@@ -249,7 +259,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn resource() -> ApiResource {
-        ApiResource { group: "apps".into(), version: "v1".into(), api_version: "apps/v1".into(), kind: "K".into(), plural: "ks".into() }
+        ApiResource {
+            group: "apps".into(),
+            version: "v1".into(),
+            api_version: "apps/v1".into(),
+            kind: "K".into(),
+            plural: "ks".into(),
+        }
     }
 
     fn object(owners: &[(&str, bool)], finalizer: Option<&str>) -> Object {

@@ -158,7 +158,12 @@ impl Monitors {
     }
 }
 
-async fn monitor(shared: Arc<Shared>, resource: ApiResource, synced: tokio::sync::watch::Sender<bool>, stop: CancellationToken) {
+async fn monitor(
+    shared: Arc<Shared>,
+    resource: ApiResource,
+    synced: tokio::sync::watch::Sender<bool>,
+    stop: CancellationToken,
+) {
     let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(shared.client.clone(), &resource);
     let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()).default_backoff());
     let mut listed = HashSet::new();
@@ -239,7 +244,8 @@ impl Reconcile for Deleter {
             Action::Keep => {}
             Action::Unlink(gone) => unlink(&api, &live.metadata, &gone).await?,
             Action::Foreground { unblock } => {
-                let meta = if unblock { unblock_owners(&api, &live.metadata).await? } else { Some(live.metadata) };
+                let meta =
+                    if unblock { unblock_owners(&api, &live.metadata).await? } else { Some(live.metadata) };
                 if let Some(meta) = meta {
                     delete(&api, &meta, PropagationPolicy::Foreground).await?;
                 }
@@ -251,7 +257,11 @@ impl Reconcile for Deleter {
                     () if has(FOREGROUND) => PropagationPolicy::Foreground,
                     () => PropagationPolicy::Background,
                 };
-                tracing::debug!(kind = object.identity.resource.kind, name = object.identity.name, "collecting an object");
+                tracing::debug!(
+                    kind = object.identity.resource.kind,
+                    name = object.identity.name,
+                    "collecting an object"
+                );
                 delete(&api, &live.metadata, policy).await?;
             }
         }
@@ -315,7 +325,9 @@ impl Reconcile for Orphaner {
 
     async fn reconcile(&self, key: &Key) -> Result {
         let uid = &key.name;
-        let Some(object) = self.0.graph().get(uid).cloned().filter(|object| object.orphaning) else { return Ok(Next::Change) };
+        let Some(object) = self.0.graph().get(uid).cloned().filter(|object| object.orphaning) else {
+            return Ok(Next::Change);
+        };
         let dependents = self.0.graph().dependents(uid);
         for (_, dependent) in dependents {
             let api = self.0.api(&dependent.identity);
@@ -333,14 +345,20 @@ impl Reconcile for Orphaner {
 }
 
 async fn delete(api: &Api<DynamicObject>, meta: &ObjectMeta, policy: PropagationPolicy) -> Result<()> {
-    let preconditions = Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() };
-    let params = DeleteParams { propagation_policy: Some(policy), preconditions: Some(preconditions), ..DeleteParams::default() };
+    let preconditions =
+        Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() };
+    let params = DeleteParams {
+        propagation_policy: Some(policy),
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
     found(api.delete(meta.name.as_deref().unwrap_or_default(), &params).await)?;
     Ok(())
 }
 
 async fn unlink(api: &Api<DynamicObject>, meta: &ObjectMeta, gone: &[String]) -> Result<()> {
-    let owners: Vec<_> = meta.owner_references.iter().flatten().filter(|owner| !gone.contains(&owner.uid)).collect();
+    let owners: Vec<_> =
+        meta.owner_references.iter().flatten().filter(|owner| !gone.contains(&owner.uid)).collect();
     if owners.len() == meta.owner_references.iter().flatten().count() {
         return Ok(());
     }
@@ -362,7 +380,11 @@ async fn remove_finalizer(api: &Api<DynamicObject>, meta: &ObjectMeta, finalizer
 }
 
 /// Merges `fields` into the metadata of exactly this version of the object.
-async fn patch(api: &Api<DynamicObject>, meta: &ObjectMeta, mut fields: serde_json::Value) -> Result<Option<ObjectMeta>> {
+async fn patch(
+    api: &Api<DynamicObject>,
+    meta: &ObjectMeta,
+    mut fields: serde_json::Value,
+) -> Result<Option<ObjectMeta>> {
     fields["uid"] = serde_json::json!(meta.uid);
     fields["resourceVersion"] = serde_json::json!(meta.resource_version);
     let patch = Patch::Merge(serde_json::json!({ "metadata": fields }));

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, ContainerPort, Node, Pod, PodAffinity, PodAffinityTerm, PodAntiAffinity, PreferredSchedulingTerm, Taint,
-    Toleration, TopologySpreadConstraint,
+    Affinity, ContainerPort, Node, Pod, PodAffinity, PodAffinityTerm, PodAntiAffinity,
+    PreferredSchedulingTerm, Taint, Toleration, TopologySpreadConstraint,
 };
 use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -68,8 +68,15 @@ fn with_affinity(mut pod: Pod, affinity: Affinity) -> Pod {
 }
 
 fn anti_affinity(key: &str) -> Affinity {
-    let term = PodAffinityTerm { label_selector: Some(selector()), topology_key: key.into(), ..PodAffinityTerm::default() };
-    let anti = PodAntiAffinity { required_during_scheduling_ignored_during_execution: Some(vec![term]), ..Default::default() };
+    let term = PodAffinityTerm {
+        label_selector: Some(selector()),
+        topology_key: key.into(),
+        ..PodAffinityTerm::default()
+    };
+    let anti = PodAntiAffinity {
+        required_during_scheduling_ignored_during_execution: Some(vec![term]),
+        ..Default::default()
+    };
     Affinity { pod_anti_affinity: Some(anti), ..Affinity::default() }
 }
 
@@ -87,7 +94,10 @@ fn six_equal_replicas_on_three_empty_nodes_go_two_each() {
 #[test]
 fn replicas_spread_even_where_one_node_has_the_image_and_another_is_larger() {
     let mut big = node("n1", "16");
-    let image = k8s_openapi::api::core::v1::ContainerImage { names: Some(vec!["nginx:latest".into()]), size_bytes: Some(150_000_000) };
+    let image = k8s_openapi::api::core::v1::ContainerImage {
+        names: Some(vec!["nginx:latest".into()]),
+        size_bytes: Some(150_000_000),
+    };
     big.status.as_mut().unwrap().images = Some(vec![image]);
     let mut cluster = Cluster::new([big, node("n2", "4"), node("n3", "4")]);
     for number in 0..6 {
@@ -100,9 +110,16 @@ fn replicas_spread_even_where_one_node_has_the_image_and_another_is_larger() {
 
 #[test]
 fn the_message_counts_each_reason() {
-    let mut cluster = Cluster::new([tainted(node("n1", "4"), "dedicated", "gpu", "NoSchedule"), node("n2", "1"), node("n3", "1")]);
+    let mut cluster = Cluster::new([
+        tainted(node("n1", "4"), "dedicated", "gpu", "NoSchedule"),
+        node("n2", "1"),
+        node("n3", "1"),
+    ]);
     let message = cluster.message(pod("p", "2"));
-    assert_eq!(message, "0/3 nodes are available: 1 node(s) had untolerated taint {dedicated: gpu}, 2 Insufficient cpu.");
+    assert_eq!(
+        message,
+        "0/3 nodes are available: 1 node(s) had untolerated taint {dedicated: gpu}, 2 Insufficient cpu."
+    );
     assert_eq!(Cluster::new([]).message(pod("p", "2")), "no nodes available to schedule pods");
 }
 
@@ -112,7 +129,11 @@ fn a_tolerated_taint_does_not_matter_and_a_soft_one_is_avoided() {
     let soft = tainted(node("n2", "4"), "old", "", "PreferNoSchedule");
     let mut cluster = Cluster::new([hard, soft]);
     let mut tolerant = pod("p1", "100m");
-    let toleration = Toleration { key: Some("dedicated".into()), operator: Some("Exists".into()), ..Toleration::default() };
+    let toleration = Toleration {
+        key: Some("dedicated".into()),
+        operator: Some("Exists".into()),
+        ..Toleration::default()
+    };
     tolerant.spec.as_mut().unwrap().tolerations = Some(vec![toleration]);
     assert_eq!(cluster.place(tolerant).unwrap(), "n1");
     assert_eq!(cluster.place(pod("p2", "100m")).unwrap(), "n2");
@@ -122,7 +143,10 @@ fn a_tolerated_taint_does_not_matter_and_a_soft_one_is_avoided() {
 fn cordoned_nodes_full_nodes_and_other_names_are_named() {
     let mut cordoned = node("n1", "4");
     cordoned.spec.get_or_insert_default().unschedulable = Some(true);
-    assert_eq!(Cluster::new([cordoned]).message(pod("p", "")), "0/1 nodes are available: 1 node(s) were unschedulable.");
+    assert_eq!(
+        Cluster::new([cordoned]).message(pod("p", "")),
+        "0/1 nodes are available: 1 node(s) were unschedulable."
+    );
     let mut full = node("n1", "4");
     full.status.as_mut().unwrap().allocatable.as_mut().unwrap().get_mut("pods").unwrap().0 = "0".into();
     assert_eq!(Cluster::new([full]).message(pod("p", "")), "0/1 nodes are available: 1 Too many pods.");
@@ -138,8 +162,12 @@ fn cordoned_nodes_full_nodes_and_other_names_are_named() {
 #[test]
 fn an_unknown_resource_is_insufficient_everywhere() {
     let mut wanting = pod("p", "100m");
-    let requests = wanting.spec.as_mut().unwrap().containers[0].resources.as_mut().unwrap().requests.as_mut().unwrap();
-    requests.insert("example.com/gpu".into(), k8s_openapi::apimachinery::pkg::api::resource::Quantity("1".into()));
+    let requests =
+        wanting.spec.as_mut().unwrap().containers[0].resources.as_mut().unwrap().requests.as_mut().unwrap();
+    requests.insert(
+        "example.com/gpu".into(),
+        k8s_openapi::apimachinery::pkg::api::resource::Quantity("1".into()),
+    );
     assert_eq!(Cluster::three().message(wanting), "0/3 nodes are available: 3 Insufficient example.com/gpu.");
 }
 
@@ -157,13 +185,20 @@ fn one_host_port_goes_to_each_node_once() {
     }
     assert_eq!(cluster.counts(), [1, 1, 1]);
     let message = cluster.message(with_port("d"));
-    assert_eq!(message, "0/3 nodes are available: 3 node(s) didn't have free ports for the requested pod ports.");
+    assert_eq!(
+        message,
+        "0/3 nodes are available: 3 node(s) didn't have free ports for the requested pod ports."
+    );
 }
 
 #[test]
 fn required_and_preferred_node_affinity_choose_the_node() {
     let term = |key: &str| NodeSelectorTerm {
-        match_expressions: Some(vec![NodeSelectorRequirement { key: key.into(), operator: "Exists".into(), values: None }]),
+        match_expressions: Some(vec![NodeSelectorRequirement {
+            key: key.into(),
+            operator: "Exists".into(),
+            values: None,
+        }]),
         match_fields: None,
     };
     let mut cluster = Cluster::new([
@@ -173,7 +208,9 @@ fn required_and_preferred_node_affinity_choose_the_node() {
     ]);
     let preferred = PreferredSchedulingTerm { weight: 100, preference: term("fast") };
     let affinity = NodeAffinity {
-        required_during_scheduling_ignored_during_execution: Some(NodeSelector { node_selector_terms: vec![term("ssd")] }),
+        required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+            node_selector_terms: vec![term("ssd")],
+        }),
         preferred_during_scheduling_ignored_during_execution: Some(vec![preferred]),
     };
     let affinity = Affinity { node_affinity: Some(affinity), ..Affinity::default() };
@@ -184,21 +221,33 @@ fn required_and_preferred_node_affinity_choose_the_node() {
 fn anti_affinity_works_both_ways() {
     let mut cluster = Cluster::three();
     for number in 0..3 {
-        cluster.place(with_affinity(pod(&format!("p{number}"), ""), anti_affinity("kubernetes.io/hostname"))).unwrap();
+        cluster
+            .place(with_affinity(pod(&format!("p{number}"), ""), anti_affinity("kubernetes.io/hostname")))
+            .unwrap();
     }
     assert_eq!(cluster.counts(), [1, 1, 1]);
     let message = cluster.message(with_affinity(pod("p3", ""), anti_affinity("kubernetes.io/hostname")));
     assert_eq!(message, "0/3 nodes are available: 3 node(s) didn't match pod anti-affinity rules.");
     let message = cluster.message(pod("plain", ""));
-    assert_eq!(message, "0/3 nodes are available: 3 node(s) didn't satisfy existing pods anti-affinity rules.");
+    assert_eq!(
+        message,
+        "0/3 nodes are available: 3 node(s) didn't satisfy existing pods anti-affinity rules."
+    );
 }
 
 #[test]
 fn affinity_joins_its_group_and_the_first_of_a_group_may_start_anywhere() {
     let zoned = |name: &str, zone: &str| labelled(node(name, "4"), "zone", zone);
     let mut cluster = Cluster::new([zoned("n1", "a"), zoned("n2", "b"), zoned("n3", "b")]);
-    let term = PodAffinityTerm { label_selector: Some(selector()), topology_key: "zone".into(), ..PodAffinityTerm::default() };
-    let near = PodAffinity { required_during_scheduling_ignored_during_execution: Some(vec![term]), ..Default::default() };
+    let term = PodAffinityTerm {
+        label_selector: Some(selector()),
+        topology_key: "zone".into(),
+        ..PodAffinityTerm::default()
+    };
+    let near = PodAffinity {
+        required_during_scheduling_ignored_during_execution: Some(vec![term]),
+        ..Default::default()
+    };
     let near = Affinity { pod_affinity: Some(near), ..Affinity::default() };
     let first = cluster.place(with_affinity(pod("p0", ""), near.clone())).unwrap();
     let zone = |name: &str| if name == "n1" { "a" } else { "b" };
@@ -248,12 +297,19 @@ fn preemption_takes_the_least_important_pods_and_no_more_than_needed() {
     let choice = preempt(&cluster.scheduler, &cluster.snapshot, &vip, &error, &[]).unwrap();
     let victims: Vec<&str> = choice.victims.iter().map(|pod| pod.uid.as_str()).collect();
     assert_eq!(victims, ["b"]);
-    let budget = Budget { namespace: "ns".into(), selector: [("app", "web")].into_iter().collect(), allowed: 0 };
-    assert!(preempt(&cluster.scheduler, &cluster.snapshot, &vip, &error, &[budget]).is_ok(), "budgets are a wish");
+    let budget =
+        Budget { namespace: "ns".into(), selector: [("app", "web")].into_iter().collect(), allowed: 0 };
+    assert!(
+        preempt(&cluster.scheduler, &cluster.snapshot, &vip, &error, &[budget]).is_ok(),
+        "budgets are a wish"
+    );
     let meek = PodInfo::new(Arc::new(pod("meek", "1")));
     let error = cluster.scheduler.schedule(&cluster.snapshot, &meek).unwrap_err();
     let refusal = preempt(&cluster.scheduler, &cluster.snapshot, &meek, &error, &[]).unwrap_err();
-    assert_eq!(refusal, "preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod.");
+    assert_eq!(
+        refusal,
+        "preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod."
+    );
 }
 
 #[test]

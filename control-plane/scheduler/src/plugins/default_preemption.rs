@@ -49,11 +49,15 @@ pub fn preempt(
 ) -> Result<Preemption, String> {
     let total = snapshot.len();
     if pod.spec().preemption_policy.as_deref() == Some("Never") {
-        return Err(format!("preemption: 0/{total} nodes are available: {total} Preemption is not helpful for scheduling."));
+        return Err(format!(
+            "preemption: 0/{total} nodes are available: {total} Preemption is not helpful for scheduling."
+        ));
     }
     let mut best: Option<(Harm, Preemption)> = None;
     let has_lesser = |name: &&String| {
-        snapshot.find(name).is_some_and(|node| snapshot.node(node).pods.iter().any(|other| other.priority < pod.priority))
+        snapshot
+            .find(name)
+            .is_some_and(|node| snapshot.node(node).pods.iter().any(|other| other.priority < pod.priority))
     };
     let candidates: Vec<&String> = error.resolvable.iter().filter(has_lesser).take(CANDIDATES_MAX).collect();
     // A copy of the table is worth its price only where somebody could be preempted at all.
@@ -88,7 +92,8 @@ fn try_node(
     budgets: &[Budget],
 ) -> Option<(Harm, Vec<Arc<PodInfo>>)> {
     let name = trial.node(node).name.clone();
-    let mut lesser: Vec<_> = trial.node(node).pods.iter().filter(|other| other.priority < pod.priority).cloned().collect();
+    let mut lesser: Vec<_> =
+        trial.node(node).pods.iter().filter(|other| other.priority < pod.priority).cloned().collect();
     if lesser.is_empty() {
         return None;
     }
@@ -99,10 +104,13 @@ fn try_node(
     lesser.iter().for_each(|victim| _ = trial.remove_pod(&victim.uid));
     let result = scheduler.fits(trial, pod, node).then(|| {
         let mut left: Vec<i32> = budgets.iter().map(|budget| budget.allowed).collect();
-        let (protected, free): (Vec<_>, Vec<_>) = lesser.iter().cloned().partition(|victim| violates(victim, budgets, &mut left));
+        let (protected, free): (Vec<_>, Vec<_>) =
+            lesser.iter().cloned().partition(|victim| violates(victim, budgets, &mut left));
         let mut victims = Vec::new();
         let mut violations = 0;
-        for (candidate, is_protected) in protected.iter().map(|pod| (pod, true)).chain(free.iter().map(|pod| (pod, false))) {
+        for (candidate, is_protected) in
+            protected.iter().map(|pod| (pod, true)).chain(free.iter().map(|pod| (pod, false)))
+        {
             trial.set_pod(candidate.clone(), &name);
             if !scheduler.fits(trial, pod, node) {
                 trial.remove_pod(&candidate.uid);

@@ -21,10 +21,16 @@ impl Plugin for ImageLocality {
         "ImageLocality"
     }
 
-    fn pre_score<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo, _: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
+    fn pre_score<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        _: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
         let spec = pod.spec();
         let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        let images: Vec<String> = containers.filter_map(|container| container.image.as_deref()).map(normalized).collect();
+        let images: Vec<String> =
+            containers.filter_map(|container| container.image.as_deref()).map(normalized).collect();
         let known = images.iter().any(|image| snapshot.nodes_with_image(image) > 0);
         known.then(|| Box::new(State { snapshot, images }) as Box<dyn Score>)
     }

@@ -52,7 +52,9 @@ impl Plugin for InterPodAffinity {
                     }
                 }
                 // All required affinity terms speak of the same pods: one that misses a term counts for none.
-                if !near.is_empty() && pod.affinity.required.iter().all(|term| matches(snapshot, term, placed)) {
+                if !near.is_empty()
+                    && pod.affinity.required.iter().all(|term| matches(snapshot, term, placed))
+                {
                     count(&pod.affinity.required, &mut near, row);
                 }
                 for (term, counts) in pod.anti_affinity.required.iter().zip(&mut apart) {
@@ -68,7 +70,12 @@ impl Plugin for InterPodAffinity {
         PreFilter::Filter(Box::new(Required { snapshot, pod, forbidden, near, apart }))
     }
 
-    fn pre_score<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo, _: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
+    fn pre_score<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        _: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
         let mut weights: HashMap<Domain, i64> = HashMap::new();
         for row in snapshot.nodes().map(|node| snapshot.node(node)) {
             let mut weigh = |term: &Term, weight: i64| {
@@ -77,10 +84,9 @@ impl Plugin for InterPodAffinity {
                 }
             };
             for placed in &row.pods {
-                for (sign, own, theirs) in [
-                    (1, &pod.affinity, &placed.affinity),
-                    (-1, &pod.anti_affinity, &placed.anti_affinity),
-                ] {
+                for (sign, own, theirs) in
+                    [(1, &pod.affinity, &placed.affinity), (-1, &pod.anti_affinity, &placed.anti_affinity)]
+                {
                     let wanted = own.preferred.iter().filter(|(_, term)| matches(snapshot, term, placed));
                     wanted.for_each(|(weight, term)| weigh(term, sign * i64::from(*weight)));
                     let wanted = theirs.preferred.iter().filter(|(_, term)| matches(snapshot, term, pod));
@@ -113,7 +119,8 @@ impl Required<'_> {
             return true;
         }
         // The first of a group that wants to be together has nobody to join yet.
-        self.near.iter().all(HashMap::is_empty) && terms.iter().all(|term| matches(self.snapshot, term, self.pod))
+        self.near.iter().all(HashMap::is_empty)
+            && terms.iter().all(|term| matches(self.snapshot, term, self.pod))
     }
 }
 
@@ -124,7 +131,9 @@ impl Filter for Required<'_> {
             return Err(Rejection::unresolvable("node(s) didn't match pod affinity rules"));
         }
         let mut apart = self.pod.anti_affinity.required.iter().zip(&self.apart);
-        if apart.any(|(term, counts)| row.labels.get(&term.topology_key).is_some_and(|value| counts.contains_key(value))) {
+        if apart.any(|(term, counts)| {
+            row.labels.get(&term.topology_key).is_some_and(|value| counts.contains_key(value))
+        }) {
             return Err(Rejection::resolvable("node(s) didn't match pod anti-affinity rules"));
         }
         if self.forbidden.keys().any(|(key, value)| row.labels.get(key) == Some(value)) {
@@ -147,7 +156,8 @@ impl Score for Preferred<'_> {
     }
 
     fn normalize(&self, scores: &mut [i64]) {
-        let (min, max) = (scores.iter().copied().min().unwrap_or(0), scores.iter().copied().max().unwrap_or(0));
+        let (min, max) =
+            (scores.iter().copied().min().unwrap_or(0), scores.iter().copied().max().unwrap_or(0));
         for score in scores {
             *score = if max == min { 0 } else { SCORE_MAX * (*score - min) / (max - min) };
         }

@@ -24,14 +24,20 @@ impl Plugin for NodeAffinity {
 
     fn pre_filter<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo) -> PreFilter<'a> {
         let affinity = pod.spec().affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-        let required = affinity.is_some_and(|affinity| affinity.required_during_scheduling_ignored_during_execution.is_some());
+        let required = affinity
+            .is_some_and(|affinity| affinity.required_during_scheduling_ignored_during_execution.is_some());
         if !required && pod.spec().node_selector.as_ref().is_none_or(|selector| selector.is_empty()) {
             return PreFilter::Skip;
         }
         PreFilter::Filter(Box::new(State { snapshot, pod }))
     }
 
-    fn pre_score<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo, _: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
+    fn pre_score<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        _: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
         let affinity = pod.spec().affinity.as_ref()?.node_affinity.as_ref()?;
         let preferred = affinity.preferred_during_scheduling_ignored_during_execution.as_ref()?;
         (!preferred.is_empty()).then(|| Box::new(State { snapshot, pod }) as Box<dyn Score>)
@@ -52,8 +58,10 @@ impl Score for State<'_> {
     fn score(&self, node: NodeIndex) -> i64 {
         let row = self.snapshot.node(node);
         let affinity = self.pod.spec().affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-        let terms = affinity.and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
-        let matching = terms.into_iter().flatten().filter(|term| term_matches(&term.preference, &row.name, &row.labels));
+        let terms = affinity
+            .and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let matching =
+            terms.into_iter().flatten().filter(|term| term_matches(&term.preference, &row.name, &row.labels));
         matching.map(|term| i64::from(term.weight)).sum()
     }
 

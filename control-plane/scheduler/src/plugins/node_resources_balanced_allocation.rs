@@ -18,7 +18,12 @@ impl Plugin for NodeResourcesBalancedAllocation {
         "NodeResourcesBalancedAllocation"
     }
 
-    fn pre_score<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo, _: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
+    fn pre_score<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        _: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
         // A pod that asks for nothing cannot unbalance a node.
         let asks = pod.requests.asked.values().any(|amount| *amount > 0);
         asks.then(|| Box::new(State { snapshot, pod }) as Box<dyn Score>)

@@ -27,7 +27,12 @@ impl Plugin for NodeResourcesFit {
         PreFilter::Filter(Box::new(State { snapshot, pod, pods: snapshot.column(PODS), wanted }))
     }
 
-    fn pre_score<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo, _: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
+    fn pre_score<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        _: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
         Some(Box::new(State { snapshot, pod, pods: None, wanted: Vec::new() }))
     }
 }
@@ -35,7 +40,8 @@ impl Plugin for NodeResourcesFit {
 impl Filter for State<'_> {
     fn filter(&self, node: NodeIndex) -> Result<(), Rejection> {
         let NodeIndex(at) = node;
-        let nominated: Vec<_> = self.snapshot.nominated_on(&self.snapshot.node(node).name, self.pod).collect();
+        let nominated: Vec<_> =
+            self.snapshot.nominated_on(&self.snapshot.node(node).name, self.pod).collect();
         let mut rejection = Rejection { reasons: Vec::new(), resolvable: true };
         if let Some(pods) = self.pods {
             let promised = i64::try_from(nominated.len()).unwrap_or(i64::MAX);
@@ -44,7 +50,8 @@ impl Filter for State<'_> {
             }
         }
         for (name, amount, column) in &self.wanted {
-            let (allocatable, requested) = column.map_or((0, 0), |column| (column.allocatable[at], column.requested[at]));
+            let (allocatable, requested) =
+                column.map_or((0, 0), |column| (column.allocatable[at], column.requested[at]));
             let promised: i64 = nominated.iter().filter_map(|pod| pod.requests.asked.get(*name)).sum();
             if *amount > allocatable - requested - promised {
                 rejection.reasons.push(format!("Insufficient {name}"));
@@ -60,8 +67,14 @@ impl Score for State<'_> {
         let (cpu, memory) = self.snapshot.assumed(node);
         let free = |resource: &str, requested: i64| {
             let capacity = self.snapshot.column(resource).map_or(0, |column| column.allocatable[node.0]);
-            if capacity == 0 || requested > capacity { 0 } else { (capacity - requested) * SCORE_MAX / capacity }
+            if capacity == 0 || requested > capacity {
+                0
+            } else {
+                (capacity - requested) * SCORE_MAX / capacity
+            }
         };
-        (free(CPU, cpu + self.pod.requests.cpu_assumed) + free(MEMORY, memory + self.pod.requests.memory_assumed)) / 2
+        (free(CPU, cpu + self.pod.requests.cpu_assumed)
+            + free(MEMORY, memory + self.pod.requests.memory_assumed))
+            / 2
     }
 }

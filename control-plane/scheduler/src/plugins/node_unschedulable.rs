@@ -18,8 +18,11 @@ impl Plugin for NodeUnschedulable {
     }
 
     fn pre_filter<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo) -> PreFilter<'a> {
-        let taint =
-            Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
+        let taint = Taint {
+            key: "node.kubernetes.io/unschedulable".into(),
+            effect: "NoSchedule".into(),
+            ..Taint::default()
+        };
         let mut tolerations = pod.spec().tolerations.iter().flatten();
         if tolerations.any(|toleration| tolerates(toleration, &taint)) {
             return PreFilter::Skip;

@@ -50,7 +50,8 @@ impl Constraint<'_> {
     fn heeds(&self, pod: &PodInfo, row: &Row) -> bool {
         let tolerations = pod.spec().tolerations.as_deref().unwrap_or_default();
         (!self.heeds_affinity || accepts_node(pod.spec(), &row.name, &row.labels))
-            && (!self.heeds_taints || untolerated(&row.taints, tolerations, &["NoSchedule", "NoExecute"]).is_none())
+            && (!self.heeds_taints
+                || untolerated(&row.taints, tolerations, &["NoSchedule", "NoExecute"]).is_none())
     }
 
     fn matching(&self, row: &Row, namespace: &str) -> i64 {
@@ -113,35 +114,51 @@ impl Plugin for PodTopologySpread {
         if constraints.is_empty() {
             return PreFilter::Skip;
         }
-        let has_keys = |row: &Row| constraints.iter().all(|constraint| row.labels.contains_key(&constraint.key));
+        let has_keys =
+            |row: &Row| constraints.iter().all(|constraint| row.labels.contains_key(&constraint.key));
         let mut counts: Vec<BTreeMap<String, i64>> = constraints.iter().map(|_| BTreeMap::new()).collect();
         for row in snapshot.nodes().map(|node| snapshot.node(node)).filter(|row| has_keys(row)) {
             for (constraint, counts) in constraints.iter().zip(&mut counts) {
                 if constraint.heeds(pod, row) {
-                    *counts.entry(row.labels[&constraint.key].clone()).or_default() += constraint.matching(row, &pod.namespace);
+                    *counts.entry(row.labels[&constraint.key].clone()).or_default() +=
+                        constraint.matching(row, &pod.namespace);
                 }
             }
         }
         let minimum = |(constraint, counts): (&Constraint<'_>, &BTreeMap<String, i64>)| {
             // Too few domains count as if an empty one were missing.
-            if counts.len() < constraint.domains_min { 0 } else { counts.values().copied().min().unwrap_or(0) }
+            if counts.len() < constraint.domains_min {
+                0
+            } else {
+                counts.values().copied().min().unwrap_or(0)
+            }
         };
         let minima = constraints.iter().zip(&counts).map(minimum).collect();
         PreFilter::Filter(Box::new(Required { snapshot, pod, constraints, counts, minima }))
     }
 
-    fn pre_score<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo, nodes: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
+    fn pre_score<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        nodes: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
         let own = own_constraints(pod, "ScheduleAnyway");
         let by_system = own.is_empty();
         let constraints = if by_system { system_constraints(snapshot, pod) } else { own };
         if constraints.is_empty() {
             return None;
         }
-        let has_keys = |row: &Row| by_system || constraints.iter().all(|constraint| row.labels.contains_key(&constraint.key));
-        let candidates: Vec<&Row> = nodes.iter().map(|node| snapshot.node(*node)).filter(|row| has_keys(row)).collect();
+        let has_keys = |row: &Row| {
+            by_system || constraints.iter().all(|constraint| row.labels.contains_key(&constraint.key))
+        };
+        let candidates: Vec<&Row> =
+            nodes.iter().map(|node| snapshot.node(*node)).filter(|row| has_keys(row)).collect();
         let mut counts: Vec<HashMap<String, i64>> = constraints.iter().map(|_| HashMap::new()).collect();
         for (constraint, counts) in constraints.iter().zip(&mut counts) {
-            counts.extend(candidates.iter().filter_map(|row| Some((row.labels.get(&constraint.key)?.clone(), 0))));
+            counts.extend(
+                candidates.iter().filter_map(|row| Some((row.labels.get(&constraint.key)?.clone(), 0))),
+            );
         }
         for row in snapshot.nodes().map(|node| snapshot.node(node)) {
             for (constraint, counts) in constraints.iter().zip(&mut counts) {

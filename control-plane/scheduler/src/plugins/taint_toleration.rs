@@ -34,8 +34,15 @@ impl Plugin for TaintToleration {
         PreFilter::Filter(Box::new(State::new(snapshot, pod)))
     }
 
-    fn pre_score<'a>(&'a self, snapshot: &'a Snapshot, pod: &'a PodInfo, nodes: &[NodeIndex]) -> Option<Box<dyn Score + 'a>> {
-        let soft = |node: &NodeIndex| snapshot.node(*node).taints.iter().any(|taint| taint.effect == "PreferNoSchedule");
+    fn pre_score<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        pod: &'a PodInfo,
+        nodes: &[NodeIndex],
+    ) -> Option<Box<dyn Score + 'a>> {
+        let soft = |node: &NodeIndex| {
+            snapshot.node(*node).taints.iter().any(|taint| taint.effect == "PreferNoSchedule")
+        };
         nodes.iter().any(soft).then(|| Box::new(State::new(snapshot, pod)) as Box<dyn Score>)
     }
 }
@@ -47,7 +54,10 @@ impl Filter for State<'_> {
             None => Ok(()),
             Some(taint) => {
                 let value = taint.value.as_deref().unwrap_or_default();
-                Err(Rejection::unresolvable(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)))
+                Err(Rejection::unresolvable(format!(
+                    "node(s) had untolerated taint {{{}: {value}}}",
+                    taint.key
+                )))
             }
         }
     }
@@ -55,8 +65,10 @@ impl Filter for State<'_> {
 
 impl Score for State<'_> {
     fn score(&self, node: NodeIndex) -> i64 {
-        let taints = self.snapshot.node(node).taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
-        let untolerated = taints.filter(|taint| !self.tolerations.iter().any(|toleration| tolerates(toleration, taint)));
+        let taints =
+            self.snapshot.node(node).taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
+        let untolerated =
+            taints.filter(|taint| !self.tolerations.iter().any(|toleration| tolerates(toleration, taint)));
         i64::try_from(untolerated.count()).unwrap_or(i64::MAX)
     }
 
