@@ -23,9 +23,17 @@ pub(crate) fn binaries(release: bool) -> Result<BTreeMap<String, PathBuf>> {
     let profile = if release { "release" } else { "dev" };
     run::step(&format!("building the binaries ({profile} profile; the first time takes minutes)"), || {
         let mut cargo = run::cargo();
-        cargo.args(["build", "--message-format", "json-render-diagnostics", "--profile", profile]);
-        for (package, binary) in BINARIES {
-            cargo.args(["--package", package, "--bin", binary]);
+        // The whole workspace decides the features of dependencies, so that the tests reuse what is built here.
+        cargo.args([
+            "build",
+            "--workspace",
+            "--message-format",
+            "json-render-diagnostics",
+            "--profile",
+            profile,
+        ]);
+        for binary in BINARIES {
+            cargo.args(["--bin", binary]);
         }
         let output =
             cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
@@ -33,7 +41,7 @@ pub(crate) fn binaries(release: bool) -> Result<BTreeMap<String, PathBuf>> {
             bail!("cargo build ended with {}", output.status);
         }
         let built = executables(&String::from_utf8_lossy(&output.stdout));
-        for (_, binary) in BINARIES {
+        for binary in BINARIES {
             if !built.contains_key(*binary) {
                 bail!("cargo named no executable for {binary}");
             }

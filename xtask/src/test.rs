@@ -96,18 +96,19 @@ fn unit(filter: Option<&str>) -> Result<Count> {
     install::ensure(&[install::ETCD])?;
     run::step("building the BPF object", ebpf::build)?;
     // `--tests` and not `--all-targets`: benches are measured, not tested.
-    cargo_test(&["--workspace", "--exclude", "tests", "--tests", "--no-fail-fast"], filter, None)
+    cargo_test(&["--workspace", "--lib", "--bins", "--no-fail-fast"], filter, None)
 }
 
 fn sim(filter: Option<&str>) -> Result<Count> {
-    cargo_test(&["--package", "tests", "--test", "sim"], filter, None)
+    cargo_test(&["--workspace", "--test", "sim"], filter, None)
 }
 
 fn kernel(filter: Option<&str>) -> Result<Count> {
     root_only("test kernel")?;
     install::ensure(&[install::CLUSTER, install::PEERS])?;
-    run::step("building the BPF object", ebpf::build)?;
-    cargo_test(&["--package", "tests", "--test", "kernel"], filter, None)
+    // The agent and the plugin are started as processes.
+    build::binaries(false)?;
+    cargo_test(&["--workspace", "--test", "kernel"], filter, None)
 }
 
 /// The tests of the cluster tier share one cluster for each store: a cluster is part of what they test.
@@ -117,7 +118,7 @@ fn on_clusters(store: Option<Store>, filter: Option<&str>) -> Result<Count> {
     let mut all = Count::default();
     for store in store.map_or_else(|| vec![Store::Embedded, Store::Etcd], |store| vec![store]) {
         cluster::up(&UpArguments { nodes: 3, store, release: false })?;
-        let count = cargo_test(&["--package", "tests", "--test", "cluster"], filter, Some(store));
+        let count = cargo_test(&["--workspace", "--test", "cluster"], filter, Some(store));
         if count.as_ref().is_ok_and(|count| count.failed == 0) {
             cluster::down()?;
         } else {
