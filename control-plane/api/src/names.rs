@@ -60,7 +60,7 @@ fn rule(message: &str, pattern: &str, examples: &[&str]) -> String {
     match examples.as_slice() {
         [] => format!("{message} (regex used for validation is '{pattern}')"),
         examples => {
-            format!("{message} (e.g. {}regex used for validation is '{pattern}')", examples.join("or "))
+            format!("{message} (e.g. {}regex used for validation is '{pattern}')", examples.join(" or "))
         }
     }
 }
@@ -318,7 +318,7 @@ mod tests {
             dns1123_label("Web_1", false),
             [
                 "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start \
-                 and end with an alphanumeric character (e.g. 'my-name', or '123-abc', regex used for validation is \
+                 and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
                  '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
             ]
         );

@@ -109,7 +109,9 @@ fn mirror_pod(pod: &Value, node: &str, lookup: &dyn Lookup) -> Result<(), String
     let owner = match items(pod, "/metadata/ownerReferences") {
         [owner] => owner,
         [] => {
-            return Err(format!("node \"{node}\" can only create pods with an owner reference set to itself"));
+            return Err(format!(
+                "node \"{node}\" can only create pods with an owner reference set to itself"
+            ));
         }
         _ => {
             return Err(format!(
