@@ -1,0 +1,283 @@
+//! A whole API server on loopback with its embedded store, and a plain HTTP client that says what it sends.
+
+#![expect(dead_code, reason = "each test binary uses a part of this")]
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use apiserver::{
+    Config, Server, Store,
+    security::pki::{Ca, KeyedCertificate, client_spec},
+    server::listen,
+};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::TcpStream, task::JoinHandle};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+/// Every wait of a test ends by then.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub server: Arc<Server>,
+    pub ca: Ca,
+    pub folder: TempDir,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+impl TestServer {
+    pub async fn start() -> Self {
+        Self::start_in(TempDir::new().unwrap()).await
+    }
+
+    /// Starts on a folder that may hold the store of an earlier server.
+    pub async fn start_in(folder: TempDir) -> Self {
+        let listener = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = Config {
+            data_dir: folder.path().to_owned(),
+            store: Store::Embedded,
+            bind: vec![address],
+            advertise_address: address.ip(),
+            advertise_port: address.port(),
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
+            cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+            cluster_domain: "cluster.local".to_owned(),
+            sans: Vec::new(),
+        };
+        let stop = CancellationToken::new();
+        let server = Arc::new(Server::start(config, stop.clone()).await.unwrap());
+        let serving = tokio::spawn({
+            let server = Arc::clone(&server);
+            async move { server.serve(vec![listener]).await }
+        });
+        let ca = Ca::load_or_create(&folder.path().join("pki")).unwrap();
+        Self { address, server, ca, folder, stop, serving }
+    }
+
+    /// Stops gracefully and returns the folder.
+    pub async fn stop(self) -> TempDir {
+        self.stop.cancel();
+        tokio::time::timeout(DEADLINE, self.serving).await.unwrap().unwrap();
+        self.folder
+    }
+
+    /// A member of system:masters.
+    pub fn admin(&self) -> Client {
+        self.client("admin", "system:masters")
+    }
+
+    pub fn client(&self, user: &str, group: &str) -> Client {
+        let issued = self.ca.issue(&client_spec(user, group)).unwrap();
+        self.client_with(Some(&issued))
+    }
+
+    /// A client with this certificate, or with none.
+    pub fn client_with(&self, certificate: Option<&KeyedCertificate>) -> Client {
+        let mut roots = RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(self.ca.certificate_pem().as_bytes()) {
+            roots.add(root.unwrap()).unwrap();
+        }
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match certificate {
+            None => builder.with_no_client_auth(),
+            Some(pair) => {
+                let chain: Vec<_> = CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes())
+                    .collect::<Result<_, _>>()
+                    .unwrap();
+                let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        Client { address: self.address, tls: Arc::new(config), token: None }
+    }
+}
+
+#[derive(Clone)]
+pub struct Client {
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    pub token: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub code: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+    pub text: String,
+}
+
+impl Answer {
+    /// The body, where the code is the expected one.
+    #[track_caller]
+    pub fn expect(self, code: u16) -> Value {
+        assert_eq!(self.code, code, "{}", self.text);
+        self.body
+    }
+
+    #[track_caller]
+    pub fn refuse(self, code: u16, reason: &str) -> String {
+        assert_eq!((self.code, self.body["reason"].as_str()), (code, Some(reason)), "{}", self.text);
+        self.body["message"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        self.headers.get_all("warning").iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+    }
+}
+
+impl Client {
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> http::Response<Incoming> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::IpAddress(self.address.ip().into());
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        let response = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap();
+        // The connection lives as long as its sender: a watch needs it after this function.
+        tokio::spawn(async move {
+            let _sender = sender;
+            tokio::time::sleep(DEADLINE * 3).await;
+        });
+        response
+    }
+
+    fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Request<Full<Bytes>> {
+        let mut builder =
+            Request::builder().method(method).uri(path).header("host", self.address.to_string());
+        if let Some(token) = &self.token {
+            builder = builder.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(Full::new(body.into())).unwrap()
+    }
+
+    /// Sends anything.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        let response = self.exchange(self.request(method, path, headers, body)).await;
+        let (parts, body) = response.into_parts();
+        let bytes = tokio::time::timeout(DEADLINE, body.collect()).await.unwrap().unwrap().to_bytes();
+        Answer {
+            code: parts.status.as_u16(),
+            headers: parts.headers,
+            body: serde_json::from_slice(&bytes).unwrap_or_default(),
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], Vec::new()).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[("content-type", "application/json")], body.to_string().into()).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send("PUT", path, &[("content-type", "application/json")], body.to_string().into()).await
+    }
+
+    /// `kind` is `json`, `merge` or `strategic-merge`.
+    pub async fn patch(&self, path: &str, kind: &str, body: &Value) -> Answer {
+        let content_type = format!("application/{kind}-patch+json");
+        self.send("PATCH", path, &[("content-type", &content_type)], body.to_string().into()).await
+    }
+
+    pub async fn delete(&self, path: &str, body: &Value) -> Answer {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into() };
+        self.send("DELETE", path, &[("content-type", "application/json")], body).await
+    }
+
+    /// Opens a watch; `path` holds the query.
+    pub async fn watch(&self, path: &str) -> Events {
+        self.watch_as(path, &[]).await
+    }
+
+    pub async fn watch_as(&self, path: &str, headers: &[(&str, &str)]) -> Events {
+        let response = self.exchange(self.request("GET", path, headers, Vec::new())).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        Events { body: response.into_body(), buffer: BytesMut::new() }
+    }
+
+    /// Asks to switch protocols; returns the answer for the caller to upgrade or read.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> http::Response<Incoming> {
+        let headers = [("connection", "Upgrade"), ("upgrade", protocol)];
+        self.exchange(self.request("GET", path, &headers, Vec::new())).await
+    }
+}
+
+/// The events of a watch.
+pub struct Events {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl Events {
+    /// The next event; `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(at) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(at + 1);
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("an event in time")?;
+            self.buffer.extend_from_slice(&frame.unwrap().into_data().unwrap());
+        }
+    }
+
+    /// Type and name of the next event.
+    pub async fn next_named(&mut self) -> (String, String) {
+        let event = self.next().await.expect("the watch goes on");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&event["type"]), text(&event["object"]["metadata"]["name"]))
+    }
+}
+
+pub fn config_map(name: &str, labels: Value, data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": labels}, "data": data})
+}
+
+pub fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "automountServiceAccountToken": false,
+            "containers": [{"name": "c", "image": "nginx"}],
+        },
+    })
+}
+
+/// Makes the ServiceAccount that pods of a namespace need: no controller runs here.
+pub async fn make_default_account(client: &Client) {
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    client.post("/api/v1/namespaces/default/serviceaccounts", &account).await.expect(201);
+}
+
+pub const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub const PODS: &str = "/api/v1/namespaces/default/pods";
