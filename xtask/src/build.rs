@@ -10,12 +10,7 @@ use serde_json::Value;
 use crate::{ebpf, run};
 
 /// The binaries that a host of the cluster runs.
-pub(crate) const BINARIES: &[(&str, &str)] = &[
-    ("control-plane", "seaway-server"),
-    ("agent", "seaway-agent"),
-    ("cli", "seaway"),
-    ("cni", "seaway-cni"),
-];
+pub(crate) const BINARIES: &[&str] = &["seaway-server", "seaway-agent", "seaway", "seaway-cni"];
 
 /// Builds the BPF object and every binary; returns where each is, by name.
 pub(crate) fn binaries(release: bool) -> Result<BTreeMap<String, PathBuf>> {

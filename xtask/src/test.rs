@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::cluster::{self, Store, UpArguments};
-use crate::{ebpf, install, root_only, run};
+use crate::{build, ebpf, install, root_only, run};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
@@ -96,7 +96,7 @@ fn unit(filter: Option<&str>) -> Result<Count> {
     install::ensure(&[install::ETCD])?;
     run::step("building the BPF object", ebpf::build)?;
     // `--tests` and not `--all-targets`: benches are measured, not tested.
-    cargo_test(&["--workspace", "--lib", "--bins", "--no-fail-fast"], filter, None)
+    cargo_test(&["--workspace", "--tests", "--no-fail-fast"], filter, None)
 }
 
 fn sim(filter: Option<&str>) -> Result<Count> {
