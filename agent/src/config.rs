@@ -139,6 +139,10 @@ pub struct Config {
     #[arg(long, env = "SEAWAY_MAX_PODS", default_value_t = 110)]
     pub max_pods: u32,
 
+    /// What the BPF programs say of single connections and packets: off, error, warn, info, debug or trace.
+    #[arg(long, env = "SEAWAY_DATAPATH_LOG", default_value = "off", value_name = "LEVEL")]
+    pub datapath_log: dataplane::programs::LogLevel,
+
     /// Folder of static pod manifests.
     #[arg(long, env = "SEAWAY_STATIC_POD_DIR", value_name = "DIR")]
     pub static_pod_dir: Option<PathBuf>,

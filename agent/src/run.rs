@@ -104,7 +104,12 @@ fn router_id_of(address: IpAddr) -> Ipv4Addr {
 }
 
 fn open_datapath(config: &Config) -> anyhow::Result<Datapath> {
-    let datapath = Datapath::open(&datapath::Config::new(&config.bpf_dir)).context("opening the datapath")?;
+    let log_level = config.datapath_log;
+    let opened = datapath::Config { log_level, ..datapath::Config::new(&config.bpf_dir) };
+    let mut datapath = Datapath::open(&opened).context("opening the datapath")?;
+    if log_level != dataplane::programs::LogLevel::Off {
+        datapath.spawn_log_reader(datapath::TracingLogger).context("reading the datapath's log")?;
+    }
     let cgroup = socket_cgroup(&config.cgroup_parent)?;
     std::fs::create_dir_all(&cgroup).with_context(|| format!("making cgroup {}", cgroup.display()))?;
     datapath.attach_cgroup(&cgroup).context("serving Services to sockets")?;

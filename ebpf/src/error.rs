@@ -23,4 +23,19 @@ impl Error {
     pub fn count(self) {
         maps::add(self as u32);
     }
+
+    /// The counter's name.
+    #[inline(always)]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Refused => Counter::SocketRefused.name(),
+            Self::NoBackend => Counter::DropNoBackend.name(),
+            Self::NoLocalBackend => Counter::DropNoLocalBackend.name(),
+            Self::ConntrackFull => Counter::DropConntrackFull.name(),
+            Self::PortsExhausted => Counter::DropPortsExhausted.name(),
+            Self::Fragment => Counter::DropFragment.name(),
+            Self::Malformed => Counter::DropMalformed.name(),
+            Self::Rewrite => Counter::DropRewrite.name(),
+        }
+    }
 }

@@ -120,7 +120,7 @@ fn tc_verdict(ctx: &TcContext, result: Result<Verdict, Error>) -> i32 {
         Ok(Verdict::Return(action)) => action,
         Err(error) => {
             error.count();
-            aya_log_ebpf::warn!(ctx, "drop: counter {}", error as u32);
+            aya_log_ebpf::warn!(ctx, "{}", error.name());
             TC_ACT_SHOT as i32
         }
     }

@@ -115,7 +115,11 @@ pub struct Cgroup {
 impl Cgroup {
     pub fn new() -> Self {
         require_root();
-        let path = own_cgroup().join(format!("seaway-test-{}-{}", std::process::id(), unique()));
+        Self::at(&own_cgroup().join(format!("seaway-test-{}-{}", std::process::id(), unique())))
+    }
+
+    pub fn at(path: &Path) -> Self {
+        let path = path.to_owned();
         fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         fs::write(path.join("cgroup.type"), "threaded").expect("a threaded cgroup");
         Self { path }

@@ -128,10 +128,13 @@ impl Datapath {
         &mut self.programs
     }
 
-    /// Passes what the programs log to the `log` crate's logger until dropped. Needs a tokio runtime, and a log level
-    /// other than off to see anything.
-    pub fn spawn_log_reader(&mut self) -> Result<tokio::task::JoinHandle<()>, Error> {
-        let logger = aya_log::EbpfLogger::init(self.programs.ebpf_mut())
+    /// Passes what the programs log to `logger` until dropped. Needs a tokio runtime, and a log level other than off to
+    /// see anything.
+    pub fn spawn_log_reader(
+        &mut self,
+        logger: impl log::Log + 'static,
+    ) -> Result<tokio::task::JoinHandle<()>, Error> {
+        let logger = aya_log::EbpfLogger::init_with_logger(self.programs.ebpf_mut(), logger)
             .map_err(|source| Error::Log(Box::new(source)))?;
         // SAFETY: the logger owns its ring buffer's descriptor, and gives the same one until it is dropped.
         let registered = unsafe {
@@ -145,4 +148,27 @@ impl Datapath {
             }
         }))
     }
+}
+
+/// Passes the programs' log on to tracing. What of it is worth a line was decided by [`Config::log_level`] already, so
+/// its details come as INFO: they were asked for.
+#[derive(Debug)]
+pub struct TracingLogger;
+
+impl log::Log for TracingLogger {
+    fn enabled(&self, _metadata: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        match record.level() {
+            log::Level::Error => tracing::error!(target: "datapath", "{}", record.args()),
+            log::Level::Warn => tracing::warn!(target: "datapath", "{}", record.args()),
+            log::Level::Info | log::Level::Debug | log::Level::Trace => {
+                tracing::info!(target: "datapath", "{}", record.args());
+            }
+        }
+    }
+
+    fn flush(&self) {}
 }

@@ -157,6 +157,22 @@ pub enum LogLevel {
     Trace = 5,
 }
 
+impl std::str::FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "error" => Ok(Self::Error),
+            "warn" => Ok(Self::Warn),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            "trace" => Ok(Self::Trace),
+            other => Err(format!("{other:?} is none of off, error, warn, info, debug, trace")),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Programs {
     directory: PathBuf,

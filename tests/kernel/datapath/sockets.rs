@@ -10,10 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane::{datapath::Datapath, services::ServiceMaps};
+use dataplane::{
+    datapath::{Config, Datapath},
+    programs::LogLevel,
+    services::ServiceMaps,
+};
 use ebpf_common::{Counter, Protocol, desired::Service};
 
-use super::{count, endpoint, key, open, service, services};
+use super::{chain, count, endpoint, key, open, service, services};
 use crate::netns::{BpfDir, Cgroup, NetNs};
 
 const FRONTEND: &str = "10.96.0.7:80";
@@ -30,9 +34,12 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let cgroup = Cgroup::new();
-        let directory = BpfDir::new();
-        let datapath = open(&directory);
+        Self::with(Cgroup::new(), BpfDir::new(), &Config::new(""))
+    }
+
+    fn with(cgroup: Cgroup, directory: BpfDir, config: &Config) -> Self {
+        let config = Config { bpf_dir: directory.path.clone(), ..config.clone() };
+        let datapath = Datapath::open(&config).unwrap_or_else(|error| panic!("{}", chain(&error)));
         datapath.attach_cgroup(&cgroup.path).expect("attaching to the cgroup");
         let namespace = NetNs::in_cgroup(&cgroup);
         for host in 1..10 {
@@ -370,4 +377,61 @@ fn no_connection_fails_while_backends_come_and_go() {
     });
     let connected = connected.into_inner();
     assert!(connected > 100, "only {connected} connections were made meanwhile");
+}
+
+/// Keeps what is logged.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl log::Log for Lines {
+    fn enabled(&self, _metadata: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().expect("the lines").push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn the_log_names_what_was_connected_and_what_was_refused() {
+    let directory = BpfDir::new();
+    let config = Config { log_level: LogLevel::Debug, ..Config::new(&directory.path) };
+    let mut host = Host::with(Cgroup::new(), directory, &config);
+    let (_listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:8080"));
+    let wanted = services([
+        (key(FRONTEND, Protocol::TCP), service(&[bound])),
+        (key(FRONTEND_V6, Protocol::TCP), service(&[])),
+    ]);
+    host.datapath.set_services(wanted).expect("setting the services");
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_io().build();
+    let runtime = runtime.expect("a runtime");
+    let lines = Lines::default();
+    runtime.block_on(async { host.datapath.spawn_log_reader(lines.clone()) }).expect("reading the log");
+    host.namespace.run(|| {
+        connect(FRONTEND).expect("a connection");
+        connect(FRONTEND_V6).expect_err("no backend");
+    });
+    for wanted in
+        ["connect ::ffff:10.96.0.7:80 -> ::ffff:10.244.0.1:8080", "refused fd00:96::7:80: no backend"]
+    {
+        crate::netns::eventually(wanted, || {
+            lines.0.lock().expect("the lines").iter().any(|l| l == wanted).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_cgroup_that_was_made_anew_is_served_by_the_next_agent() {
+    let Host { datapath, directory, cgroup, .. } = Host::new();
+    drop(datapath);
+    let name = cgroup.path.clone();
+    drop(cgroup);
+    let mut host = Host::with(Cgroup::at(&name), directory, &Config::new(""));
+    let (_listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
+    host.serve(FRONTEND, Protocol::TCP, &[bound]);
+    host.namespace.run(|| connect(FRONTEND)).expect("a connection");
 }
