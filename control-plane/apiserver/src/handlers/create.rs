@@ -144,8 +144,7 @@ impl Create<'_> {
         default(state, target, &mut object);
         let name_after = meta::name(&object).to_owned();
         request.name = &name_after;
-        let mut errors = registry::validate_create(target.strategy, &context, &object);
-        errors.extend(state.schema.required(target.resource.ty, &object));
+        let errors = registry::validate_create(target.strategy, &context, &object);
         if !errors.is_empty() {
             return Err(target.invalid(&name_after, errors));
         }
@@ -168,7 +167,9 @@ impl Create<'_> {
         }
         let stored = state.cache.create(&key, target.to_stored(object)).await;
         let stored = stored.map_err(|error| target.storage_error(name, error))?;
-        claim.map(service::Claim::keep);
+        if let Some(claim) = claim {
+            claim.keep();
+        }
         Ok(target.value(&stored))
     }
 }

@@ -162,12 +162,11 @@ impl<'a> Update<'a> {
         };
         state.admission.mutate(&request, &mut new).await?;
         default(state, target, &mut new);
-        let mut errors = if follows_rules {
+        let errors = if follows_rules {
             registry::validate_update(target.strategy, &context, &new, &old)
         } else {
             registry::metadata::validate_update(&new, &old)
         };
-        errors.extend(state.schema.required(target.resource.ty, &new));
         if !errors.is_empty() {
             return Err(target.invalid(self.name, errors));
         }
@@ -198,7 +197,9 @@ impl<'a> Update<'a> {
         }
         match state.cache.update(key, object.revision(), target.to_stored(new)).await {
             Ok(stored) => {
-                claim.map(service::Claim::keep);
+                if let Some(claim) = claim {
+                    claim.keep();
+                }
                 Ok(Some(target.value(&stored)))
             }
             Err(StorageError::Conflict { current: Some(_), .. }) => Ok(None),

@@ -97,6 +97,11 @@ pub trait Strategy: Send + Sync {
     fn validate_update(&self, context: &Context<'_>, new: &Value, _old: &Value) -> Vec<FieldError> {
         if context.subresource.is_empty() { self.validate(context, new) } else { Vec::new() }
     }
+    /// Whether the schema's list of required fields is the rule. Kinds with a validation of their own know better: the
+    /// list has fields that upstream never asks for, such as the numbers in a status.
+    fn required_by_schema(&self) -> bool {
+        false
+    }
     /// Warnings for the client's `Warning:` headers.
     fn warnings(&self, _object: &Value) -> Vec<String> {
         Vec::new()
@@ -210,6 +215,7 @@ pub fn prepare_update(strategy: &dyn Strategy, context: &Context<'_>, new: &mut 
 pub fn validate_create(strategy: &dyn Strategy, context: &Context<'_>, object: &Value) -> Vec<FieldError> {
     let mut errors = metadata::validate(context.resource, strategy, object);
     errors.extend(strategy.validate(context, object));
+    add_missing(strategy, context, object, &mut errors);
     errors
 }
 
@@ -222,7 +228,22 @@ pub fn validate_update(
 ) -> Vec<FieldError> {
     let mut errors = metadata::validate_update(new, old);
     errors.extend(strategy.validate_update(context, new, old));
+    add_missing(strategy, context, new, &mut errors);
     errors
+}
+
+/// Fields that the schema requires and nobody has missed yet, for kinds that leave this to the schema.
+fn add_missing(strategy: &dyn Strategy, context: &Context<'_>, object: &Value, errors: &mut Vec<FieldError>) {
+    if !strategy.required_by_schema() || !context.subresource.is_empty() {
+        return;
+    }
+    let mut content = object.clone();
+    remove(&mut content, "status");
+    for missing in api::schema::builtin().required(context.resource.ty, &content) {
+        if errors.iter().all(|error| error.path != missing.path) {
+            errors.push(missing);
+        }
+    }
 }
 
 fn has_status(context: &Context<'_>) -> bool {

@@ -34,6 +34,10 @@ impl Strategy for Plain {
         if context.subresource.is_empty() { (self.validate)(new, Some(old)) } else { Vec::new() }
     }
 
+    fn required_by_schema(&self) -> bool {
+        true
+    }
+
     fn has_generation(&self) -> bool {
         self.generation
     }

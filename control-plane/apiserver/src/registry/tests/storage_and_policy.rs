@@ -310,6 +310,23 @@ fn a_signing_request_says_who_asked_and_is_not_its_own_judge() {
 }
 
 #[test]
+fn kinds_without_rules_of_their_own_require_what_the_schema_requires() {
+    let kind = Kind::new("storage.k8s.io", "csinodes");
+    let node =
+        cluster_object("storage.k8s.io/v1", "CSINode", json!({ "spec": { "drivers": [{ "name": "d" }] } }));
+    assert_eq!(kind.create_errors(node), ["spec.drivers[0].nodeID: Required value"]);
+    let attachment =
+        cluster_object("storage.k8s.io/v1", "VolumeAttachment", json!({ "spec": { "source": {} } }));
+    assert_eq!(
+        Kind::new("storage.k8s.io", "volumeattachments").create_errors(attachment),
+        ["spec.attacher: Required value", "spec.nodeName: Required value"],
+        "each once, and nothing of the status"
+    );
+    let role = object("rbac.authorization.k8s.io/v1", "Role", json!({}));
+    assert!(Kind::new("rbac.authorization.k8s.io", "roles").create_errors(role).is_empty());
+}
+
+#[test]
 fn the_way_a_kind_is_written_and_deleted_is_upstreams() {
     let strategy = |group: &str, plural: &str| super::super::strategy(group, plural);
     assert!(strategy("coordination.k8s.io", "leases").allow_create_on_update());
