@@ -26,6 +26,8 @@ pub enum MapError {
         path.display()
     )]
     Layout { path: PathBuf, key: usize, value: usize, wanted_key: usize, wanted_value: usize },
+    #[error("the map {name} is full")]
+    Full { name: String },
     #[error("{operation} in the map {name}")]
     Access { operation: &'static str, name: String, source: io::Error },
 }
@@ -94,7 +96,9 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
                     }
                 }
                 Err(source) => {
-                    chunk.iter().take(batch.done).for_each(|(key, value)| done(key, value));
+                    // Unless the kernel said where it stopped, it did not begin.
+                    let written = if batch.done < chunk.len() { batch.done } else { 0 };
+                    chunk.iter().take(written).for_each(|(key, value)| done(key, value));
                     return Err(self.error("batch update", source));
                 }
             }
@@ -158,7 +162,10 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
     }
 
     fn error(&self, operation: &'static str, source: io::Error) -> MapError {
-        MapError::Access { operation, name: self.name.clone(), source }
+        match source.raw_os_error() {
+            Some(libc::E2BIG) => MapError::Full { name: self.name.clone() },
+            _ => MapError::Access { operation, name: self.name.clone(), source },
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, AsRawFd},
     path::Path,
+    time::Instant,
 };
 
 use aya::maps::MapData;
@@ -13,9 +15,13 @@ use dataplane::{
     programs::{LogLevel, remove_pinned},
     services::ServiceMaps,
 };
-use ebpf_common::maps;
+use ebpf_common::{
+    Address, FrontendKey, Port, Protocol,
+    desired::{Service, Services},
+    maps,
+};
 
-use super::{chain, open};
+use super::{chain, endpoint, open};
 use crate::netns::BpfDir;
 
 #[test]
@@ -107,4 +113,51 @@ fn nothing_is_left_when_pinned_objects_are_removed() {
     remove_pinned(&directory.path).expect("removing");
     assert!(!directory.path.exists());
     remove_pinned(&directory.path).expect("removing twice");
+}
+
+/// `count` services with four backends each.
+fn many_services(count: u32) -> Services {
+    let address = |first: u8, n: u32| IpAddr::from(Ipv4Addr::from(u32::from(first) << 24 | n));
+    (0..count)
+        .map(|n| {
+            let key = FrontendKey::new(Address::from(address(10, n)), Port::new(80), Protocol::TCP);
+            let endpoints = (0..4).map(|m| endpoint(address(11, 4 * n + m), 8080, m == 0)).collect();
+            (key, Service { name: format!("default/s{n}"), endpoints, affinity_seconds: 0 })
+        })
+        .collect()
+}
+
+#[test]
+fn fifty_thousand_services_fit_and_come_back_after_a_restart() {
+    const COUNT: u32 = 50_000;
+    let directory = BpfDir::new();
+    let mut datapath = open(&directory);
+    let start = Instant::now();
+    let applied = datapath.set_services(many_services(COUNT)).expect("setting the services");
+    println!("{COUNT} services written in {:?}", start.elapsed());
+    assert_eq!(applied.written, (COUNT * 9) as usize);
+    drop(datapath);
+
+    let mut datapath = open(&directory);
+    assert_eq!(datapath.services().len(), COUNT as usize);
+    let start = Instant::now();
+    let applied = datapath.set_services(many_services(COUNT)).expect("setting the services");
+    println!("{COUNT} services found as they were in {:?}", start.elapsed());
+    assert_eq!((applied.written, applied.deleted), (0, 0));
+    let applied = datapath.set_services(many_services(COUNT - 1)).expect("one service less");
+    assert_eq!((applied.written, applied.deleted), (0, 9));
+}
+
+#[test]
+fn a_full_map_is_named_and_what_was_there_keeps_working() {
+    let directory = BpfDir::new();
+    let mut datapath = open(&directory);
+    datapath.set_services(many_services(10)).expect("setting the services");
+    let before = ServiceMaps::dump(&directory.path.join("maps")).expect("the maps");
+    let error = datapath.set_services(many_services(maps::SLOTS_MAX / 4 + 1)).expect_err("one slot too many");
+    assert!(chain(&error).contains("_1 is full"), "{}", chain(&error));
+    let dump = ServiceMaps::dump(&directory.path.join("maps")).expect("the maps");
+    assert_eq!(dump, before, "the services from before lead where they led");
+    datapath.set_services(many_services(20)).expect("services that fit again");
+    assert_eq!(ServiceMaps::dump(&directory.path.join("maps")).expect("the maps").len(), 20);
 }
