@@ -15,6 +15,7 @@ mod test;
 mod tidy;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
@@ -76,10 +77,20 @@ enum Command {
     Host { spec: PathBuf },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match obey(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::say(&format!("\nerror: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn obey(command: Command) -> Result<()> {
     std::env::set_current_dir(run::root())?;
-    match arguments.command {
+    match command {
         Command::Up(arguments) => root_only("up").and_then(|()| cluster::up(&arguments)),
         Command::Down => root_only("down").and_then(|()| cluster::down()),
         Command::Status => cluster::status(),
