@@ -1,6 +1,6 @@
 //! Services and EndpointSlices, as this node sees them, to what the datapath's maps shall say.
 //!
-//! [`desired`] computes everything at once; [`Proxy`] keeps the objects and computes again only the Services that an
+//! [`desired()`] computes everything at once; [`Proxy`] keeps the objects and computes again only the Services that an
 //! event touched. Both go through one function for one Service, so they cannot disagree. Semantics are kube-proxy's:
 //! KEP-1669 (terminating endpoints), KEP-2086 (internalTrafficPolicy), EndpointSlice's rules for consumers.
 //!
