@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 mod cluster;
 pub mod cluster_role_aggregation;
+pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
 pub mod discovery;
@@ -24,6 +25,7 @@ pub mod endpoint_slice;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+pub mod job;
 pub mod namespace;
 pub mod node_lifecycle;
 pub mod ownership;
@@ -89,6 +91,8 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
     controllers.start(replica_set::new::<ReplicaSet>(&cluster), 4);
     controllers.start(replica_set::new::<ReplicationController>(&cluster), 2);
     controllers.start(daemon_set::new(&cluster), 2);
+    controllers.start(job::new(&cluster), 4);
+    controllers.start(cron_job::new(&cluster), 1);
     controllers.start(stateful_set::new(&cluster), 2);
     controllers.start(ttl_after_finished::new(&cluster), 1);
     controllers.start(endpoint_slice::new(&cluster), 4);

@@ -501,7 +501,7 @@ mod tests {
                         Action::Delete(gone) => _ = pods.remove(&ordinal("db", &gone).unwrap()),
                     }
                 }
-                for (n, slot) in &mut pods { *slot = pod(*n, &revision_of(slot).to_owned(), true); }
+                for (n, slot) in &mut pods { *slot = pod(*n, revision_of(slot), true); }
             }
             let expected: Vec<(i32, String)> = (0..replicas).map(|n| (n, "new".to_owned())).collect();
             let actual: Vec<(i32, String)> = pods.iter().map(|(n, pod)| (*n, revision_of(pod).to_owned())).collect();

@@ -64,7 +64,7 @@ impl Scheduler {
     }
 
     /// The best node for `pod`.
-    pub fn schedule(&mut self, snapshot: &Snapshot, pod: &PodInfo) -> Result<NodeIndex, FitError> {
+    pub fn schedule(&mut self, snapshot: &Snapshot, pod: &PodInfo) -> Result<NodeIndex, Box<FitError>> {
         let (feasible, examined) = self.feasible(snapshot, pod)?;
         self.next_start = (self.next_start + examined) % snapshot.len().max(1);
         match feasible.as_slice() {
@@ -82,15 +82,15 @@ impl Scheduler {
         })
     }
 
-    fn feasible(&self, snapshot: &Snapshot, pod: &PodInfo) -> Result<(Vec<NodeIndex>, usize), FitError> {
-        let mut error = FitError {
+    fn feasible(&self, snapshot: &Snapshot, pod: &PodInfo) -> Result<(Vec<NodeIndex>, usize), Box<FitError>> {
+        let mut error = Box::new(FitError {
             nodes: snapshot.len(),
             nodes_by_reason: BTreeMap::new(),
             verdict: None,
             resolvable: Vec::new(),
             preemption: None,
             plugins: Vec::new(),
-        };
+        });
         let mut filters: Vec<(&'static str, Box<dyn Filter + '_>)> = Vec::new();
         for plugin in &self.plugins {
             match plugin.pre_filter(snapshot, pod) {

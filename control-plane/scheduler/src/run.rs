@@ -34,11 +34,11 @@ pub const SCHEDULER_NAME: &str = "default-scheduler";
 const WRITES_MAX: usize = 128;
 
 enum Input {
-    Pod(watcher::Event<Pod>),
-    Node(watcher::Event<Node>),
-    Service(watcher::Event<Service>),
-    Namespace(watcher::Event<Namespace>),
-    Budget(watcher::Event<PodDisruptionBudget>),
+    Pod(Box<watcher::Event<Pod>>),
+    Node(Box<watcher::Event<Node>>),
+    Service(Box<watcher::Event<Service>>),
+    Namespace(Box<watcher::Event<Namespace>>),
+    Budget(Box<watcher::Event<PodDisruptionBudget>>),
 }
 
 /// How a binding ended.
@@ -101,7 +101,7 @@ fn watches(client: &Client) -> SelectAll<BoxStream<'static, Input>> {
 fn watch<K>(
     client: &Client,
     config: watcher::Config,
-    wrap: fn(watcher::Event<K>) -> Input,
+    wrap: fn(Box<watcher::Event<K>>) -> Input,
 ) -> BoxStream<'static, Input>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
@@ -110,7 +110,7 @@ where
     let kind = K::kind(&()).into_owned();
     let inputs = events.filter_map(move |event| {
         let input = match event {
-            Ok(event) => Some(wrap(event.modify(|object| object.managed_fields_mut().clear()))),
+            Ok(event) => Some(wrap(Box::new(event.modify(|object| object.managed_fields_mut().clear())))),
             Err(error) => {
                 tracing::debug!(kind, %error, "watch interrupted");
                 None
@@ -142,7 +142,7 @@ impl Run {
         match input {
             Input::Pod(event) => self.take_in_event(
                 "Pod",
-                event,
+                *event,
                 |pod| pod.uid().unwrap_or_default(),
                 Self::set_pod,
                 Self::remove_pod,
@@ -156,7 +156,7 @@ impl Run {
             ),
             Input::Node(event) => self.take_in_event(
                 "Node",
-                event,
+                *event,
                 |node| node.name_any(),
                 Self::set_node,
                 Self::remove_node,
@@ -164,11 +164,11 @@ impl Run {
             ),
             // Those that vanished during a relist only make spreading count too much; the next change corrects it.
             Input::Service(event) => {
-                self.take_in_event("Service", event, full_name, Self::set_service, |_, _| {}, |_| Vec::new())
+                self.take_in_event("Service", *event, full_name, Self::set_service, |_, _| {}, |_| Vec::new())
             }
             Input::Namespace(event) => self.take_in_event(
                 "Namespace",
-                event,
+                *event,
                 |n| n.name_any(),
                 Self::set_namespace,
                 |_, _| {},
@@ -176,7 +176,7 @@ impl Run {
             ),
             Input::Budget(event) => self.take_in_event(
                 "PodDisruptionBudget",
-                event,
+                *event,
                 full_name,
                 Self::set_budget,
                 Self::remove_budget,
@@ -326,7 +326,7 @@ impl Run {
         }
     }
 
-    fn reject(&mut self, pod: Arc<PodInfo>, mut error: FitError) {
+    fn reject(&mut self, pod: Arc<PodInfo>, mut error: Box<FitError>) {
         let mut preemption = None;
         if !self.is_being_made_room_for(&pod) && error.nodes > 0 {
             let budgets: Vec<Budget> = self.budgets.values().cloned().collect();

@@ -140,14 +140,14 @@ pub fn annotate(deployment: &Deployment, set: &mut ReplicaSet, revision: i64) ->
     let annotations = set.annotations_mut();
     annotations.extend(copied);
     let carried = annotations.get(REVISION).and_then(|text| text.parse::<i64>().ok());
-    if carried.is_none_or(|carried| carried < revision) {
-        if let Some(carried) = annotations.insert(REVISION.into(), revision.to_string()) {
-            let history = annotations.entry(REVISION_HISTORY.into()).or_default();
-            if !history.is_empty() {
-                history.push(',');
-            }
-            history.push_str(&carried);
+    if carried.is_none_or(|carried| carried < revision)
+        && let Some(carried) = annotations.insert(REVISION.into(), revision.to_string())
+    {
+        let history = annotations.entry(REVISION_HISTORY.into()).or_default();
+        if !history.is_empty() {
+            history.push(',');
         }
+        history.push_str(&carried);
     }
     if let Some(spec) = &mut set.spec {
         spec.min_ready_seconds = deployment.spec.as_ref().and_then(|spec| spec.min_ready_seconds);

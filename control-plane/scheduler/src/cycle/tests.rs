@@ -30,7 +30,7 @@ impl Cluster {
     }
 
     /// Schedules and assumes.
-    fn place(&mut self, pod: Pod) -> Result<String, FitError> {
+    fn place(&mut self, pod: Pod) -> Result<String, Box<FitError>> {
         let pod = Arc::new(PodInfo::new(Arc::new(pod)));
         let node = self.scheduler.schedule(&self.snapshot, &pod)?;
         let name = self.snapshot.node(node).name.clone();
