@@ -66,7 +66,7 @@ async fn contents(store: &Store, at: Option<Revision>) -> BTreeMap<String, (u64,
 }
 
 /// The next `count` changes of a watch.
-async fn changes(stream: &mut WatchStream, count: usize) -> Vec<Change> {
+pub(super) async fn changes(stream: &mut WatchStream, count: usize) -> Vec<Change> {
     let mut changes = Vec::new();
     let collect = async {
         while changes.len() < count {

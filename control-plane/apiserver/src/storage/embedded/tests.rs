@@ -196,10 +196,8 @@ async fn a_write_whose_fate_was_unknown_reaches_watchers_if_it_stands() {
     let mut expected: Vec<_> = items.iter().map(|item| (item.revision, item.key.to_string())).collect();
     expected.sort();
     let mut seen = vec![(first, pod("a"))];
-    while seen.len() < expected.len() {
-        if let WatchItem::Change(change) = stream.next().await.unwrap().unwrap() {
-            seen.push((change.revision, change.key.to_string()));
-        }
+    for change in conformance::changes(&mut stream, expected.len() - 1).await {
+        seen.push((change.revision, change.key.to_string()));
     }
     assert_eq!(seen, expected);
 }
@@ -225,15 +223,8 @@ async fn a_full_disk_fails_writes_and_the_store_recovers_when_there_is_room() {
     let items = store.list(all(None)).await.unwrap().items;
     let keys: Vec<_> = items.iter().map(|item| item.key.as_ref()).collect();
     assert_eq!(keys, [pod("a"), pod("c")]);
-    loop {
-        match stream.next().await.unwrap().unwrap() {
-            WatchItem::Change(change) => {
-                assert_eq!((change.key.as_ref(), change.revision), (pod("c").as_str(), second));
-                break;
-            }
-            WatchItem::Progress(_) => {}
-        }
-    }
+    let seen = conformance::changes(&mut stream, 1).await;
+    assert_eq!((seen[0].key.as_ref(), seen[0].revision), (pod("c").as_str(), second));
     drop(store);
     assert_eq!(Embedded::open(&path).unwrap().revision().await.unwrap(), second);
 }
