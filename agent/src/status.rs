@@ -1,7 +1,7 @@
 //! The agent's own HTTP socket, `RUN_DIR/agent.sock`: JSON for the command line tool, metrics for Prometheus.
 //!
 //! ```text
-//! /v1/peers /v1/routes /v1/services /v1/flows /v1/blocks /v1/pods /v1/status   /metrics   /healthz
+//! /v1/peers /v1/routes /v1/services /v1/flows /v1/blocks /v1/pods /v1/counters /v1/status   /metrics   /healthz
 //! ```
 //!
 //! Answers are made from snapshots, so that asking never holds up the sessions.
@@ -81,6 +81,7 @@ impl Status {
             "/v1/flows" => self.flows(),
             "/v1/blocks" => self.blocks(),
             "/v1/pods" => self.pods(),
+            "/v1/counters" => self.counters(),
             path => {
                 return text(StatusCode::NOT_FOUND, format!("no such page: {path}\n"));
             }
@@ -209,6 +210,19 @@ impl Status {
                     "allocatedAt": pod.allocation.allocated_at,
                 })
             })
+            .collect()
+    }
+
+    fn counters(&self) -> Value {
+        let Some(datapath) = self.network.datapath() else { return json!([]) };
+        let counters = match datapath.counters() {
+            Ok(counters) => counters,
+            Err(error) => return json!({ "error": error.to_string() }),
+        };
+        drop(datapath);
+        counters
+            .iter()
+            .map(|(counter, count)| json!({ "name": counter.name(), "count": count, "drop": counter.is_drop() }))
             .collect()
     }
 

@@ -1,0 +1,145 @@
+//! The conversation with the agent: HTTP over its unix socket.
+
+use std::{io::ErrorKind, path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+/// How long the agent gets for an answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+
+pub struct Agent {
+    socket: PathBuf,
+}
+
+impl Agent {
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// What the agent says at `path`.
+    ///
+    /// # Errors
+    /// Names the socket where nobody answers there, and the path where the answer is no success or no JSON.
+    pub async fn ask(&self, path: &str) -> anyhow::Result<Value> {
+        let answer = tokio::time::timeout(ANSWER_TIME_MAX, self.exchange(path));
+        let Ok(answer) = answer.await else {
+            bail!(
+                "the agent at {} took the question {path} and did not answer in {} s",
+                self.socket.display(),
+                ANSWER_TIME_MAX.as_secs()
+            )
+        };
+        let (status, body) = answer?;
+        if status != StatusCode::OK {
+            let said = String::from_utf8_lossy(&body);
+            bail!("the agent answered {status} to {path}: {}", said.trim());
+        }
+        serde_json::from_slice(&body).with_context(|| format!("the agent's answer to {path} is not JSON"))
+    }
+
+    async fn exchange(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+        let stream = self.connect().await?;
+        let broke = || format!("the agent broke off its answer to {path}");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(broke)?;
+        let connection = tokio::spawn(connection);
+        let request = Request::get(path).header(http::header::HOST, "agent").body(Empty::<Bytes>::new());
+        let response = sender.send_request(request?).await.with_context(broke)?;
+        let status = response.status();
+        let body = response.into_body().collect().await.with_context(broke)?.to_bytes();
+        connection.abort();
+        Ok((status, body))
+    }
+
+    async fn connect(&self) -> anyhow::Result<UnixStream> {
+        let socket = self.socket.display();
+        match UnixStream::connect(&self.socket).await {
+            Ok(stream) => Ok(stream),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => bail!(
+                    "there is no socket at {socket}: the agent does not run on this node, or keeps its socket elsewhere (--socket)"
+                ),
+                ErrorKind::ConnectionRefused => {
+                    bail!("nobody answers at {socket}: the agent that made the socket has stopped")
+                }
+                ErrorKind::PermissionDenied => bail!("no permission to use {socket}: run seaway as root"),
+                _ => Err(error).with_context(|| format!("cannot connect to the agent at {socket}")),
+            },
+        }
+    }
+}
+
+/// The answer in the form that a table needs.
+pub fn read<T: DeserializeOwned>(answer: &Value) -> anyhow::Result<T> {
+    T::deserialize(answer).context("the agent's answer has not the form that this version of seaway knows")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    async fn complaint(agent: Agent) -> String {
+        format!("{:#}", agent.ask("/v1/peers").await.unwrap_err())
+    }
+
+    #[tokio::test]
+    async fn an_absent_socket_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let complaint = complaint(Agent::new(path.clone())).await;
+        assert!(complaint.contains(&format!("no socket at {}", path.display())), "{complaint}");
+        assert!(complaint.contains("the agent does not run"), "{complaint}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_left_behind_says_that_the_agent_has_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let complaint = complaint(Agent::new(path)).await;
+        assert!(complaint.contains("has stopped"), "{complaint}");
+    }
+
+    /// An agent that reads one request and answers this.
+    fn answering(answer: &'static str) -> (tempfile::TempDir, Agent) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /v1/peers HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        (folder, Agent::new(path))
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read() {
+        let (_folder, agent) = answering("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n[7]");
+        assert_eq!(agent.ask("/v1/peers").await.unwrap(), serde_json::json!([7]));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_an_answer_cut_short_and_one_that_is_no_json_are_told_apart() {
+        let (_folder, agent) = answering("HTTP/1.1 404 Not Found\r\ncontent-length: 8\r\n\r\nno page\n");
+        assert_eq!(complaint(agent).await, "the agent answered 404 Not Found to /v1/peers: no page");
+        let (_folder, agent) = answering("HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n[7");
+        assert!(complaint(agent).await.starts_with("the agent broke off its answer to /v1/peers"));
+        let (_folder, agent) = answering("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\noops");
+        assert!(complaint(agent).await.starts_with("the agent's answer to /v1/peers is not JSON"));
+    }
+}
