@@ -121,7 +121,7 @@ pub(super) fn pod_amounts(spec: &Value, key: &str) -> Amounts {
     let running = items(spec, "/initContainers").iter().filter(|c| is_restartable_init(c));
     for container in running.chain(items(spec, "/containers")) {
         for (name, amount) in amounts(at(container, "/resources"), key) {
-            let sum = total.get(&name).map_or_else(|| amount.clone(), |sum| sum.add(&amount));
+            let sum = total.get(&name).map_or(amount, |sum| sum.add(&amount));
             total.insert(name, sum);
         }
     }
@@ -135,7 +135,7 @@ pub(super) fn pod_amounts(spec: &Value, key: &str) -> Amounts {
     total.extend(amounts(at(spec, "/resources"), key));
     if key == "requests" {
         for (name, overhead) in amounts(spec, "overhead") {
-            let sum = total.get(&name).map_or_else(|| overhead.clone(), |sum| sum.add(&overhead));
+            let sum = total.get(&name).map_or(overhead, |sum| sum.add(&overhead));
             total.insert(name, sum);
         }
     }

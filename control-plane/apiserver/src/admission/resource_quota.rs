@@ -128,7 +128,7 @@ fn specified(request: &Request<'_>, pod: &Value, hard: &Usage, quota: &str) -> R
 
 fn add_all(sum: &mut Usage, more: Usage) {
     for (resource, amount) in more {
-        let total = sum.get(&resource).map_or_else(|| amount.clone(), |sum| sum.add(&amount));
+        let total = sum.get(&resource).map_or(amount, |sum| sum.add(&amount));
         sum.insert(resource, total);
     }
 }
@@ -165,8 +165,8 @@ fn usage(group: &str, plural: &str, object: &Value) -> Usage {
             if !class.is_empty() {
                 let prefix = format!("{class}.storageclass.storage.k8s.io");
                 usage.insert(format!("{prefix}/persistentvolumeclaims"), one(1));
-                if let Some(storage) = &storage {
-                    usage.insert(format!("{prefix}/requests.storage"), storage.clone());
+                if let Some(storage) = storage {
+                    usage.insert(format!("{prefix}/requests.storage"), storage);
                 }
             }
             if let Some(storage) = storage {
@@ -184,7 +184,7 @@ fn usage(group: &str, plural: &str, object: &Value) -> Usage {
 fn compute(usage: &mut Usage, spec: &Value) {
     for (resource, amount) in pod_amounts(spec, "requests") {
         if matches!(resource.as_str(), "cpu" | "memory" | "ephemeral-storage") {
-            usage.insert(resource.clone(), amount.clone());
+            usage.insert(resource.clone(), amount);
         }
         usage.insert(format!("requests.{resource}"), amount);
     }

@@ -148,16 +148,12 @@ fn required_data(errors: &mut Errors, secret: &Value) {
         }
         "kubernetes.io/dockercfg" => json_file(errors, secret, ".dockercfg"),
         "kubernetes.io/dockerconfigjson" => json_file(errors, secret, ".dockerconfigjson"),
-        "kubernetes.io/basic-auth" => {
-            if ["username", "password"].iter().all(missing) {
-                errors.required("data[username]", "");
-                errors.required("data[password]", "");
-            }
+        "kubernetes.io/basic-auth" if ["username", "password"].iter().all(missing) => {
+            errors.required("data[username]", "");
+            errors.required("data[password]", "");
         }
-        "kubernetes.io/ssh-auth" => {
-            if data.get("ssh-privatekey").is_none_or(is_zero) {
-                errors.required("data[ssh-privatekey]", "");
-            }
+        "kubernetes.io/ssh-auth" if data.get("ssh-privatekey").is_none_or(is_zero) => {
+            errors.required("data[ssh-privatekey]", "");
         }
         "kubernetes.io/tls" => {
             for key in ["tls.crt", "tls.key"].iter().filter(|key| missing(key)) {

@@ -156,10 +156,9 @@ impl Allocator {
                 let detail = "this cluster is not configured for dual-stack services";
                 return Err(FieldError::invalid("spec.ipFamilyPolicy", policy, detail));
             }
-            for (i, family) in asked.iter().enumerate().filter(|(_, family)| !own.contains(&family.as_str()))
-            {
-                let detail = "not configured on this cluster";
-                return Err(FieldError::invalid(format!("spec.ipFamilies[{i}]"), family.as_str(), detail));
+            if let Some(i) = asked.iter().position(|family| !own.contains(&family.as_str())) {
+                let (path, detail) = (format!("spec.ipFamilies[{i}]"), "not configured on this cluster");
+                return Err(FieldError::invalid(path, asked[i].as_str(), detail));
             }
         }
         if policy == "SingleStack" && asked.len() > 1 {

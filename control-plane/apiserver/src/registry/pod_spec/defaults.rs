@@ -207,7 +207,7 @@ fn container_requests(spec: &Value) -> BTreeMap<String, Quantity> {
     let running = items(spec, "/containers").iter();
     let sidecars = items(spec, "/initContainers").iter().filter(|c| is_restartable_init(c));
     for (resource, amount) in running.chain(sidecars).flat_map(requests) {
-        let sum = sums.get(&resource).map_or_else(|| amount.clone(), |sum| sum.add(&amount));
+        let sum = sums.get(&resource).map_or(amount, |sum| sum.add(&amount));
         sums.insert(resource, sum);
     }
     let alone = items(spec, "/initContainers").iter().filter(|c| !is_restartable_init(c));

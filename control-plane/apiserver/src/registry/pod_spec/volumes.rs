@@ -46,13 +46,9 @@ fn source(errors: &mut Errors, volume: &Value, path: &str) {
     let Some((kind, source)) = sources.first() else { return };
     let path = format!("{path}.{kind}");
     match kind.as_str() {
-        "emptyDir" => {
-            if quantity(at(source, "/sizeLimit")).is_some_and(|limit| limit.milli() < 0) {
-                errors.forbidden(
-                    format!("{path}.sizeLimit"),
-                    "SizeLimit field must be a valid resource quantity",
-                );
-            }
+        "emptyDir" if quantity(at(source, "/sizeLimit")).is_some_and(|limit| limit.milli() < 0) => {
+            let detail = "SizeLimit field must be a valid resource quantity";
+            errors.forbidden(format!("{path}.sizeLimit"), detail);
         }
         "hostPath" => host_path(errors, source, &path),
         "secret" => files_of(errors, source, &path, "secretName"),
@@ -70,10 +66,8 @@ fn source(errors: &mut Errors, volume: &Value, path: &str) {
             downward_files(errors, source, &path);
         }
         "projected" => projected(errors, source, &path),
-        "ephemeral" => {
-            if !present(source, "/volumeClaimTemplate") {
-                errors.required(format!("{path}.volumeClaimTemplate"), "");
-            }
+        "ephemeral" if !present(source, "/volumeClaimTemplate") => {
+            errors.required(format!("{path}.volumeClaimTemplate"), "");
         }
         "image" => required(errors, source, &path, &["reference"]),
         _ => {}

@@ -186,7 +186,7 @@ fn services_show_addresses_and_ports() {
 }
 
 #[test]
-fn other_kinds_show_what_kubectl_shows() {
+fn data_and_network_kinds_show_what_kubectl_shows() {
     let cases = [
         (
             "batch",
@@ -244,6 +244,13 @@ fn other_kinds_show_what_kubectl_shows() {
             json!({ "status": { "hard": { "pods": "5", "limits.cpu": "2" }, "used": { "pods": "1" } } }),
             "one  pods: 1/5  limits.cpu: 0/2  5m",
         ),
+    ];
+    check_rows(&cases);
+}
+
+#[test]
+fn cluster_and_workload_kinds_show_what_kubectl_shows() {
+    let cases = [
         ("rbac.authorization.k8s.io", "roles", json!({}), "one  2026-03-01T11:55:00Z"),
         (
             "rbac.authorization.k8s.io",
@@ -294,9 +301,13 @@ fn other_kinds_show_what_kubectl_shows() {
         ),
         ("apps", "replicasets", json!({ "spec": { "replicas": 2 } }), "one  2  0  0  5m |     <none>"),
     ];
+    check_rows(&cases);
+}
+
+fn check_rows(cases: &[(&str, &str, Value, &str)]) {
     for (group, plural, rest, expected) in cases {
-        let object = with(&json!({ "metadata": metadata("one") }), rest);
-        assert_eq!(Kind::new(group, plural).row(&object), expected, "{plural}");
+        let object = with(&json!({ "metadata": metadata("one") }), rest.clone());
+        assert_eq!(&Kind::new(group, plural).row(&object), expected, "{plural}");
     }
 }
 

@@ -125,7 +125,7 @@ fn a_gated_pod_says_so_from_the_start() {
 }
 
 #[test]
-fn each_fault_of_a_pod_is_named_with_its_field() {
+fn each_fault_of_a_container_is_named_with_its_field() {
     let container = |changes: Value| with(&json!({ "name": "web", "image": "nginx" }), changes);
     let one = |changes: Value| json!({ "containers": [container(changes)] });
     let label = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start \
@@ -172,6 +172,15 @@ fn each_fault_of_a_pod_is_named_with_its_field() {
              `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"
                 .to_owned(),
         ),
+    ];
+    for (spec, expected) in cases {
+        assert_eq!(pods().create_errors(with_spec(spec.clone())), [expected], "{spec}");
+    }
+}
+
+#[test]
+fn each_fault_of_a_pod_is_named_with_its_field() {
+    let cases = [
         (
             json!({ "restartPolicy": "Perhaps" }),
             "spec.restartPolicy: Unsupported value: \"Perhaps\": supported values: \"Always\", \"OnFailure\", \"Never\""
