@@ -93,7 +93,7 @@ impl ListOptions {
         };
         let fields = match query.get("fieldSelector") {
             None | Some("") => None,
-            Some(text) => Some(FieldSelector::parse(text).map_err(|error| Status::bad_request(error))?)
+            Some(text) => Some(FieldSelector::parse(text).map_err(Status::bad_request)?)
                 .filter(|selector| !selector.requirements().is_empty()),
         };
         check_versions(query, watch)?;
@@ -310,14 +310,14 @@ impl DeleteOptions {
                 "orphanDependents and deletionPropagation cannot be both set",
             ));
         }
-        if let Some(policy) = &self.propagation {
-            if !matches!(policy.as_str(), "Foreground" | "Background" | "Orphan") {
-                errors.push(FieldError::not_supported(
-                    "propagationPolicy",
-                    json!(policy),
-                    &["Background", "Foreground", "Orphan"],
-                ));
-            }
+        if let Some(policy) = &self.propagation
+            && !matches!(policy.as_str(), "Foreground" | "Background" | "Orphan")
+        {
+            errors.push(FieldError::not_supported(
+                "propagationPolicy",
+                json!(policy),
+                &["Background", "Foreground", "Orphan"],
+            ));
         }
     }
 }

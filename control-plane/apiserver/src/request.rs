@@ -107,10 +107,11 @@ impl RequestInfo {
                 _ => {}
             }
         }
-        if self.name.is_empty() && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") {
-            if let Some(name) = query.get("fieldSelector").and_then(exact_name) {
-                self.name = name;
-            }
+        if self.name.is_empty()
+            && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")
+            && let Some(name) = query.get("fieldSelector").and_then(exact_name)
+        {
+            self.name = name;
         }
         let streams = matches!(self.subresource.as_str(), "exec" | "attach" | "portforward");
         if is_upgrade && streams && self.verb == "get" {

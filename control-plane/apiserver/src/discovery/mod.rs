@@ -41,7 +41,6 @@ const GROUP_ORDER: [&str; 20] = [
     "flowcontrol.apiserver.k8s.io",
 ];
 
-/// Kinds that no object is stored of; the verbs `create` alone.
 const DISCOVERY_V2: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 const DISCOVERY_V2BETA1: &str = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
 
@@ -191,7 +190,7 @@ fn groups(resources: &[Resource]) -> Vec<Group<'_>> {
         .into_iter()
         .map(|(name, versions)| {
             let mut versions: Vec<_> = versions.into_iter().collect();
-            versions.sort_by(|left, right| version_rank(right.0).cmp(&version_rank(left.0)));
+            versions.sort_by_key(|version| std::cmp::Reverse(version_rank(version.0)));
             for (_, resources) in &mut versions {
                 resources.sort_by(|left, right| left.plural.cmp(&right.plural));
             }

@@ -183,7 +183,7 @@ pub async fn dispatch(call: &mut Call) -> Result<Response<Body>, Status> {
         return subresources::dispatch(call, &target).boxed().await;
     }
     let verb = call.info.verb.as_str();
-    if !target.resource.verbs.iter().any(|known| known == verb) {
+    if !target.resource.has_verb(verb) {
         return Err(method_not_allowed(call, &target));
     }
     match (verb, call.info.name.is_empty() || matches!(verb, "list" | "watch" | "deletecollection")) {
@@ -201,7 +201,7 @@ pub async fn dispatch(call: &mut Call) -> Result<Response<Body>, Status> {
 
 fn method_not_allowed(call: &Call, target: &Target) -> Status {
     let resource = target.resource;
-    if resource.verbs.iter().any(|known| *known == call.info.verb) {
+    if resource.has_verb(&call.info.verb) {
         return Status::method_not_allowed();
     }
     Status::method_not_supported(&resource.group, &resource.plural, &call.info.verb)

@@ -42,8 +42,10 @@ pub fn inherited() -> anyhow::Result<Vec<TcpListener>> {
         .map(|fd| {
             // SAFETY: the parent handed over the descriptors 3 to 3 + LISTEN_FDS for this process to own, and this
             // function runs once, at start.
-            let listener = unsafe { std::net::TcpListener::from_raw_fd(fd) };
+            // Not dropped before it is known to be a socket: closing somebody else's descriptor would be worse.
+            let listener = std::mem::ManuallyDrop::new(unsafe { std::net::TcpListener::from_raw_fd(fd) });
             listener.local_addr().with_context(|| format!("inherited descriptor {fd} is no TCP socket"))?;
+            let listener = std::mem::ManuallyDrop::into_inner(listener);
             listener.set_nonblocking(true)?;
             Ok(TcpListener::from_std(listener)?)
         })

@@ -106,7 +106,7 @@ async fn service_backend(call: &Call, target: &Target, named: &Named) -> Result<
     let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     let port = match named.port.as_str() {
         "" => ports.first().filter(|_| ports.len() == 1),
-        text => ports.iter().find(|port| port["name"] == text || port["port"].to_string() == text),
+        text => ports.iter().find(|port| port["name"] == text || port["port"].as_u64() == text.parse().ok()),
     };
     let port_name = port.map(|port| port["name"].as_str().unwrap_or_default()).ok_or_else(|| {
         Status::service_unavailable(format!(
