@@ -428,6 +428,7 @@ impl Step<'_> {
             State::Created if starting => {}
             State::Created if entry.role != Role::Ephemeral => self.start(entry, attempt),
             State::Created => {}
+            State::Exited if starting => {}
             State::Exited => {
                 let elsewhere = newest.sandbox_id != self.sandbox_id;
                 // In a new sandbox an init container runs again even if it had succeeded in the old one.

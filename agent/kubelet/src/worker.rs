@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::actual::Actual;
+use crate::actual::{Actual, State};
 use crate::context::Context;
 use crate::observe::Observer;
 use crate::plan::{self, Action, Backoff, Ending, KillReason, Memory, Op, Plan, since};
@@ -276,7 +276,10 @@ impl Worker {
     fn settle_exits(&mut self) {
         let running = |id: &String| self.actual.containers.iter().any(|c| &c.id == id && c.is_running());
         let up = |id: &String| self.actual.sandboxes.iter().any(|s| &s.id == id && s.ready);
-        self.exits.retain(|id| running(id) || up(id));
+        // The end of a container may be told before the runtime shows its start.
+        let made =
+            |id: &String| self.actual.containers.iter().any(|c| &c.id == id && c.state == State::Created);
+        self.exits.retain(|id| running(id) || made(id) || up(id));
         self.memory.killing.retain(|id, _| running(id));
     }
 

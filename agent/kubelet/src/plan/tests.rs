@@ -200,6 +200,19 @@ fn the_first_restart_is_immediate_and_the_next_ones_wait_ten_seconds_doubling() 
 }
 
 #[test]
+fn a_start_under_way_is_no_backoff() {
+    let mut world = World::new(TWO);
+    world.settle();
+    world.exit("a", 1);
+    let dead = world.actual.newest("a").unwrap().finished_at;
+    let next = Backoff::next(None, dead, world.now);
+    world.memory.backoff_by_container.insert("a".into(), next);
+    world.memory.busy.insert(Op::Start("a".into()));
+    let plan = world.plan();
+    assert!(plan.backing_off.is_empty() && plan.actions.is_empty(), "{plan:?}");
+}
+
+#[test]
 fn restart_policies_decide_what_an_exit_means() {
     for (policy, code, restarted) in
         [("Always", 0, true), ("OnFailure", 0, false), ("OnFailure", 1, true), ("Never", 1, false)]
