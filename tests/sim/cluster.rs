@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
-use apiserver::{Config, Identity, Server, Store};
+use apiserver::{Config, Identity, Server, Store, storage::embedded::Embedded};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
 use tempfile::TempDir;
@@ -81,11 +81,10 @@ impl Cluster {
     pub async fn kill_server(&mut self) {
         let current = self.address.swap(None).expect("the server runs");
         current.dead.cancel();
-        let store = Arc::downgrade(current.server.cache().storage());
         drop(current);
-        eventually("the dead server lets go of its store", async || match store.strong_count() {
-            0 => Ok(()),
-            count => Err(format!("{count} still hold it")),
+        let store = self.folder.path().join("store.redb");
+        eventually("the dead server lets go of its store", async || {
+            Embedded::open(&store).map(drop).map_err(|error| error.to_string())
         })
         .await;
     }

@@ -1,6 +1,10 @@
 //! Parts of the control plane that are killed and started again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures::StreamExt;
 use k8s_openapi::api::{
@@ -10,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, WatchEvent, WatchParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
     core::{ApiResource, GroupVersionKind},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -168,9 +172,20 @@ async fn outcome(client: &Client) -> BTreeMap<String, Value> {
     found
 }
 
+/// Asks until the server took it in; one that died may have done so already.
+async fn insist<T>(what: &str, mut ask: impl AsyncFnMut() -> kube::Result<T>) {
+    eventually(what, async || match ask().await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() || status.is_not_found() => Ok(()),
+        Err(error) => Err(error.to_string()),
+    })
+    .await;
+}
+
 /// The same day of operators' work every time; each step waits until the Deployment controller has seen it.
 async fn operate(client: &Client) {
     let deployments = Api::<Deployment>::namespaced(client.clone(), "default");
+    let services = Api::<Service>::namespaced(client.clone(), "default");
     let seen = async |name: &str| {
         eventually(&format!("{name} to be seen"), async || {
             let deployment = deployments.get(name).await.map_err(|error| error.to_string())?;
@@ -183,25 +198,27 @@ async fn operate(client: &Client) {
         })
         .await;
     };
-    let services = Api::<Service>::namespaced(client.clone(), "default");
+    let post = PostParams::default();
     for name in ["a", "b", "c"] {
-        let service = json!({ "metadata": { "name": name }, "spec": { "selector": { "app": name }, "ports": [{ "port": 80 }] } });
-        create(&services, object(service)).await;
-        create(&deployments, deployment(name, 3, "v1")).await;
+        let service = object(json!({ "metadata": { "name": name },
+            "spec": { "selector": { "app": name }, "ports": [{ "port": 80 }] } }));
+        insist("a Service", async || services.create(&post, &service).await).await;
+        let deployment = deployment(name, 3, "v1");
+        insist("a Deployment", async || deployments.create(&post, &deployment).await).await;
     }
     for name in ["a", "b", "c"] {
         seen(name).await;
     }
     let patch = async |name: &str, patch: Patch<Value>| {
-        deployments.patch(name, &PatchParams::default(), &patch).await.expect("the patch is accepted");
+        insist("a patch", async || deployments.patch(name, &PatchParams::default(), &patch).await).await;
         seen(name).await;
     };
     patch("a", image_patch("v2")).await;
     patch("b", Patch::Merge(json!({ "spec": { "replicas": 5 } }))).await;
     patch("a", image_patch("v3")).await;
     patch("b", image_patch("v2")).await;
-    deployments.delete("c", &DeleteParams::background()).await.expect("it is accepted");
-    services.delete("c", &DeleteParams::default()).await.expect("it is accepted");
+    insist("a deletion", async || deployments.delete("c", &DeleteParams::background()).await).await;
+    insist("a deletion", async || services.delete("c", &DeleteParams::default()).await).await;
     patch("a", Patch::Merge(json!({ "spec": { "replicas": 2 } }))).await;
     patch("b", image_patch("v1")).await;
 }
@@ -233,41 +250,52 @@ async fn settled(client: &Client) -> BTreeMap<String, Value> {
     .await
 }
 
-/// The outcome where controllers and scheduler are killed and restarted at random moments.
+/// The outcome where parts are killed and restarted at random moments.
 async fn disturbed(seed: u64) -> BTreeMap<String, Value> {
     let mut cluster = Cluster::start(2, seed).await;
     let client = cluster.client();
-    let mut work = std::pin::pin!(operate(&client));
-    let (mut done, mut kills) = (false, 0);
-    let mut random = StdRng::seed_from_u64(seed);
-    while !done || kills < KILLS_MIN {
-        tokio::select! {
-            () = &mut work, if !done => done = true,
-            () = tokio::time::sleep(Duration::from_millis(random.random_range(10..400))) => {
-                if random.random_bool(0.7) {
-                    cluster.kill_controllers().await;
-                    cluster.start_controllers();
-                } else {
+    let done = AtomicBool::new(false);
+    let work = async {
+        operate(&client).await;
+        done.store(true, Ordering::Relaxed);
+    };
+    let chaos = async {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut kills = 0;
+        while kills < KILLS_MIN || !done.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(random.random_range(10..400))).await;
+            match random.random_range(0..10) {
+                0 => {
+                    cluster.kill_server().await;
+                    cluster.start_server().await;
+                }
+                1..=3 => {
                     cluster.kill_scheduler().await;
                     cluster.start_scheduler();
                 }
-                kills += 1;
+                _ => {
+                    cluster.kill_controllers().await;
+                    cluster.start_controllers();
+                }
             }
+            kills += 1;
         }
-    }
+    };
+    tokio::join!(work, chaos);
     settled(&client).await
 }
 
 const KILLS_MIN: usize = 10;
+const SEEDS: [u64; 2] = [33, 34];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn controllers_killed_at_any_moment_come_to_the_same_state() {
+async fn parts_killed_at_any_moment_come_to_the_same_state() {
     let undisturbed = {
         let cluster = Cluster::start(2, 32).await;
         operate(&cluster.client()).await;
         settled(&cluster.client()).await
     };
-    for seed in [33, 34] {
+    for seed in SEEDS {
         assert_eq!(disturbed(seed).await, undisturbed, "seed {seed}");
     }
 }
