@@ -31,9 +31,12 @@ pub fn spawn<K, E>(
         while let Some(item) = stream.next().await {
             match item {
                 Ok(event) => {
-                    delay = RETRY_MIN;
-                    if std::mem::take(&mut failing) {
-                        tracing::info!(kind, "watching again");
+                    // A list only begins with it.
+                    if !matches!(event, watcher::Event::Init) {
+                        delay = RETRY_MIN;
+                        if std::mem::take(&mut failing) {
+                            tracing::info!(kind, "watching again");
+                        }
                     }
                     if sender.send(wrap(event)).is_err() {
                         return;

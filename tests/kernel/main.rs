@@ -2,3 +2,4 @@
 
 mod datapath;
 mod netns;
+mod routing;

@@ -54,6 +54,9 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The hardware address of every host end: locally administered, and the same for all, so pods may be told before.
 pub const HOST_MAC: [u8; 6] = [0xee; 6];
 
+/// Times, a millisecond apart, that a new link is asked for its carrier.
+const OPERATIONAL_TRIES: u32 = 2000;
+
 #[derive(Clone, Debug)]
 pub struct PodLinkConfig<'a> {
     /// Name of the host end, at most 15 octets.
@@ -152,6 +155,8 @@ impl Links {
             messages.extend(pod_messages(*address, pod_index));
         }
         run(&mut pod, messages, &format!("setting up {} in the pod", config.pod_name))?;
+        await_operational(&mut pod, config.pod_name)?;
+        await_operational(&mut self.socket, name)?;
         Ok(PodLink { host_index, pod_mac })
     }
 
@@ -341,6 +346,25 @@ fn run(socket: &mut Socket, mut messages: Vec<Message>, doing: &str) -> io::Resu
         Some(refusal) => Err(annotate(refusal.into(), doing.to_owned())),
         None => Ok(()),
     }
+}
+
+/// Waits until the kernel's link watch has seen the carrier: before that a queue drops what is sent. A kernel that
+/// synchronizes the two on this query (6.8) answers at the first time.
+fn await_operational(socket: &mut Socket, name: &str) -> io::Result<()> {
+    const IFLA_OPERSTATE: u16 = 16;
+    const IF_OPER_UP: u8 = 6;
+    for _ in 0..OPERATIONAL_TRIES {
+        let message = Message::new(RTM_GETLINK, 0, &[0; 16]).string(IFLA_IFNAME, name);
+        let up = socket.query(message)?.iter().any(|answer| {
+            netlink::attributes(answer.body.get(16..).unwrap_or_default())
+                .any(|(kind, value)| kind == IFLA_OPERSTATE && value.first() == Some(&IF_OPER_UP))
+        });
+        if up {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, format!("link {name} has no carrier")))
 }
 
 fn index_of(socket: &mut Socket, name: &str) -> io::Result<u32> {

@@ -1,0 +1,281 @@
+//! The agent as a process, without an API server: what it knows from before must be enough.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::peers::{Bird, Process, wire};
+use crate::netns::{BpfDir, NetNs, eventually};
+
+/// A binary of this workspace, as it was built beside this test.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("this test's own path");
+    let path = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join(name);
+    assert!(path.exists(), "{} is missing: `cargo xtask test kernel` builds it", path.display());
+    path
+}
+
+/// An agent at 192.0.2.1 that owns block 10.244.0.64/26.
+pub struct Agent {
+    pub folder: TempDir,
+    bpf: BpfDir,
+    process: Option<Process>,
+}
+
+impl Agent {
+    pub fn start(host: &NetNs, extra: &[&str]) -> Agent {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path();
+        fs::create_dir(path.join("state")).expect("the state folder");
+        let mut allocator = ipam::Allocator::new(1);
+        let pool = ipam::Pool::with_default_blocks("10.244.0.0/16".parse().expect("a pool")).expect("a pool");
+        allocator.add_block("10.244.0.64/26".parse().expect("a block"), &pool);
+        let saved = serde_json::to_vec(&allocator).expect("JSON");
+        fs::write(path.join("state/ipam.json"), saved).expect("ipam.json");
+        fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
+        let mut agent = Agent { folder, bpf: BpfDir::new(), process: None };
+        agent.run(host, extra);
+        agent
+    }
+
+    /// Starts the process again over what is on disk and in the kernel.
+    pub fn run(&mut self, host: &NetNs, extra: &[&str]) {
+        let path = self.folder.path();
+        let cgroup = format!("/seaway-test-{}-{}/kubepods", std::process::id(), crate::netns::unique());
+        let mut command = Command::new(binary("seaway-agent"));
+        command
+            .args(["--node-name", "node-a", "--node-ip", "192.0.2.1", "--no-kubelet", "--no-dns"])
+            .args(["--cgroup-parent", &cgroup])
+            .arg("--kubeconfig")
+            .arg(path.join("kubeconfig"))
+            .arg("--state-dir")
+            .arg(path.join("state"))
+            .arg("--run-dir")
+            .arg(path.join("run"))
+            .arg("--cni-conf-dir")
+            .arg(path.join("net.d"))
+            .arg("--bpf-dir")
+            .arg(&self.bpf.path)
+            .args(extra);
+        self.process = Some(Process::start(host, &mut command, &path.join("agent.log")));
+        eventually("the agent's socket answers", || {
+            assert!(self.is_running(), "the agent has ended:\n{}", self.log());
+            self.get("/healthz").map(|_| ())
+        });
+    }
+
+    pub fn kill(&mut self) {
+        self.process.as_mut().expect("it was started").kill();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().expect("it was started").is_running()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("run/cni.sock")
+    }
+
+    fn get(&self, page: &str) -> Option<String> {
+        let mut stream = UnixStream::connect(self.folder.path().join("run/agent.sock")).ok()?;
+        let request = format!("GET {page} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+    }
+
+    pub fn json(&self, page: &str) -> Value {
+        let body = self.get(page).unwrap_or_else(|| panic!("{page} is not answered:\n{}", self.log()));
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{page}: {error}: {body}"))
+    }
+
+    pub fn await_peer(&mut self, address: &str, state: &str) {
+        eventually(&format!("peer {address} is {state}"), || {
+            let peers = self.json("/v1/peers");
+            let peer = peers.as_array()?.iter().find(|peer| peer["address"] == address)?;
+            (peer["state"] == state).then_some(())
+        });
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the agent said:\n{}", self.log());
+        }
+        self.process = None;
+        remove_cgroups();
+    }
+}
+
+/// The agents of this process leave empty cgroups: they do not undo anything when they end.
+fn remove_cgroups() {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
+    let tree =
+        mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
+    let Some(tree) = tree else { return };
+    let prefix = format!("seaway-test-{}-", std::process::id());
+    for entry in fs::read_dir(tree[1]).into_iter().flatten().flatten() {
+        let own_child = entry.file_name().to_string_lossy().starts_with(&prefix);
+        if own_child {
+            // Another test of this process may still use its own.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Credentials for a server that is not there: nothing listens in the namespace.
+const KUBECONFIG: &str = r#"{
+  "apiVersion": "v1", "kind": "Config", "current-context": "c",
+  "clusters": [{ "name": "c", "cluster": { "server": "http://127.0.0.1:1" } }],
+  "users": [{ "name": "u", "user": {} }],
+  "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u" } }]
+}"#;
+
+fn bird_has_block(bird: &Bird) -> bool {
+    bird.ask("show route 10.244.0.64/26").contains("192.0.2.1")
+}
+
+#[test]
+fn bird_learns_our_block_and_its_prefix_reaches_our_fib() {
+    let (host, other) = wire();
+    let mut agent = Agent::start(&host, &["--bgp-peer", "192.0.2.2"]);
+    let mut bird = Bird::start(&other, agent.folder.path());
+    bird.await_established();
+    eventually("BIRD has our block", || bird_has_block(&bird).then_some(()));
+    let shown = eventually("its prefix is in our FIB", || {
+        let shown = host.output("ip", &["route", "show", "10.77.0.0/16"]);
+        (!shown.is_empty()).then_some(shown)
+    });
+    assert!(shown.contains("via 192.0.2.2") && shown.contains("proto 180"), "{shown}");
+    let blackhole = host.output("ip", &["route", "show", "type", "blackhole"]);
+    assert!(blackhole.contains("10.244.0.64/26 proto 180"), "{blackhole}");
+    let routes = agent.json("/v1/routes");
+    let learned = routes.as_array().unwrap().iter().find(|route| route["prefix"] == "10.77.0.0/16").unwrap();
+    assert_eq!(learned["reason"], "only path");
+    assert_eq!(learned["kernel"]["installed"], true);
+    assert_eq!(agent.json("/v1/blocks")[0]["block"], "10.244.0.64/26");
+    agent.await_peer("192.0.2.2", "Established");
+    drop(bird);
+}
+
+#[test]
+fn an_agent_killed_twice_in_ten_seconds_loses_no_route_at_its_peer_nor_its_own() {
+    let (host, other) = wire();
+    let mut agent = Agent::start(&host, &["--bgp-peer", "192.0.2.2"]);
+    let mut bird = Bird::start(&other, agent.folder.path());
+    eventually("BIRD has our block", || bird_has_block(&bird).then_some(()));
+    eventually("its kernel too", || {
+        other.output("ip", &["route", "show", "10.244.0.64/26"]).contains("192.0.2.1").then_some(())
+    });
+    let monitor_log = agent.folder.path().join("monitor.log");
+    let mut monitor = Process::start(&other, Command::new("ip").args(["monitor", "route"]), &monitor_log);
+    for _ in 0..2 {
+        agent.kill();
+        assert!(bird_has_block(&bird), "kept while the agent is away");
+        assert!(host.output("ip", &["route", "show", "10.77.0.0/16"]).contains("192.0.2.2"));
+        agent.run(&host, &["--bgp-peer", "192.0.2.2"]);
+        agent.await_peer("192.0.2.2", "Established");
+        assert!(host.output("ip", &["route", "show", "10.77.0.0/16"]).contains("192.0.2.2"));
+    }
+    bird.await_established();
+    assert!(bird_has_block(&bird));
+    monitor.kill();
+    let changes = fs::read_to_string(monitor_log).expect("the monitor's log");
+    assert!(!changes.contains("Deleted 10.244.0.64/26"), "the peer's kernel lost the route:\n{changes}");
+}
+
+#[test]
+fn random_bytes_on_the_bgp_port_are_answered_with_a_notification_and_the_process_lives() {
+    let (host, other) = wire();
+    let mut agent = Agent::start(&host, &["--bgp-listen-range", "192.0.2.0/24"]);
+    // From inside the range: a message header error. From a stranger: a cease.
+    other.ip("address add 198.51.100.2/24 dev up0");
+    host.ip("address add 198.51.100.1/24 dev up0");
+    for (bind, expected) in [("192.0.2.2:0", [1, 1]), ("198.51.100.2:0", [6, 5])] {
+        let answer = other.run(|| send_garbage(bind.parse().expect("an address")));
+        let notification = first_notification(&answer);
+        assert_eq!(notification, Some(expected), "from {bind}: {answer:?}");
+    }
+    assert!(agent.is_running());
+    agent.json("/v1/peers");
+}
+
+/// Sends what is not BGP and returns all that comes back.
+fn send_garbage(source: SocketAddr) -> Vec<u8> {
+    use std::os::fd::FromRawFd;
+    let target: SocketAddr = "192.0.2.1:179".parse().expect("an address");
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Stream,
+        nix::sys::socket::SockFlag::empty(),
+        None,
+    )
+    .expect("a socket");
+    let address = |address: SocketAddr| nix::sys::socket::SockaddrStorage::from(address);
+    nix::sys::socket::bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &address(source)).expect("the source");
+    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address(target))
+        .expect("connecting");
+    // SAFETY: the descriptor is given up by `into_raw_fd` and owned by the stream alone.
+    let mut stream = unsafe { TcpStream::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(socket)) };
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    let garbage: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    // The agent may have closed already.
+    let _ = stream.write_all(&garbage);
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        answer.extend_from_slice(&buffer[..length]);
+    }
+    answer
+}
+
+/// Code and subcode of the first NOTIFICATION in a stream of messages.
+fn first_notification(mut stream: &[u8]) -> Option<[u8; 2]> {
+    while stream.len() >= 21 {
+        let length = usize::from(u16::from_be_bytes([stream[16], stream[17]]));
+        if stream[18] == 3 {
+            return Some([stream[19], stream[20]]);
+        }
+        stream = stream.get(length..)?;
+    }
+    None
+}
+
+#[test]
+fn a_damaged_allocation_file_stops_the_agent_with_its_name() {
+    let (host, _other) = wire();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path: &Path = folder.path();
+    fs::create_dir(path.join("state")).expect("the state folder");
+    fs::write(path.join("state/ipam.json"), "{\"blocks\": [").expect("ipam.json");
+    fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
+    let output = host.run(|| {
+        Command::new(binary("seaway-agent"))
+            .args(["--node-name", "node-a", "--node-ip", "192.0.2.1", "--router-only"])
+            .arg("--kubeconfig")
+            .arg(path.join("kubeconfig"))
+            .arg("--state-dir")
+            .arg(path.join("state"))
+            .arg("--run-dir")
+            .arg(path.join("run"))
+            .output()
+            .expect("running the agent")
+    });
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(said.contains("ipam.json is damaged"), "{said}");
+}
