@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 
@@ -36,6 +36,34 @@ pub struct Group {
     pub address_type: &'static str,
     /// The ports that every endpoint of the group serves.
     pub ports: Vec<Port>,
+}
+
+/// Whose slices they are.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Name of the Service, from which the names of slices are generated.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// All labels of each slice.
+    pub labels: BTreeMap<String, String>,
+    /// What goes takes the slices with it.
+    pub owner: OwnerReference,
+}
+
+impl Origin {
+    /// The Service itself.
+    pub fn of(service: &Service) -> Self {
+        let mut labels = services::labels(service);
+        labels.insert(SERVICE_NAME.into(), service.name_any());
+        labels.insert(MANAGED_BY.into(), MANAGER.into());
+        Self {
+            name: service.name_any(),
+            namespace: service.namespace(),
+            labels,
+            owner: pods::controller_reference(service),
+        }
+    }
 }
 
 /// What to write so that the slices say what they should.
@@ -106,7 +134,7 @@ fn endpoint(
 
 /// Compares what should be with the slices that are.
 pub fn plan(
-    service: &Service,
+    origin: &Origin,
     desired: BTreeMap<Group, Vec<Endpoint>>,
     actual: &[Arc<EndpointSlice>],
     triggered: Option<String>,
@@ -116,7 +144,7 @@ pub fn plan(
     for (group, endpoints) in desired {
         let (mine, rest): (Vec<_>, Vec<_>) = unused.into_iter().partition(|slice| is_of_group(slice, &group));
         unused = rest;
-        plan_group(&mut plan, service, &group, endpoints, mine, triggered.as_deref());
+        plan_group(&mut plan, origin, &group, endpoints, mine, triggered.as_deref());
     }
     plan.delete.extend(unused);
     plan
@@ -124,7 +152,7 @@ pub fn plan(
 
 fn plan_group(
     plan: &mut Plan,
-    service: &Service,
+    origin: &Origin,
     group: &Group,
     endpoints: Vec<Endpoint>,
     slices: Vec<Arc<EndpointSlice>>,
@@ -138,7 +166,7 @@ fn plan_group(
         let old = slice.endpoints.clone().unwrap_or_default();
         let new: Vec<Endpoint> =
             old.iter().filter_map(|endpoint| missing.remove(&identity(endpoint))).collect();
-        let changed = new != old || !has_metadata(&slice, service);
+        let changed = new != old || !has_metadata(&slice, origin);
         kept.push((slice, new, changed));
     }
     let mut missing: Vec<Endpoint> = missing.into_values().collect();
@@ -157,11 +185,11 @@ fn plan_group(
         *changed = true;
     }
     for chunk in missing.chunks(ENDPOINTS_MAX) {
-        plan.create.push(make(service, group, chunk.to_vec(), triggered));
+        plan.create.push(make(origin, group, chunk.to_vec(), triggered));
     }
     let mut has_placeholder = !is_empty;
     if is_empty && kept.is_empty() {
-        plan.create.push(make(service, group, Vec::new(), triggered));
+        plan.create.push(make(origin, group, Vec::new(), triggered));
     }
     for (slice, endpoints, changed) in kept {
         if endpoints.is_empty() && has_placeholder {
@@ -170,7 +198,7 @@ fn plan_group(
         }
         has_placeholder = true;
         if changed {
-            plan.update.push(rewrite(service, &slice, endpoints, triggered));
+            plan.update.push(rewrite(origin, &slice, endpoints, triggered));
         }
     }
 }
@@ -197,23 +225,11 @@ fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
     ports
 }
 
-fn slice_labels(service: &Service) -> BTreeMap<String, String> {
-    let mut labels = services::labels(service);
-    labels.insert(SERVICE_NAME.into(), service.name_any());
-    labels.insert(MANAGED_BY.into(), MANAGER.into());
-    labels
+fn has_metadata(slice: &EndpointSlice, origin: &Origin) -> bool {
+    *slice.labels() == origin.labels && crate::store::owner_uid(slice) == Some(&origin.owner.uid)
 }
 
-fn has_metadata(slice: &EndpointSlice, service: &Service) -> bool {
-    *slice.labels() == slice_labels(service) && crate::store::owner_uid(slice) == service.uid().as_deref()
-}
-
-fn make(
-    service: &Service,
-    group: &Group,
-    endpoints: Vec<Endpoint>,
-    triggered: Option<&str>,
-) -> EndpointSlice {
+fn make(origin: &Origin, group: &Group, endpoints: Vec<Endpoint>, triggered: Option<&str>) -> EndpointSlice {
     let ports = group.ports.iter().map(|port| EndpointPort {
         name: Some(port.name.clone()),
         protocol: Some(port.protocol.clone()),
@@ -222,11 +238,11 @@ fn make(
     });
     EndpointSlice {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", service.name_any())),
-            namespace: service.namespace(),
-            labels: Some(slice_labels(service)),
+            generate_name: Some(format!("{}-", origin.name)),
+            namespace: origin.namespace.clone(),
+            labels: Some(origin.labels.clone()),
             annotations: triggered.map(|at| [(services::TRIGGER_TIME.to_owned(), at.to_owned())].into()),
-            owner_references: Some(vec![pods::controller_reference(service)]),
+            owner_references: Some(vec![origin.owner.clone()]),
             ..ObjectMeta::default()
         },
         address_type: group.address_type.to_owned(),
@@ -236,14 +252,14 @@ fn make(
 }
 
 fn rewrite(
-    service: &Service,
+    origin: &Origin,
     slice: &EndpointSlice,
     endpoints: Vec<Endpoint>,
     triggered: Option<&str>,
 ) -> EndpointSlice {
     let mut slice = slice.clone();
-    slice.metadata.labels = Some(slice_labels(service));
-    slice.metadata.owner_references = Some(vec![pods::controller_reference(service)]);
+    slice.metadata.labels = Some(origin.labels.clone());
+    slice.metadata.owner_references = Some(vec![origin.owner.clone()]);
     if let Some(triggered) = triggered {
         slice.annotations_mut().insert(services::TRIGGER_TIME.into(), triggered.to_owned());
     }
@@ -304,46 +320,46 @@ impl Reconcile for Controller {
         let zone = |node: &str| zone_of(&*self.cluster.nodes.get(&Key::cluster(node))?);
         let triggered = services::triggered_at(&service, &backends).map(|at| at.to_string());
         let plan = plan(
-            &service,
+            &Origin::of(&service),
             desired(&service, &backends, zone),
-            &slices_of(&self.cluster.endpoint_slices, key),
+            &slices_of(&self.cluster.endpoint_slices, key, MANAGER),
             triggered,
         );
-        self.apply(&key.namespace, plan).await?;
+        apply(&self.cluster, &key.namespace, plan).await?;
         Ok(Next::Change)
     }
 }
 
-fn slices_of(slices: &Store<EndpointSlice>, service: &Key) -> Vec<Arc<EndpointSlice>> {
+/// The slices of a Service that `manager` maintains.
+pub fn slices_of(slices: &Store<EndpointSlice>, service: &Key, manager: &str) -> Vec<Arc<EndpointSlice>> {
     let mut slices = slices.in_namespace(&service.namespace);
     slices.retain(|slice| {
-        is_ours(slice)
+        slice.labels().get(MANAGED_BY).is_some_and(|by| by == manager)
             && slice.labels().get(SERVICE_NAME) == Some(&service.name)
             && slice.metadata.deletion_timestamp.is_none()
     });
     slices
 }
 
-impl Controller {
-    async fn apply(&self, namespace: &str, plan: Plan) -> Result<()> {
-        let api = Api::<EndpointSlice>::namespaced(self.cluster.client.clone(), namespace);
-        for slice in plan.create {
-            match api.create(&PostParams::default(), &slice).await {
-                Ok(created) => self.cluster.endpoint_slices.observe(&created),
-                Err(error) if crate::replica_set::in_terminating_namespace(&error) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
+/// Writes what is planned.
+pub async fn apply(cluster: &Cluster, namespace: &str, plan: Plan) -> Result<()> {
+    let api = Api::<EndpointSlice>::namespaced(cluster.client.clone(), namespace);
+    for slice in plan.create {
+        match api.create(&PostParams::default(), &slice).await {
+            Ok(created) => cluster.endpoint_slices.observe(&created),
+            Err(error) if crate::replica_set::in_terminating_namespace(&error) => return Ok(()),
+            Err(error) => return Err(error.into()),
         }
-        for slice in plan.update {
-            let written = api.replace(&slice.name_any(), &PostParams::default(), &slice).await?;
-            self.cluster.endpoint_slices.observe(&written);
-        }
-        for slice in plan.delete {
-            found(api.delete(&slice.name_any(), &DeleteParams::default()).await)?;
-            self.cluster.endpoint_slices.forget(&Key::of(&*slice), &slice.uid().unwrap_or_default());
-        }
-        Ok(())
     }
+    for slice in plan.update {
+        let written = api.replace(&slice.name_any(), &PostParams::default(), &slice).await?;
+        cluster.endpoint_slices.observe(&written);
+    }
+    for slice in plan.delete {
+        found(api.delete(&slice.name_any(), &DeleteParams::default()).await)?;
+        cluster.endpoint_slices.forget(&Key::of(&*slice), &slice.uid().unwrap_or_default());
+    }
+    Ok(())
 }
 
 /// All addresses that `slices` name, to compare two ways of getting there.

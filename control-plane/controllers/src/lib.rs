@@ -22,6 +22,7 @@ pub mod deployment;
 pub mod discovery;
 pub mod disruption;
 pub mod endpoint_slice;
+pub mod endpoint_slice_mirroring;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
@@ -96,6 +97,7 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
     controllers.start(stateful_set::new(&cluster), 2);
     controllers.start(ttl_after_finished::new(&cluster), 1);
     controllers.start(endpoint_slice::new(&cluster), 4);
+    controllers.start(endpoint_slice_mirroring::new(&cluster), 1);
     controllers.start(endpoints::new(&cluster), 2);
     controllers.start(namespace::new(&cluster), 4);
     controllers.start(service_account::service_accounts(&cluster), 1);

@@ -40,97 +40,85 @@ impl Content {
     }
 }
 
+/// What a condition says of each outcome.
+struct Saying {
+    kind: &'static str,
+    /// Reason and message where nothing is wrong.
+    good: (&'static str, &'static str),
+    /// Reason where something is, and the message that names it.
+    bad: (&'static str, fn(&Content) -> Option<String>),
+}
+
+const SAYINGS: [Saying; 5] = [
+    Saying {
+        kind: "NamespaceDeletionDiscoveryFailure",
+        good: ("ResourcesDiscovered", "All resources successfully discovered"),
+        bad: ("DiscoveryFailed", |content| {
+            let list = named(&content.undiscovered)?;
+            Some(format!("Discovery failed for some groups, {} failing: {list}", content.undiscovered.len()))
+        }),
+    },
+    Saying {
+        kind: "NamespaceDeletionGroupVersionParsingFailure",
+        good: ("ParsedGroupVersions", "All legacy kube types successfully parsed"),
+        bad: ("GroupVersionParsingFailed", |_| None),
+    },
+    Saying {
+        kind: "NamespaceDeletionContentFailure",
+        good: ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
+        bad: ("ContentDeletionFailed", |content| {
+            let list = named(&content.failures)?;
+            Some(format!("Failed to delete all resource types, {} remaining: {list}", content.failures.len()))
+        }),
+    },
+    Saying {
+        kind: "NamespaceContentRemaining",
+        good: ("ContentRemoved", "All content successfully removed"),
+        bad: ("SomeResourcesRemain", |content| {
+            Some(format!("Some resources are remaining: {}", counted(&content.remaining, "has")?))
+        }),
+    },
+    Saying {
+        kind: "NamespaceFinalizersRemaining",
+        good: ("ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+        bad: ("SomeFinalizersRemain", |content| {
+            let list = counted(&content.finalizers, "in")?;
+            Some(format!("Some content in the namespace has finalizers remaining: {list}"))
+        }),
+    },
+];
+
+fn named(list: &[String]) -> Option<String> {
+    (!list.is_empty()).then(|| list.join(", "))
+}
+
+fn counted(what: &BTreeMap<String, usize>, verb: &str) -> Option<String> {
+    let parts: Vec<String> =
+        what.iter().map(|(name, count)| format!("{name} {verb} {count} resource instances")).collect();
+    named(&parts)
+}
+
 /// The conditions that tell what `content` holds; a condition that says the same keeps its time.
 pub fn conditions(content: &Content, old: &[NamespaceCondition], now: &Time) -> Vec<NamespaceCondition> {
-    let counted = |what: &BTreeMap<String, usize>, unit: &str| {
-        let parts: Vec<String> =
-            what.iter().map(|(name, count)| format!("{name}{unit}{count} resource instances")).collect();
-        parts.join(", ")
-    };
-    let pick = |bad: bool, reasons: (&str, &str), messages: (&str, String)| match bad {
-        true => ("True", reasons.1.to_owned(), messages.1),
-        false => ("False", reasons.0.to_owned(), messages.0.to_owned()),
-    };
-    let said = [
-        (
-            "NamespaceDeletionDiscoveryFailure",
-            pick(
-                !content.undiscovered.is_empty(),
-                ("ResourcesDiscovered", "DiscoveryFailed"),
-                (
-                    "All resources successfully discovered",
-                    format!(
-                        "Discovery failed for some groups, {} failing: {}",
-                        content.undiscovered.len(),
-                        content.undiscovered.join(", ")
-                    ),
-                ),
-            ),
-        ),
-        (
-            "NamespaceDeletionGroupVersionParsingFailure",
-            pick(
-                false,
-                ("ParsedGroupVersions", "GroupVersionParsingFailed"),
-                ("All legacy kube types successfully parsed", String::new()),
-            ),
-        ),
-        (
-            "NamespaceDeletionContentFailure",
-            pick(
-                !content.failures.is_empty(),
-                ("ContentDeleted", "ContentDeletionFailed"),
-                (
-                    "All content successfully deleted, may be waiting on finalization",
-                    format!(
-                        "Failed to delete all resource types, {} remaining: {}",
-                        content.failures.len(),
-                        content.failures.join(", ")
-                    ),
-                ),
-            ),
-        ),
-        (
-            "NamespaceContentRemaining",
-            pick(
-                !content.remaining.is_empty(),
-                ("ContentRemoved", "SomeResourcesRemain"),
-                (
-                    "All content successfully removed",
-                    format!("Some resources are remaining: {}", counted(&content.remaining, " has ")),
-                ),
-            ),
-        ),
-        (
-            "NamespaceFinalizersRemaining",
-            pick(
-                !content.finalizers.is_empty(),
-                ("ContentHasNoFinalizers", "SomeFinalizersRemain"),
-                (
-                    "All content-preserving finalizers finished",
-                    format!(
-                        "Some content in the namespace has finalizers remaining: {}",
-                        counted(&content.finalizers, " in ")
-                    ),
-                ),
-            ),
-        ),
-    ];
-    let others =
-        old.iter().filter(|condition| said.iter().all(|(kind, _)| condition.type_ != *kind)).cloned();
-    let said = said.iter().map(|(kind, (status, reason, message))| {
-        let known = old.iter().find(|condition| condition.type_ == *kind && condition.status == *status);
+    let foreign =
+        |condition: &&NamespaceCondition| SAYINGS.iter().all(|saying| condition.type_ != saying.kind);
+    let said = SAYINGS.iter().map(|saying| {
+        let (status, reason, message) = match saying.bad.1(content) {
+            Some(message) => ("True", saying.bad.0, message),
+            None => ("False", saying.good.0, saying.good.1.to_owned()),
+        };
+        let known = old.iter().find(|condition| condition.type_ == saying.kind && condition.status == status);
         NamespaceCondition {
-            type_: (*kind).to_owned(),
-            status: (*status).to_owned(),
-            reason: Some(reason.clone()),
-            message: Some(message.clone()),
+            type_: saying.kind.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
             last_transition_time: known
                 .and_then(|known| known.last_transition_time.clone())
                 .or_else(|| Some(now.clone())),
         }
     });
-    others.chain(said).collect()
+    old.iter().filter(foreign).cloned().chain(said).collect()
 }
 
 /// The Namespace controller.

@@ -88,15 +88,15 @@ fn owned(slices: &[Arc<EndpointSlice>]) -> Vec<EndpointSlice> {
 fn a_service_without_pods_gets_one_empty_slice_and_keeps_it() {
     let web = service(IntOrString::Int(80));
     let mut names = 0;
-    let slices = apply(&[], plan(&web, desired(&web, &[], no_zone), &[], None), &mut names);
+    let slices = apply(&[], plan(&Origin::of(&web), desired(&web, &[], no_zone), &[], None), &mut names);
     assert_eq!(slices.len(), 1);
-    assert_eq!(plan(&web, desired(&web, &[], no_zone), &slices, None), Plan::default());
+    assert_eq!(plan(&Origin::of(&web), desired(&web, &[], no_zone), &slices, None), Plan::default());
 }
 
 #[test]
 fn two_hundred_and_fifty_pods_fill_three_slices() {
     let web = service(IntOrString::Int(80));
-    let plan = plan(&web, desired(&web, &pods(0..250), no_zone), &[], None);
+    let plan = plan(&Origin::of(&web), desired(&web, &pods(0..250), no_zone), &[], None);
     let sizes: Vec<usize> = plan.create.iter().map(|slice| slice.endpoints.as_ref().unwrap().len()).collect();
     assert_eq!(sizes, [100, 100, 50]);
 }
@@ -146,8 +146,9 @@ fn dual_stack_services_get_slices_of_both_families() {
 fn one_more_pod_rewrites_one_slice_only() {
     let web = service(IntOrString::Int(80));
     let mut names = 0;
-    let slices = apply(&[], plan(&web, desired(&web, &pods(0..250), no_zone), &[], None), &mut names);
-    let plan = plan(&web, desired(&web, &pods(0..251), no_zone), &slices, None);
+    let slices =
+        apply(&[], plan(&Origin::of(&web), desired(&web, &pods(0..250), no_zone), &[], None), &mut names);
+    let plan = plan(&Origin::of(&web), desired(&web, &pods(0..251), no_zone), &slices, None);
     assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 1, 0));
 }
 
@@ -155,9 +156,10 @@ fn one_more_pod_rewrites_one_slice_only() {
 fn a_changed_label_of_the_service_reaches_its_slices() {
     let mut web = service(IntOrString::Int(80));
     let mut names = 0;
-    let slices = apply(&[], plan(&web, desired(&web, &pods(0..2), no_zone), &[], None), &mut names);
+    let slices =
+        apply(&[], plan(&Origin::of(&web), desired(&web, &pods(0..2), no_zone), &[], None), &mut names);
     web.labels_mut().insert("tier".into(), "back".into());
-    let plan = plan(&web, desired(&web, &pods(0..2), no_zone), &slices, None);
+    let plan = plan(&Origin::of(&web), desired(&web, &pods(0..2), no_zone), &slices, None);
     assert_eq!(plan.update[0].labels()["tier"], "back");
 }
 
@@ -170,13 +172,13 @@ proptest! {
         let web = service(IntOrString::Int(80));
         let (mut slices, mut names) = (Vec::new(), 0);
         for state in &history {
-            let next = plan(&web, desired(&web, &pods(state.iter().copied()), no_zone), &slices, None);
+            let next = plan(&Origin::of(&web), desired(&web, &pods(state.iter().copied()), no_zone), &slices, None);
             slices = apply(&slices, next, &mut names);
         }
         let last = pods(history.last().unwrap().iter().copied());
-        let fresh = plan(&web, desired(&web, &last, no_zone), &[], None).create;
+        let fresh = plan(&Origin::of(&web), desired(&web, &last, no_zone), &[], None).create;
         prop_assert_eq!(addresses(&owned(&slices)), addresses(&fresh));
         prop_assert!(slices.iter().all(|slice| slice.endpoints.as_ref().unwrap().len() <= ENDPOINTS_MAX));
-        prop_assert_eq!(plan(&web, desired(&web, &last, no_zone), &slices, None), Plan::default());
+        prop_assert_eq!(plan(&Origin::of(&web), desired(&web, &last, no_zone), &slices, None), Plan::default());
     }
 }
