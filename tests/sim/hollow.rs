@@ -1,7 +1,8 @@
 //! A node without containers: what a kubelet says to the API, said about pods that do not run.
 //!
 //! It registers, renews its Lease, reports pods bound to it as running and ready with an address that it makes up, and lets
-//! deleted ones go within their grace period. A pod annotated `hollow/ready: "false"` runs and is not ready.
+//! deleted ones go within their grace period. A pod annotated `hollow/ready: "false"` runs and is not ready; one annotated
+//! `hollow/ends: Succeeded` or `Failed` does so.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -31,6 +32,8 @@ use crate::observe::condition;
 
 /// On a pod: what its readiness shall be.
 pub const READY_ANNOTATION: &str = "hollow/ready";
+/// On a pod: the phase in which it ends soon after it began to run.
+pub const ENDS_ANNOTATION: &str = "hollow/ends";
 const BEAT: Duration = Duration::from_millis(300);
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -227,11 +230,14 @@ impl Kubelet {
     }
 
     async fn report(&mut self, pod: &Pod) -> kube::Result<()> {
-        let ready = pod.annotations().get(READY_ANNOTATION).is_none_or(|wanted| wanted != "false");
-        let ready = if ready { "True" } else { "False" };
+        let said = |annotation: &str| pod.annotations().get(annotation).map(String::as_str);
         let status = pod.status.clone().unwrap_or_default();
-        let runs = status.phase.as_deref() == Some("Running");
-        if runs && condition(pod, "Ready").is_some_and(|found| found.status == ready) {
+        let before = status.phase.as_deref().unwrap_or_default();
+        let phase = if before == "Running" { said(ENDS_ANNOTATION).unwrap_or("Running") } else { "Running" };
+        let ready = phase == "Running" && said(READY_ANNOTATION) != Some("false");
+        let ready = if ready { "True" } else { "False" };
+        let ended = matches!(before, "Succeeded" | "Failed");
+        if ended || (before == phase && condition(pod, "Ready").is_some_and(|found| found.status == ready)) {
             return Ok(());
         }
         let ip = status.pod_ip.unwrap_or_else(|| {
@@ -243,14 +249,22 @@ impl Kubelet {
             [("PodScheduled", "True"), ("Initialized", "True"), ("ContainersReady", ready), ("Ready", ready)]
                 .map(|(kind, status)| json!({ "type": kind, "status": status, "lastTransitionTime": now }))
                 .into();
-        let containers: Vec<Value> = pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| json!({
-            "name": container.name, "image": container.image, "imageID": "", "containerID": "hollow://1",
-            "ready": ready == "True", "started": true, "restartCount": 0, "state": { "running": { "startedAt": now } },
-        })).collect();
+        let state = match phase {
+            "Running" => json!({ "running": { "startedAt": now } }),
+            ended => json!({ "running": null, "terminated": {
+                "exitCode": i32::from(ended == "Failed"), "startedAt": now, "finishedAt": now } }),
+        };
+        let containers = pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| {
+            json!({
+                "name": container.name, "image": container.image, "imageID": "", "containerID": "hollow://1",
+                "ready": ready == "True", "started": phase == "Running", "restartCount": 0, "state": state,
+            })
+        });
         let patch = json!({ "metadata": { "uid": pod.uid() }, "status": {
-            "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
+            "phase": phase, "podIP": ip, "podIPs": [{ "ip": ip }],
             "hostIP": self.address(), "hostIPs": [{ "ip": self.address() }],
-            "startTime": status.start_time.unwrap_or(now), "conditions": conditions, "containerStatuses": containers,
+            "startTime": status.start_time.unwrap_or(now), "conditions": conditions,
+            "containerStatuses": containers.collect::<Vec<_>>(),
         } });
         let patch = Patch::Strategic(patch);
         let written =

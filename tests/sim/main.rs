@@ -15,3 +15,4 @@ mod hollow;
 mod observe;
 mod restart;
 mod rollout;
+mod workload;
