@@ -56,7 +56,6 @@ pub struct Context {
     pub capacity: Capacity,
     /// Addresses of the node as text, primary first.
     pub host_ips: Vec<String>,
-    pub hostname: String,
 }
 
 impl Context {

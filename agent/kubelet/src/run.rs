@@ -138,7 +138,6 @@ fn make_context(
     services: reflector::Store<Service>,
 ) -> Context {
     let objects = Objects::new(client.clone(), changed_objects);
-    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     Context {
         client: client.clone(),
         images: Images::new(runtime.clone()),
@@ -155,7 +154,6 @@ fn make_context(
         owners: Owners::default(),
         capacity: node::capacity(&config),
         host_ips: config.node_ips.iter().map(ToString::to_string).collect(),
-        hostname: hostname.unwrap_or_else(|| config.node_name.clone()),
         config,
     }
 }

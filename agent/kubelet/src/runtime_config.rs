@@ -34,13 +34,12 @@ fn labels(pod: &Pod) -> HashMap<String, String> {
     ])
 }
 
-/// The sandbox of `pod`. `node_hostname` names pods in the host's network.
+/// The sandbox of `pod`.
 pub fn sandbox(
     pod: &Pod,
     config: &Config,
     cgroup_path: &str,
     host_dns: &cri::DnsConfig,
-    node_hostname: &str,
     attempt: u32,
 ) -> cri::PodSandboxConfig {
     let default_spec = PodSpec::default();
@@ -58,7 +57,8 @@ pub fn sandbox(
             namespace: pod::namespace(pod).to_owned(),
             attempt,
         }),
-        hostname: if host_network { node_hostname.to_owned() } else { hostname },
+        // A pod in the host's network shares its UTS namespace too, whose name is not the pod's to set.
+        hostname: if host_network { String::new() } else { hostname },
         log_directory: log_dir(config, pod).display().to_string(),
         dns_config: Some(dns::resolv_conf(pod, config, host_dns)),
         port_mappings: port_mappings(spec),
@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_sandbox_has_ports_and_labels_that_the_pod_cannot_forge() {
-        let config = sandbox(&pod(), &config(), "/kubepods/podu", &cri::DnsConfig::default(), "node", 0);
+        let config = sandbox(&pod(), &config(), "/kubepods/podu", &cri::DnsConfig::default(), 0);
         assert_eq!(config.labels[LABEL_POD_UID], "u");
         assert_eq!(config.labels["app"], "x");
         let port = &config.port_mappings[0];

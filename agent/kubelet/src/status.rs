@@ -89,6 +89,18 @@ pub fn compute(pod: &Pod, previous: &PodStatus, view: &View<'_>, now: Timestamp)
         status.reason = Some(failure.reason.clone());
         status.message = Some(failure.message.clone());
     }
+    let was_refused = phase == "Failed"
+        && previous.phase.as_deref() == Some("Failed")
+        && previous.container_statuses.is_none();
+    if view.actual.containers.is_empty()
+        && previous.pod_ip.is_none()
+        && (view.failure.is_some() || was_refused)
+    {
+        // Nothing of a refused pod ever waits to run.
+        status.container_statuses = None;
+        status.init_container_statuses = None;
+        status.ephemeral_container_statuses = None;
+    }
     addresses(&mut status, spec, previous, view);
     conditions(pod, &mut status, previous, view, initialized_before, now);
     status
@@ -491,7 +503,14 @@ fn conditions(
 /// came later.
 pub fn patch(uid: &str, previous: &PodStatus, status: &PodStatus) -> Value {
     let mut body = serde_json::to_value(status).unwrap_or_default();
-    let owned = ["reason", "message", "podIP", "initContainerStatuses", "ephemeralContainerStatuses"];
+    let owned = [
+        "reason",
+        "message",
+        "podIP",
+        "containerStatuses",
+        "initContainerStatuses",
+        "ephemeralContainerStatuses",
+    ];
     if let Some(fields) = body.as_object_mut() {
         for field in owned {
             fields.entry(field).or_insert(Value::Null);

@@ -292,7 +292,7 @@ async fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> k8s_cri::
     let spec = pod.spec.clone().unwrap_or_default();
     let cgroup = context.cgroups.pod_path(&spec, pod::uid(pod));
     let dns = context.host_dns().await;
-    runtime_config::sandbox(pod, &context.config, &cgroup, &dns, &context.hostname, attempt)
+    runtime_config::sandbox(pod, &context.config, &cgroup, &dns, attempt)
 }
 
 async fn teardown(context: &Context, pod: &Pod) -> Result<(), String> {
