@@ -68,6 +68,9 @@ pub struct ServerArguments {
     pub cluster_cidr: IpNetwork,
     #[arg(long, global = true, env = "SEAWAY_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
+    /// Seconds that a node may be silent before it counts as unreachable.
+    #[arg(long, global = true, env = "SEAWAY_NODE_MONITOR_GRACE_PERIOD", default_value_t = 50)]
+    pub node_monitor_grace_period: u64,
     /// Another name or address for the serving certificate; may be given more than once.
     #[arg(long, global = true)]
     pub san: Vec<String>,

@@ -1,6 +1,6 @@
 //! The processes of the control plane, until SIGTERM or SIGINT.
 
-use std::{future::Future, net::SocketAddr};
+use std::{future::Future, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use apiserver::{Config, Identity, Server, Store, security::GROUP_MASTERS, server::listen};
@@ -63,7 +63,11 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
         parts.spawn(scheduler::run(client(&server, SCHEDULER, &[]), stop.child_token()));
         let root_ca_pem =
             std::fs::read_to_string(&ca).with_context(|| format!("cannot read {}", ca.display()))?;
-        let config = controllers::Config { root_ca_pem, ..controllers::Config::default() };
+        let config = controllers::Config {
+            root_ca_pem,
+            node_monitor_grace_period: Duration::from_secs(arguments.node_monitor_grace_period),
+            ..controllers::Config::default()
+        };
         // Upstream runs each controller under an account of its own, which together may do nearly all of this.
         let client = client(&server, CONTROLLERS, &[GROUP_MASTERS]);
         parts.spawn(controllers::run_with(client, config, stop.child_token()));
