@@ -29,33 +29,6 @@ impl IncludeObject {
     }
 }
 
-const DEFAULT_COLUMNS: [Column; 2] = [
-    Column {
-        name: "Name",
-        kind: "string",
-        format: "name",
-        description: "Name must be unique within a namespace. Is required when creating resources, although some \
-                      resources may allow a client to request the generation of an appropriate name automatically.",
-        priority: 0,
-        cell: |object, _| object["metadata"]["name"].clone(),
-    },
-    Column {
-        name: "Created At",
-        kind: "date",
-        format: "",
-        description: "CreationTimestamp is a timestamp representing the server time when this object was created.",
-        priority: 0,
-        cell: |object, _| object["metadata"]["creationTimestamp"].clone(),
-    },
-];
-
-fn columns(strategy: &dyn Strategy) -> &[Column] {
-    match strategy.columns() {
-        [] => &DEFAULT_COLUMNS,
-        columns => columns,
-    }
-}
-
 /// Renders objects as rows of a Table.
 pub struct Tabler<'a> {
     pub strategy: &'a dyn Strategy,
@@ -68,7 +41,7 @@ pub struct Tabler<'a> {
 impl Tabler<'_> {
     pub fn row(&self, object: Value) -> Value {
         let cells: Vec<Value> =
-            columns(self.strategy).iter().map(|column| (column.cell)(&object, self.now)).collect();
+            self.strategy.columns().iter().map(|column| (column.cell)(&object, self.now)).collect();
         let mut row = Map::from_iter([("cells".to_owned(), Value::from(cells))]);
         match self.include {
             IncludeObject::None => {}
@@ -85,7 +58,7 @@ impl Tabler<'_> {
     /// The whole Table; `metadata` is that of a list (resourceVersion, continue, remainingItemCount).
     pub fn table(&self, metadata: Value, rows: Vec<Value>, with_columns: bool) -> Value {
         let definitions: Vec<Value> =
-            if with_columns { columns(self.strategy).iter().map(definition).collect() } else { Vec::new() };
+            if with_columns { self.strategy.columns().iter().map(definition).collect() } else { Vec::new() };
         json!({
             "kind": "Table",
             "apiVersion": format!("meta.k8s.io/{}", self.meta_version),
@@ -123,15 +96,17 @@ mod tests {
     impl Strategy for Plain {}
 
     #[test]
-    fn a_kind_without_columns_shows_name_and_age() {
-        let object = json!({"kind": "X", "metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
-        let tabler =
-            Tabler { strategy: &Plain, meta_version: "v1", include: IncludeObject::Metadata, now: 0 };
+    fn a_kind_without_columns_of_its_own_shows_name_and_age() {
+        let created = "2026-01-01T00:00:00Z";
+        let object =
+            json!({"kind": "X", "metadata": {"name": "a", "creationTimestamp": created}, "spec": {}});
+        let now = api::time::parse(created).unwrap().as_second() + 5 * 86_400;
+        let tabler = Tabler { strategy: &Plain, meta_version: "v1", include: IncludeObject::Metadata, now };
         let row = tabler.row(object);
-        assert_eq!(row["cells"], json!(["a", "2026-01-01T00:00:00Z"]));
+        assert_eq!(row["cells"], json!(["a", "5d"]));
         assert_eq!(row["object"]["kind"], "PartialObjectMetadata");
         assert_eq!(row["object"].get("spec"), None);
         let table = tabler.table(json!({}), vec![row], true);
-        assert_eq!(table["columnDefinitions"][1]["name"], "Created At");
+        assert_eq!(table["columnDefinitions"][1]["name"], "Age");
     }
 }

@@ -282,6 +282,7 @@ async fn unknown_and_duplicate_fields_are_refused_told_or_ignored() {
 async fn bad_bodies_are_refused_with_what_and_where() {
     let server = TestServer::start().await;
     let admin = server.admin();
+    make_default_account(&admin).await;
     let json = [("content-type", "application/json")];
     let yaml = [("content-type", "application/yaml")];
     let broken = admin.send("POST", CONFIG_MAPS, &json, b"{\"a\": ]".to_vec()).await;
