@@ -195,13 +195,7 @@ impl Programs {
             .load(OBJECT)
             .map_err(|source| ProgramError::Object(Box::new(source)))?;
         for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::SchedClassifier(program) => program.load(),
-                _ => return Err(ProgramError::Missing(name.to_owned())),
-            };
-            loaded
-                .map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })?;
+            load_program(name, program)?;
         }
         let programs = Self { directory: directory.to_owned(), tc_mode, ebpf };
         programs.pin_programs()?;
@@ -395,6 +389,28 @@ pub fn remove_pinned(directory: &Path) -> Result<(), ProgramError> {
         }
         _ => Ok(()),
     }
+}
+
+/// The verifier gives up with EAGAIN when a signal is pending, whoever it is for (kernel/bpf/verifier.c, do_check).
+fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 10;
+    let mut load = || match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
+    };
+    let is_interrupted = |error: &aya::programs::ProgramError| {
+        matches!(error, aya::programs::ProgramError::LoadError { io_error, .. }
+            if io_error.raw_os_error() == Some(libc::EAGAIN))
+    };
+    let mut loaded = load();
+    for _ in 1..ATTEMPTS {
+        match &loaded {
+            Err(error) if is_interrupted(error) => loaded = load(),
+            Ok(()) | Err(_) => break,
+        }
+    }
+    loaded.map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
