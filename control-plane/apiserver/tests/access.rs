@@ -1,5 +1,7 @@
 //! Who gets in, who may do what, and what the server says of itself.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use apiserver::{

@@ -1,5 +1,7 @@
 //! List and watch against a real server.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use base64::Engine as _;

@@ -1,5 +1,7 @@
 //! Logs, exec and port-forward through the server, against a kubelet that this test plays.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::net::SocketAddr;
