@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
-    core::v1::{ConfigMap, Namespace, Pod, Secret, Service},
+    core::v1::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -96,36 +96,38 @@ async fn orphans_stay_and_are_adopted_by_the_next_owner() {
     assert_eq!(uids().await, before, "adoption restarts nothing");
 }
 
+/// Makes namespace team with three running pods, other objects, and one that a finalizer holds.
+async fn fill_namespace(client: &Client) {
+    create(&Api::<Namespace>::all(client.clone()), object(json!({ "metadata": { "name": "team" } }))).await;
+    eventually("the ServiceAccount that pods need", async || {
+        let api = Api::<ServiceAccount>::namespaced(client.clone(), "team");
+        api.get_opt("default").await.ok().flatten().ok_or_else(|| "not there".to_owned())
+    })
+    .await;
+    create(&Api::<Deployment>::namespaced(client.clone(), "team"), deployment("web", 3, "v1")).await;
+    let secret = json!({ "metadata": { "name": "s" } });
+    create(&Api::<Secret>::namespaced(client.clone(), "team"), object(secret)).await;
+    let service = json!({ "metadata": { "name": "web" }, "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80 }] } });
+    create(&Api::<Service>::namespaced(client.clone(), "team"), object(service)).await;
+    let held = json!({ "metadata": { "name": "held", "finalizers": ["example.com/hold"] } });
+    create(&Api::<ConfigMap>::namespaced(client.clone(), "team"), object(held)).await;
+    eventually("three pods that run", async || {
+        let pods = Api::<Pod>::namespaced(client.clone(), "team").list(&ListParams::default()).await;
+        let pods = pods.map_err(|error| error.to_string())?;
+        let ready = pods.iter().filter(|pod| crate::observe::is_ready(pod)).count();
+        if ready == 3 { Ok(()) } else { Err(format!("{ready} ready")) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_namespace_is_emptied_and_goes() {
     let cluster = Cluster::start(2, 14).await;
     let client = cluster.client();
     let namespaces = Api::<Namespace>::all(client.clone());
-    create(&namespaces, object(json!({ "metadata": { "name": "team" } }))).await;
     let within = |client: &Client| Api::<Pod>::namespaced(client.clone(), "team");
     let maps = Api::<ConfigMap>::namespaced(client.clone(), "team");
-    eventually("the ServiceAccount that pods need", async || {
-        let api = Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client.clone(), "team");
-        api.get_opt("default").await.ok().flatten().ok_or_else(|| "not there".to_owned())
-    })
-    .await;
-    create(&Api::<Deployment>::namespaced(client.clone(), "team"), deployment("web", 3, "v1")).await;
-    create(
-        &Api::<Secret>::namespaced(client.clone(), "team"),
-        object(json!({ "metadata": { "name": "s" } })),
-    )
-    .await;
-    let service = json!({ "metadata": { "name": "web" }, "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80 }] } });
-    create(&Api::<Service>::namespaced(client.clone(), "team"), object(service)).await;
-    let held = json!({ "metadata": { "name": "held", "finalizers": ["example.com/hold"] } });
-    create(&maps, object(held)).await;
-    eventually("three pods that run", async || {
-        let pods =
-            within(&client).list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
-        let ready = pods.iter().filter(|pod| crate::observe::is_ready(pod)).count();
-        if ready == 3 { Ok(()) } else { Err(format!("{ready} ready")) }
-    })
-    .await;
+    fill_namespace(&client).await;
 
     namespaces.delete("team", &DeleteParams::default()).await.expect("it is accepted");
     let refused =
