@@ -4,7 +4,7 @@
 //! Slices that are right stay untouched: every write wakes every node. New endpoints go into slices that must be written
 //! anyway, then into the fullest slice with room for all of them, then into new slices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -360,11 +360,6 @@ pub async fn apply(cluster: &Cluster, namespace: &str, plan: Plan) -> Result<()>
         cluster.endpoint_slices.forget(&Key::of(&*slice), &slice.uid().unwrap_or_default());
     }
     Ok(())
-}
-
-/// All addresses that `slices` name, to compare two ways of getting there.
-pub fn addresses(slices: &[EndpointSlice]) -> BTreeSet<String> {
-    slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).map(identity).collect()
 }
 
 #[cfg(test)]

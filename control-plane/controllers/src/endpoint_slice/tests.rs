@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec,
@@ -78,6 +80,11 @@ fn apply(actual: &[Arc<EndpointSlice>], plan: Plan, names: &mut usize) -> Vec<Ar
         slices.push(Arc::new(created));
     }
     slices
+}
+
+/// Whom `slices` name, to compare two ways of getting there.
+fn addresses(slices: &[EndpointSlice]) -> BTreeSet<String> {
+    slices.iter().flat_map(|slice| slice.endpoints.iter().flatten()).map(identity).collect()
 }
 
 fn owned(slices: &[Arc<EndpointSlice>]) -> Vec<EndpointSlice> {
