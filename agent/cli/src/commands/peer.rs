@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use crate::{
 struct Peer {
     address: IpAddr,
     asn: Option<u32>,
-    router_id: Option<Value>,
+    router_id: Option<Ipv4Addr>,
     state: String,
     dynamic: bool,
     established_seconds: Option<u64>,
@@ -43,9 +43,7 @@ pub fn list(answer: &Value, wide: bool) -> anyhow::Result<String> {
             peer.routes.to_string(),
             peer.routes_stale.to_string(),
             peer.last_error.unwrap_or_default(),
-            peer.router_id
-                .map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned))
-                .unwrap_or_default(),
+            known(peer.router_id),
             yes(peer.dynamic),
             known(peer.hold_time_seconds.map(span)),
             yes(peer.graceful_restart),
