@@ -35,15 +35,30 @@ struct Blocks {
     known: BTreeMap<String, Known>,
     listed: bool,
     reported_exhausted: bool,
+    changed: Arc<Notify>,
 }
 
-/// Follows the affinities for ever. `wake` is notified when addresses have been taken.
-pub async fn run(client: Client, node: String, network: Arc<Network>, wake: Arc<Notify>) {
+/// Follows the affinities for ever. `wake` is notified when addresses have been taken, `changed` is told when the
+/// node's blocks have.
+pub async fn run(
+    client: Client,
+    node: String,
+    network: Arc<Network>,
+    wake: Arc<Notify>,
+    changed: Arc<Notify>,
+) {
     let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
     let (sender, mut events) = mpsc::unbounded_channel();
     watch::spawn(api.clone(), watcher::Config::default().labels(LABEL), sender, |event| event);
-    let mut blocks =
-        Blocks { api, node, network, known: BTreeMap::new(), listed: false, reported_exhausted: false };
+    let mut blocks = Blocks {
+        api,
+        node,
+        network,
+        known: BTreeMap::new(),
+        listed: false,
+        reported_exhausted: false,
+        changed,
+    };
     let mut listing = Listing::default();
     let mut retry = false;
     loop {
@@ -122,11 +137,15 @@ impl Blocks {
             Action::Confirm { block, sequence } => self.confirm(block, sequence).await,
             Action::Adopt(block) => {
                 self.reported_exhausted = false;
-                self.network.adopt_block(block)
+                let adopted = self.network.adopt_block(block);
+                self.changed.notify_one();
+                adopted
             }
             Action::Surrender { block, owner } => {
                 tracing::error!(%block, owner, "the API server has another owner for a block of this node");
-                self.network.surrender_block(block)
+                let surrendered = self.network.surrender_block(block);
+                self.changed.notify_one();
+                surrendered
             }
             Action::Exhausted(_) => Ok(()),
         }

@@ -147,6 +147,7 @@ struct Agent {
     not_ready: signal::Sender<String>,
     network_ready: signal::Sender<bool>,
     addresses_taken: Arc<Notify>,
+    blocks_changed: Arc<Notify>,
 }
 
 impl Agent {
@@ -172,6 +173,7 @@ impl Agent {
             not_ready: signal::Sender::new("the agent is starting".to_owned()),
             network_ready: signal::Sender::new(false),
             addresses_taken: Arc::new(Notify::new()),
+            blocks_changed: Arc::new(Notify::new()),
         })
     }
 
@@ -196,7 +198,8 @@ impl Agent {
         );
         server.start(&self.config.cni_socket(), cancel.clone())?;
         let (client, node) = (self.client.clone(), self.config.node_name.clone());
-        tokio::spawn(blocks::run(client.clone(), node, self.network.clone(), self.addresses_taken.clone()));
+        let (taken, changed) = (self.addresses_taken.clone(), self.blocks_changed.clone());
+        tokio::spawn(blocks::run(client.clone(), node, self.network.clone(), taken, changed));
         if !self.config.no_dns {
             self.start_dns(cancel).await?;
         }
@@ -256,6 +259,8 @@ impl Agent {
                         burst -= 1;
                     }
                 }
+                // Only what follows the select is due.
+                () = self.blocks_changed.notified() => {}
                 changed = monitor.changed() => {
                     changed.context("watching the node's routes")?;
                     tokio::time::sleep(RESYNC_DELAY).await;

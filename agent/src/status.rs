@@ -149,7 +149,7 @@ impl Status {
                     "id": entry.service_id,
                     "address": entry.address,
                     "port": entry.port,
-                    "protocol": format!("{:?}", entry.protocol).to_uppercase(),
+                    "protocol": protocol_name(entry.protocol),
                     "affinitySeconds": entry.affinity_seconds,
                     "backends": backends,
                 })
@@ -170,7 +170,7 @@ impl Status {
             .iter()
             .map(|flow| {
                 json!({
-                    "protocol": format!("{:?}", flow.protocol).to_uppercase(),
+                    "protocol": protocol_name(flow.protocol),
                     "client": end(flow.client),
                     "frontend": end(flow.frontend),
                     "backend": end(flow.backend),
@@ -302,6 +302,14 @@ fn peer_json(peer: &PeerStatus, now: Instant) -> Value {
         "messagesSent": peer.messages_sent,
         "lastError": peer.last_error,
     })
+}
+
+fn protocol_name(protocol: ebpf_common::Protocol) -> String {
+    match protocol {
+        ebpf_common::Protocol::TCP => "TCP".to_owned(),
+        ebpf_common::Protocol::UDP => "UDP".to_owned(),
+        ebpf_common::Protocol(number) => number.to_string(),
+    }
 }
 
 fn source_text(source: Source) -> String {

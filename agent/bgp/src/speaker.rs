@@ -210,6 +210,7 @@ impl Speaker {
                 None => self.add_peer(*address, config.clone(), false, now),
             }
         }
+        self.finish_deferral(now);
     }
 
     /// Makes the locally originated prefixes equal `desired`.
@@ -445,7 +446,9 @@ impl Speaker {
         self.flush_groups();
         self.join_group(address, negotiated);
         self.resend(address, None);
-        if !deferring {
+        if deferring {
+            self.finish_deferral(now);
+        } else {
             self.send_end_of_rib(address);
         }
     }
