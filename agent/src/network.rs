@@ -208,10 +208,11 @@ impl Network {
             state.apply();
             state.index_by_attachment.remove(&(container_id.to_owned(), interface.to_owned()))
         };
+        // The link takes its programs along; detaching them first would cost two more RCU grace periods.
+        Links::open()?.remove(&links::host_link_name(container_id, interface))?;
         if let (Some(index), Some(datapath)) = (index, &self.datapath) {
             lock(datapath).detach_pod_link(index)?;
         }
-        Links::open()?.remove(&links::host_link_name(container_id, interface))?;
         Ok(())
     }
 
