@@ -114,7 +114,8 @@ fn edges(packages: &[Package], findings: &mut Vec<String>) {
 
 fn clocks(package: &Package, findings: &mut Vec<String>) {
     // A test's virtual clock has to begin somewhere.
-    let files = rust_files(&package.folder.join("src")).into_iter().filter(|file| !file.ends_with("tests.rs"));
+    let files =
+        rust_files(&package.folder.join("src")).into_iter().filter(|file| !file.ends_with("tests.rs"));
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap_or_default();
         for clock in CLOCKS.iter().filter(|clock| text.contains(**clock)) {
