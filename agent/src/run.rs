@@ -239,6 +239,7 @@ impl Agent {
         self.watch(&sender);
         let monitor = RouteMonitor::open().context("watching the node's routes")?;
         let mut resync = tokio::time::interval(RESYNC_INTERVAL);
+        let mut resync_is_near = false;
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         let mut collect = tokio::time::interval(COLLECT_INTERVAL);
         for interval in [&mut resync, &mut sweep, &mut collect] {
@@ -263,10 +264,14 @@ impl Agent {
                 () = self.blocks_changed.notified() => {}
                 changed = monitor.changed() => {
                     changed.context("watching the node's routes")?;
-                    tokio::time::sleep(RESYNC_DELAY).await;
+                    if !std::mem::replace(&mut resync_is_near, true) {
+                        resync.reset_after(RESYNC_DELAY);
+                    }
+                }
+                _ = resync.tick() => {
+                    resync_is_near = false;
                     self.resync();
                 }
-                _ = resync.tick() => self.resync(),
                 _ = sweep.tick() => self.sweep_flows(),
                 _ = collect.tick() => self.collect_dead(),
             }

@@ -158,6 +158,7 @@ impl Socket {
         // SAFETY: `raw` is a fresh descriptor that nothing else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         let socket = Socket { fd, sequence: 0 };
+        socket.bind()?;
         for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK] {
             // Kernels before 4.20 know fewer of these; all work without.
             let _ = socket.set_option(SOL_NETLINK, option, 1);
@@ -180,6 +181,18 @@ impl Socket {
             });
             opened.join().unwrap_or_else(|_| Err(io::Error::other("thread for the namespace panicked")))
         })
+    }
+
+    /// Takes a port of the kernel's choice. Without one a socket has port 0, which is the kernel's own, and a sender
+    /// is left out of what is told to a group: no event would ever come.
+    fn bind(&self) -> io::Result<()> {
+        // SAFETY: all zero is a valid sockaddr_nl.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        let length = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        // SAFETY: the address lives over the call and its size is given.
+        let result = unsafe { libc::bind(self.fd.as_raw_fd(), (&raw const address).cast(), length) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     fn set_option(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {

@@ -199,6 +199,21 @@ fn an_agent_killed_twice_in_ten_seconds_loses_no_route_at_its_peer_nor_its_own()
 }
 
 #[test]
+fn routes_come_back_with_the_uplink() {
+    let (host, other) = wire();
+    let mut agent = Agent::start(&host, &["--bgp-peer", "192.0.2.2"]);
+    let mut bird = Bird::start(&other, agent.folder.path());
+    bird.await_established();
+    let learned = || host.output("ip", &["route", "show", "10.77.0.0/16"]).contains("192.0.2.2");
+    eventually("its prefix is in our FIB", || learned().then_some(()));
+    host.ip("link set up0 down");
+    eventually("the kernel has dropped it", || (!learned()).then_some(()));
+    host.ip("link set up0 up");
+    eventually("it is there again", || learned().then_some(()));
+    assert!(agent.is_running());
+}
+
+#[test]
 fn random_bytes_on_the_bgp_port_are_answered_with_a_notification_and_the_process_lives() {
     let (host, other) = wire();
     let mut agent = Agent::start(&host, &["--bgp-listen-range", "192.0.2.0/24"]);

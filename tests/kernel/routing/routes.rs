@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use dataplane::routes::{Applied, METRIC, Routes, RoutesConfig, Target};
+use dataplane::routes::{Applied, METRIC, RouteMonitor, Routes, RoutesConfig, Target};
 use ipnetwork::IpNetwork;
 
 use crate::netns::NetNs;
@@ -126,6 +126,29 @@ fn a_route_that_somebody_changed_or_deleted_is_repaired_by_resync() {
     });
     let shown = host.output("ip", &["route", "get", "10.244.8.5"]);
     assert!(shown.contains("via 192.0.2.11"), "{shown}");
+}
+
+#[test]
+fn a_lost_link_and_a_deleted_route_of_ours_are_told_at_once() {
+    let host = host();
+    host.run(|| {
+        let mut routes = Routes::open(config()).expect("the table");
+        routes.set(network("10.244.1.0/26"), Some(via(&["192.0.2.11"])));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let monitor = RouteMonitor::open().expect("the events");
+            let told = async |what: &str| {
+                let limit = std::time::Duration::from_secs(10);
+                let changed = tokio::time::timeout(limit, monitor.changed()).await;
+                changed.unwrap_or_else(|_| panic!("not told of {what}")).expect("the events");
+            };
+            apply(&mut routes);
+            host.ip("route del 10.244.1.0/26 proto 180");
+            told("the route").await;
+            host.ip("link set up0 down");
+            told("the link").await;
+        });
+    });
 }
 
 #[test]
