@@ -135,6 +135,7 @@ fn config(arguments: &ServerArguments, listeners: &[TcpListener]) -> anyhow::Res
         service_cidr: arguments.service_cidr,
         cluster_cidr: arguments.cluster_cidr,
         cluster_domain: arguments.cluster_domain.clone(),
+        compaction_interval: Duration::from_secs(arguments.compaction_interval),
         sans: arguments.san.clone(),
     })
 }

@@ -1,8 +1,10 @@
 //! Bad input: a clear error that names what is wrong and where, and nothing lost.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
-use harness::{Cluster, Namespace, eventually, run};
+use harness::{Cluster, Namespace, Run, eventually, run};
 
 #[track_caller]
 fn refused(cluster: &Cluster, namespace: &Namespace<'_>, arguments: &[&str], input: &str, words: &[&str]) {
@@ -60,7 +62,7 @@ fn wrong_objects_are_refused_with_the_field_and_the_reason() {
 }
 
 #[test]
-fn conflicts_expired_watches_and_forbidden_verbs_are_told_apart() {
+fn conflicts_and_forbidden_verbs_are_told_apart() {
     let cluster = Cluster::running();
     let namespace = cluster.namespace("conflicts");
     namespace.kubectl("create configmap one --from-literal=a=b").ok();
@@ -74,10 +76,6 @@ fn conflicts_expired_watches_and_forbidden_verbs_are_told_apart() {
         &["the object has been modified", "Conflict"],
     );
     assert_eq!(namespace.kubectl("get configmap one -o jsonpath={.metadata.labels.changed}").ok(), "yes");
-    let path = "/api/v1/namespaces/conflicts/configmaps?watch=1&resourceVersion=1&timeoutSeconds=5";
-    let expired = cluster.kubectl_with(&["get", "--raw", path], "");
-    let said = format!("{}{}", expired.stdout, expired.stderr);
-    assert!(said.contains("too old resource version") || said.contains("Expired"), "{said}");
     namespace.kubectl("create serviceaccount nobody").ok();
     let token = namespace.kubectl("create token nobody").ok();
     let server = cluster.kubectl("config view --minify -o jsonpath={.clusters[0].cluster.server}").ok();
@@ -197,38 +195,106 @@ fn random_bytes_at_the_bgp_port_cost_one_connection() {
     assert_eq!(routes(), known, "routes stay");
 }
 
+/// A server of its own on loopback, over the embedded store.
+struct Alone {
+    program: PathBuf,
+    data: PathBuf,
+    child: Child,
+}
+
+impl Alone {
+    fn command(program: &Path, data: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(["apiserver", "--bind", "127.0.0.1:0", "--compaction-interval", "1", "--data-dir"])
+            .arg(data);
+        command
+    }
+
+    /// Starts, and returns when the server says that it is ready, and where.
+    fn start(program: PathBuf, data: PathBuf) -> (Self, String) {
+        let mut child = Self::command(&program, &data)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server");
+        let said = BufReader::new(child.stdout.take().expect("piped"));
+        let ready = said
+            .lines()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("ready: ").map(str::to_owned));
+        (Self { program, data, child }, ready.expect("a ready line"))
+    }
+
+    fn kubectl(&self, server: &str, arguments: &[&str]) -> Run {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(self.data.join("admin.kubeconfig"));
+        command.args(["--server", server]).args(arguments);
+        run(&mut command, "")
+    }
+
+    /// kill -9; the data stays.
+    fn kill(mut self) -> (PathBuf, PathBuf) {
+        self.end();
+        (self.program.clone(), self.data.clone())
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn server_program(cluster: &Cluster) -> PathBuf {
+    let path =
+        std::fs::read_link(format!("/proc/{}/exe", cluster.pid("sw-server", "server"))).expect("the server");
+    PathBuf::from(path.to_string_lossy().trim_end_matches(" (deleted)"))
+}
+
+#[test]
+fn a_watch_from_before_the_compacted_history_is_told_to_list_again() {
+    let cluster = Cluster::running();
+    let (server, url) = Alone::start(server_program(&cluster), cluster.host("expired"));
+    server.kubectl(&url, &["create", "configmap", "one", "--from-literal=a=1"]).ok();
+    for value in ["2", "3", "4"] {
+        let patch = format!("{{\"data\":{{\"a\":\"{value}\"}}}}");
+        server.kubectl(&url, &["patch", "configmap", "one", "-p", &patch]).ok();
+    }
+    // What the server keeps in memory for resuming watches ends with it; the rest is compacted each second.
+    let (program, data) = server.kill();
+    let (server, url) = Alone::start(program, data);
+    let path = "/api/v1/namespaces/default/configmaps?watch=1&resourceVersion=1&timeoutSeconds=1";
+    eventually(30, "410 Expired", || {
+        let said = server.kubectl(&url, &["get", "--raw", path]);
+        let said = format!("{}{}", said.stdout, said.stderr);
+        if said.contains("too old resource version") { Ok(()) } else { Err(said) }
+    });
+    assert!(server.kubectl(&url, &["get", "configmap", "one", "-o", "jsonpath={.data.a}"]).ok() == "4");
+}
+
 #[test]
 fn a_truncated_store_is_named_and_left_as_it_is() {
     let cluster = Cluster::running();
-    if std::env::var("SEAWAY_STORE").is_ok_and(|store| store == "etcd") {
-        // Nothing of ours to truncate: the file is etcd's.
-        return;
-    }
-    let data = cluster.host("sw-server").join("data");
-    let copy = cluster.host("truncated");
-    std::fs::create_dir_all(&copy).expect("a folder");
+    let (server, url) = Alone::start(server_program(&cluster), cluster.host("truncated"));
+    server.kubectl(&url, &["create", "configmap", "one"]).ok();
+    let (program, data) = server.kill();
     let store = std::fs::read_dir(&data)
         .expect("the server's data")
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|extension| extension == "redb"))
         .expect("a redb file");
-    let name = store.file_name().expect("a name");
     let bytes = std::fs::read(&store).expect("the store");
-    std::fs::write(copy.join(name), &bytes[..bytes.len() / 3]).expect("a copy");
-    let kept = std::fs::read(copy.join(name)).expect("the copy");
-    let server =
-        std::fs::read_link(format!("/proc/{}/exe", cluster.pid("sw-server", "server"))).expect("the server");
-    let run = run(
-        Command::new("timeout")
-            .arg("20")
-            .arg(server)
-            .args(["apiserver", "--bind", "127.0.0.1:0", "--data-dir"])
-            .arg(&copy),
-        "",
-    );
-    assert!(run.code != 0 && run.code != 124, "{run:?}");
-    let said = run.fails();
-    assert!(said.contains(&*name.to_string_lossy()) && said.contains("damaged"), "{said}");
-    assert_eq!(std::fs::read(copy.join(name)).expect("the copy"), kept, "the damaged file is left as it is");
+    std::fs::write(&store, &bytes[..bytes.len() / 3]).expect("a truncated store");
+    let kept = std::fs::read(&store).expect("the store");
+    let said = run(&mut Alone::command(&program, &data), "").fails();
+    let name = store.file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(said.contains(&name) && said.contains("damaged"), "{said}");
+    assert_eq!(std::fs::read(&store).expect("the store"), kept, "the damaged file is left as it is");
 }

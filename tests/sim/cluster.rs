@@ -100,6 +100,7 @@ impl Cluster {
             service_cidr: "10.96.0.0/16".parse().expect("a valid range"),
             cluster_cidr: "10.244.0.0/16".parse().expect("a valid range"),
             cluster_domain: "cluster.local".to_owned(),
+            compaction_interval: apiserver::storage::compactor::INTERVAL,
             sans: Vec::new(),
         }
     }

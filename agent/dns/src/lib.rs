@@ -4,7 +4,7 @@
 //! (internalTrafficPolicy Local), so that a look-up never crosses the network. Names outside the cluster domain go to
 //! the node's own resolvers.
 //!
-//! [`Zone`] and [`answer`] are pure; [`server`] holds the sockets. Follows the Kubernetes DNS-Based Service Discovery
+//! [`Zone`] and [`answer()`] are pure; [`server`] holds the sockets. Follows the Kubernetes DNS-Based Service Discovery
 //! specification 1.1.0 and RFC 1034, 1035, 2308 (negative answers), 2782 (SRV), 6891 (EDNS).
 
 mod answer;

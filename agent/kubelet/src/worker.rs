@@ -217,6 +217,7 @@ impl Worker {
         {
             self.memory.retry_at.retain(|op, _| !matches!(op, Op::Start(_)));
         }
+        self.publisher.see(pod.status.as_ref());
         self.spec = pod.spec.clone().unwrap_or_default();
         self.pod = pod;
     }

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use ipnetwork::IpNetwork;
@@ -30,6 +31,8 @@ pub struct Config {
     pub service_cidr: IpNetwork,
     pub cluster_cidr: IpNetwork,
     pub cluster_domain: String,
+    /// Between compactions of the store.
+    pub compaction_interval: Duration,
     /// More names and addresses for the serving certificate.
     pub sans: Vec<String>,
 }

@@ -32,9 +32,9 @@ fn main() -> Result<()> {
     }
     let Some(output) = output else { bail!("no output file: give -o FILE") };
     let descriptors = protox::compile(files, includes).context("compiling the proto files")?;
-    std::fs::write(&output, descriptors.encode_to_vec()).with_context(|| format!("writing {}", output.display()))
+    std::fs::write(&output, descriptors.encode_to_vec())
+        .with_context(|| format!("writing {}", output.display()))
 }
-
 
 fn print_version() {
     println!("libprotoc 29.0");

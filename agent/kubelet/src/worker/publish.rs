@@ -1,5 +1,7 @@
 //! Status to the apiserver: one patch at a time, the newest status next; and the end of the object.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
@@ -22,6 +24,26 @@ impl Publisher {
     pub fn new(published: PodStatus) -> Self {
         Self { published, busy: false, retry_at: None, deleting: false }
     }
+
+    /// Takes the apiserver's word where another writer changed a condition that is the kubelet's: the node lifecycle
+    /// controller sets Ready to False while the node is out of reach, and nobody but us sets it back. An event that is
+    /// older than the last patch costs one more patch that changes nothing.
+    pub fn see(&mut self, stored: Option<&PodStatus>) {
+        let Some(stored) = stored else { return };
+        if !self.busy && owned(stored) != owned(&self.published) {
+            self.published = stored.clone();
+        }
+    }
+}
+
+/// Conditions that the kubelet writes, with their status.
+fn owned(status: &PodStatus) -> BTreeMap<&str, &str> {
+    const OWNED: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready"];
+    let conditions = status.conditions.iter().flatten();
+    conditions
+        .map(|condition| (condition.type_.as_str(), condition.status.as_str()))
+        .filter(|(kind, _)| OWNED.contains(kind))
+        .collect()
 }
 
 fn is_gone(error: &kube::Error) -> bool {
@@ -115,5 +137,39 @@ async fn delete(context: &crate::context::Context, pod: &Pod, gone: bool) -> Res
     match api.delete(pod::name(pod), &params).await {
         Err(error) if !is_gone(&error) => Err(error.to_string()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
+
+    use super::Publisher;
+
+    fn ready(status: &str, message: &str) -> PodStatus {
+        let condition = PodCondition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            message: Some(message.to_owned()),
+            ..PodCondition::default()
+        };
+        PodStatus { conditions: Some(vec![condition]), ..PodStatus::default() }
+    }
+
+    #[test]
+    fn a_condition_that_another_writer_turned_is_published_again() {
+        let mut publisher = Publisher::new(ready("True", ""));
+        publisher.see(Some(&ready("True", "only the text differs")));
+        assert_eq!(publisher.published, ready("True", ""));
+        publisher.see(Some(&ready("False", "")));
+        assert_eq!(publisher.published, ready("False", ""));
+    }
+
+    #[test]
+    fn the_answer_to_a_patch_under_way_is_awaited() {
+        let mut publisher = Publisher::new(ready("True", ""));
+        publisher.busy = true;
+        publisher.see(Some(&ready("False", "")));
+        assert_eq!(publisher.published, ready("True", ""));
     }
 }

@@ -72,7 +72,7 @@ impl Server {
         let storage = open(&config).await?;
         let cache = Cache::start(Arc::clone(&storage)).await.context("cannot load the store")?;
         info!(revision = cache.revision().0, "store is loaded");
-        tokio::spawn(compactor::run(storage, compactor::INTERVAL, stop.clone()));
+        tokio::spawn(compactor::run(storage, config.compaction_interval, stop.clone()));
         let state = Arc::new(build(config, &pki, cache, stop)?);
         let tls = security::tls::server_config(&pki.serving.certificate_pem, &pki.serving.key_pem)?;
         bootstrap::reconcile(&state).await.context("cannot write the bootstrap objects")?;

@@ -56,6 +56,7 @@ impl TestServer {
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             cluster_domain: "cluster.local".to_owned(),
+            compaction_interval: apiserver::storage::compactor::INTERVAL,
             sans: Vec::new(),
         };
         let stop = CancellationToken::new();
