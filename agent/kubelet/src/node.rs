@@ -169,7 +169,8 @@ impl Reporter {
         let stale = self
             .last_sent
             .as_ref()
-            .is_none_or(|(sent, at)| !same(sent, &status) || at.elapsed() >= REPORT_INTERVAL);
+            .is_none_or(|(sent, at)| !same(sent, &status) || at.elapsed() >= REPORT_INTERVAL)
+            || overruled(&node, &status);
         if !stale {
             self.current.send_replace(Some(Arc::new(node)));
             return Ok(());
@@ -364,6 +365,16 @@ impl Reporter {
     }
 }
 
+/// Whether the stored Node shows another word than ours for one of our conditions: the node lifecycle controller sets
+/// them to Unknown while it hears nothing, and only the kubelet sets them back.
+fn overruled(node: &Node, ours: &NodeStatus) -> bool {
+    let stored: Vec<_> = node.status.iter().flat_map(|status| status.conditions.iter().flatten()).collect();
+    ours.conditions.iter().flatten().any(|condition| {
+        let found = stored.iter().find(|stored| stored.type_ == condition.type_);
+        found.is_none_or(|found| found.status != condition.status)
+    })
+}
+
 /// Equal but for the heartbeat.
 fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
     let still = |status: &NodeStatus| {
@@ -468,6 +479,21 @@ mod tests {
         };
         assert!(same(&of(1, "True"), &of(2, "True")));
         assert!(!same(&of(1, "True"), &of(1, "False")));
+    }
+
+    #[test]
+    fn a_condition_that_the_controller_overruled_is_written_again() {
+        let of = |word: &str| NodeStatus {
+            conditions: Some(vec![NodeCondition {
+                type_: "Ready".to_owned(),
+                status: word.to_owned(),
+                ..NodeCondition::default()
+            }]),
+            ..NodeStatus::default()
+        };
+        let stored = |word| Node { status: Some(of(word)), ..Node::default() };
+        assert!(overruled(&stored("Unknown"), &of("True")));
+        assert!(!overruled(&stored("True"), &of("True")));
     }
 
     #[test]
