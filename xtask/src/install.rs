@@ -35,7 +35,9 @@ pub(crate) const ETCD: &[Need] = &[Need { program: "etcd", package: "etcd-server
 /// What the kernel and cluster tiers judge us with.
 pub(crate) const PEERS: &[Need] = &[
     Need { program: "bird", package: "bird2" },
-    Need { program: "python3", package: "python3" },
+    Need { program: "python3", package: "python3-venv" },
+    Need { program: "openssl", package: "openssl" },
+    Need { program: "bash", package: "bash" },
     Need { program: "nft", package: "nftables" },
     Need { program: "iptables-save", package: "iptables" },
 ];
