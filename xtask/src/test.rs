@@ -95,8 +95,7 @@ impl Tier {
 fn unit(filter: Option<&str>) -> Result<Count> {
     install::ensure(&[install::ETCD])?;
     run::step("building the BPF object", ebpf::build)?;
-    // `--tests` and not `--all-targets`: benches are measured, not tested.
-    cargo_test(&["--workspace", "--tests", "--no-fail-fast"], filter, None)
+    cargo_test(&["--workspace", "--no-fail-fast"], filter, None)
 }
 
 fn sim(filter: Option<&str>) -> Result<Count> {

@@ -150,6 +150,8 @@ struct Peer {
     /// Families whose End-of-RIB is awaited.
     awaited: BTreeSet<Family>,
     synced_once: bool,
+    /// Everything of the newest session has arrived, also from a peer that is restarting itself.
+    received_all: bool,
     /// Our End-of-RIB waits for the end of our own deferral.
     end_of_rib_owed: bool,
     last_error: Option<String>,
@@ -166,6 +168,8 @@ pub struct Speaker {
     groups: BTreeMap<GroupKey, Group>,
     outputs: VecDeque<Output>,
     deferral_deadline: Option<Instant>,
+    /// Until then, or until every peer has sent all, routes of an earlier run stay in the FIB.
+    convergence_deadline: Option<Instant>,
 }
 
 impl Speaker {
@@ -182,6 +186,7 @@ impl Speaker {
             groups: BTreeMap::new(),
             outputs: VecDeque::new(),
             deferral_deadline,
+            convergence_deadline: deferral_deadline,
         }
     }
 
@@ -280,14 +285,14 @@ impl Speaker {
         self.peers
             .values()
             .flat_map(|peer| [peer.session.next_deadline(), peer.stale_deadline])
-            .chain([self.deferral_deadline])
+            .chain([self.deferral_deadline, self.convergence_deadline])
             .flatten()
             .min()
     }
 
-    /// Whether the start's deferral is over.
+    /// Whether everything that the peers know has arrived since the start.
     pub fn converged(&self) -> bool {
-        self.deferral_deadline.is_none()
+        self.convergence_deadline.is_none()
     }
 
     pub fn peers(&self) -> Vec<PeerStatus> {
@@ -356,6 +361,7 @@ impl Speaker {
             stale_deadline: None,
             awaited: BTreeSet::new(),
             synced_once: false,
+            received_all: false,
             end_of_rib_owed: false,
             last_error: None,
         };
@@ -432,6 +438,7 @@ impl Speaker {
             if graceful.is_some() { negotiated.families.iter().copied().collect() } else { BTreeSet::new() };
         // RFC 4724 4.1: a peer that is restarting too is not waited for.
         peer.synced_once = peer.awaited.is_empty() || graceful.is_some_and(|g| g.restarted);
+        peer.received_all = peer.awaited.is_empty();
         for family in Family::ALL {
             let kept = graceful.is_some_and(|g| {
                 negotiated.families.contains(&family)
@@ -450,6 +457,7 @@ impl Speaker {
             self.finish_deferral(now);
         } else {
             self.send_end_of_rib(address);
+            self.finish_convergence(now);
         }
     }
 
@@ -520,8 +528,10 @@ impl Speaker {
             peer.awaited.remove(&family);
             if peer.awaited.is_empty() {
                 peer.synced_once = true;
+                peer.received_all = true;
                 peer.stale_deadline = None;
                 self.finish_deferral(now);
+                self.finish_convergence(now);
             }
         }
     }
@@ -562,6 +572,7 @@ impl Speaker {
             }
         }
         self.finish_deferral(now);
+        self.finish_convergence(now);
     }
 
     /// Ends the start's deferral once every configured peer has sent all, or the time is over.
@@ -575,12 +586,27 @@ impl Speaker {
         self.deferral_deadline = None;
         self.decide();
         self.flush_groups();
-        self.outputs.push_back(Output::Converged);
         let owed: Vec<IpAddr> =
             self.peers.iter().filter(|(_, peer)| peer.end_of_rib_owed).map(|(a, _)| *a).collect();
         for address in owed {
             self.send_end_of_rib(address);
         }
+        self.finish_convergence(now);
+    }
+
+    /// Lets the FIB be swept. Later than the end of the deferral where a peer restarts at the same time: it is not
+    /// waited for with our own announcements (RFC 4724 4.1), or both would wait for ever, but its routes are still to
+    /// come, and the kernel forwards by them all the while.
+    fn finish_convergence(&mut self, now: Instant) {
+        let Some(deadline) = self.convergence_deadline else { return };
+        let mut configured = self.peers.values().filter(|peer| !peer.dynamic).peekable();
+        let complete = configured.peek().is_some() && configured.all(|peer| peer.received_all);
+        if self.deferral_deadline.is_some() || (!complete && now < deadline) {
+            return;
+        }
+        self.convergence_deadline = None;
+        self.decide();
+        self.outputs.push_back(Output::Converged);
     }
 
     /// Runs the decision process over dirty destinations: reports changes, marks them for the groups.

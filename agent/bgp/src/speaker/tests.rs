@@ -17,6 +17,8 @@ struct Network {
     fib: Vec<BTreeMap<Prefix, Vec<IpAddr>>>,
     updates_sent: Vec<usize>,
     converged: Vec<bool>,
+    /// Routes that were known when the FIB might be swept.
+    known_when_converged: Vec<usize>,
 }
 
 fn address(index: usize) -> IpAddr {
@@ -59,6 +61,7 @@ impl Network {
             fib: vec![BTreeMap::new(); count],
             updates_sent: vec![0; count],
             converged: vec![false; count],
+            known_when_converged: vec![0; count],
         }
     }
 
@@ -158,7 +161,10 @@ impl Network {
                     self.fib[index].insert(prefix, next_hops);
                 }
             }
-            Output::Converged => self.converged[index] = true,
+            Output::Converged => {
+                self.converged[index] = true;
+                self.known_when_converged[index] = self.fib[index].len();
+            }
             Output::PeerChanged { .. } => {}
         }
     }
@@ -282,6 +288,26 @@ fn a_second_kill_before_end_of_rib_loses_no_route_either() {
     assert_eq!(network.speakers[1].peers()[0].routes_stale, 1);
     network.kill(0);
     assert_eq!(network.next_hops(1, prefix(0, 0)), [address(0)]);
+}
+
+#[test]
+fn two_that_restart_at_once_sweep_only_when_they_know_each_others_routes() {
+    let mut network = Network::mesh(&INTERNAL);
+    for index in 0..3 {
+        network.originate(index, &[prefix(index, 0)]);
+    }
+    network.advance(Duration::from_secs(1));
+    network.kill(0);
+    network.kill(1);
+    for index in [0, 1] {
+        network.fib[index].clear();
+        network.restart(index, &INTERNAL, &[prefix(index, 0)]);
+    }
+    network.advance(Duration::from_secs(20));
+    for index in [0, 1] {
+        assert!(network.converged[index]);
+        assert_eq!(network.known_when_converged[index], 2);
+    }
 }
 
 #[test]

@@ -24,10 +24,15 @@ pub fn stream(frames: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'stat
     StreamBody::new(frames.map(|item| item.map(Frame::data))).boxed_unsync()
 }
 
+/// Bytes that are read and thrown away of a body that is refused: a client that still writes when the connection is
+/// closed sees a broken pipe, not the answer.
+const DISCARDED_BYTES_MAX: usize = 4 * REQUEST_BYTES_MAX;
+
 /// The whole body, or 413 where it is larger than [`REQUEST_BYTES_MAX`].
 pub async fn read(body: Body) -> Result<Bytes, Status> {
     let too_large = || Status::request_entity_too_large(format_args!("limit is {REQUEST_BYTES_MAX}"));
     if body.size_hint().lower() > REQUEST_BYTES_MAX as u64 {
+        discard(body).await;
         return Err(too_large());
     }
     // Boxed: the compiler cannot see through the error types of the combinators that the future is Send.
@@ -35,5 +40,14 @@ pub async fn read(body: Body) -> Result<Bytes, Status> {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
         Err(error) => Err(Status::bad_request(format!("the request body could not be read: {error}"))),
+    }
+}
+
+async fn discard(mut body: Body) {
+    let mut left = DISCARDED_BYTES_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        let Some(rest) = left.checked_sub(length) else { return };
+        left = rest;
     }
 }
