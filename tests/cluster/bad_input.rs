@@ -200,7 +200,8 @@ impl Alone {
     fn command(program: &Path, data: &Path) -> Command {
         let mut command = Command::new(program);
         command
-            .args(["apiserver", "--bind", "127.0.0.1:0", "--compaction-interval", "1", "--data-dir"])
+            .args(["apiserver", "--store", "embedded", "--bind", "127.0.0.1:0"])
+            .args(["--compaction-interval", "1", "--data-dir"])
             .arg(data);
         command
     }

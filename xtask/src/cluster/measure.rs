@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use super::layout::{self, SERVER, node_name};
 use super::status::{enter_command, usage};
@@ -20,8 +21,10 @@ pub(crate) fn measure() -> Result<()> {
     up(&UpArguments { nodes: NODES, store: Store::Embedded, release: true })?;
     run::say("    letting the cluster come to rest");
     std::thread::sleep(Duration::from_secs(10));
-    let server = idle(SERVER, "server")?;
-    let agents = (1..=NODES).map(|index| idle(&node_name(index), "agent")).collect::<Result<Vec<_>>>()?;
+    let mut processes = vec![(SERVER.to_owned(), "server")];
+    processes.extend((1..=NODES).map(|index| (node_name(index), "agent")));
+    let mut agents = idle(&processes)?;
+    let server = agents.remove(0);
     let ready = run::step(&format!("starting {PODS} pods, one after the other"), apply_to_ready)?;
     let route = run::step("adding a first pod to nodes without a block", add_to_route)?;
     let agent_memory = median(agents.iter().map(|(memory, _)| *memory).collect());
@@ -41,15 +44,26 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Resident megabytes, and CPU in percent of one core over a quiet while.
-fn idle(host: &str, process: &str) -> Result<(f64, f64)> {
-    let file = layout::state().join(host).join(format!("{process}.pid"));
-    let pid = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-    let read = || usage(pid.trim()).with_context(|| format!("{process} of {host} does not run"));
-    let before = read()?.1;
+/// Of each process: resident megabytes, and CPU in percent of one core over a quiet while.
+fn idle(processes: &[(String, &str)]) -> Result<Vec<(f64, f64)>> {
+    let read = || {
+        processes
+            .iter()
+            .map(|(host, process)| {
+                let file = layout::state().join(host).join(format!("{process}.pid"));
+                let pid =
+                    std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+                usage(pid.trim()).with_context(|| format!("{process} of {host} does not run"))
+            })
+            .collect::<Result<Vec<_>>>()
+    };
+    let before = read()?;
     std::thread::sleep(IDLE);
-    let (memory, after) = read()?;
-    Ok((memory, (after - before) / IDLE.as_secs_f64() * 100.0))
+    let after = read()?;
+    let used = |(before, after): (&(f64, f64), &(f64, f64))| {
+        (after.0, (after.1 - before.1) / IDLE.as_secs_f64() * 100.0)
+    };
+    Ok(before.iter().zip(&after).map(used).collect())
 }
 
 /// Milliseconds from the start of `kubectl apply` to the condition Ready, for each pod.
@@ -106,15 +120,25 @@ fn add_to_route() -> Result<f64> {
 
 /// More pods on one node than a block of 64 holds, so that the node claims another block.
 fn fill_a_block() -> Result<()> {
-    kubectl(&[
-        "create",
-        "deployment",
-        "measure-fill",
-        "--image=registry.k8s.io/pause:3.10",
-        "--replicas=70",
-    ])?;
-    let pin = format!("{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeName\":\"{}\"}}}}}}}}", node_name(1));
-    kubectl(&["patch", "deployment", "measure-fill", "-p", &pin])?;
+    let manifest = layout::state().join("measure/fill.json");
+    let labels = json!({"app": "measure-fill"});
+    let spec = json!({
+        "nodeName": node_name(1),
+        "terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "pause", "image": "registry.k8s.io/pause:3.10"}],
+    });
+    let deployment = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "measure-fill"},
+        "spec": {
+            "replicas": 70,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": spec},
+        },
+    });
+    std::fs::write(&manifest, deployment.to_string()).context("writing a manifest")?;
+    kubectl(&["apply", "-f", &manifest.display().to_string()])?;
     until(Duration::from_secs(180), "70 pods on one node", || {
         let ready =
             kubectl(&["get", "deployment", "measure-fill", "-o", "jsonpath={.status.readyReplicas}"])?;
