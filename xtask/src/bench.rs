@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
-    /// Resident memory, idle CPU, apply to Ready, ADD to route on every node
+    /// Resident memory, idle CPU, apply to Ready, a new block to its routes
     Cluster,
 }
 
