@@ -14,5 +14,6 @@ pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod shared;
 pub mod status;
 pub mod time;

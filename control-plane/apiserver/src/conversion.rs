@@ -3,8 +3,55 @@
 //! `events.k8s.io/v1` Events are core Events under other names; `autoscaling/v1` HorizontalPodAutoscalers are those of v2
 //! with a single CPU figure.
 
-use api::schema::Resource;
+use std::sync::Arc;
+
+use api::{schema::Resource, status::Status};
+use async_trait::async_trait;
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
+
+use crate::storage::cache::Object;
+
+/// How what a resource serves relates to what is stored.
+#[derive(Clone)]
+pub enum Form {
+    /// Served as stored.
+    Stored,
+    /// Between two forms of a built-in kind.
+    Builtin(&'static Conversion),
+    /// A kind of a CustomResourceDefinition.
+    Custom(Arc<dyn Convert>),
+}
+
+impl Form {
+    pub fn of(resource: &Resource) -> Self {
+        of(resource).map_or(Self::Stored, Self::Builtin)
+    }
+}
+
+/// How one version of a custom kind shows what is stored: converted, without what the schema does not know, defaulted.
+#[async_trait]
+pub trait Convert: Send + Sync {
+    /// Makes what [`Convert::json`] needs of these objects; the only step that may ask a webhook.
+    async fn prepare(&self, objects: &[&Arc<Object>]) -> Result<(), Status>;
+    /// The object as this version shows it; [`Convert::prepare`] came before.
+    fn json(&self, object: &Object) -> Bytes;
+    /// The object in the version that is stored.
+    async fn to_stored(&self, value: Value) -> Result<Value, Status>;
+}
+
+/// Asks the conversion webhook of a CustomResourceDefinition.
+#[async_trait]
+pub trait Webhook: Send + Sync {
+    /// Converts objects to `version` (`GROUP/VERSION`); `definition` is the whole CustomResourceDefinition. Answers with
+    /// as many objects, in the same order, as the webhook sent them; the caller checks what it may not change.
+    async fn convert(
+        &self,
+        definition: &Value,
+        version: &str,
+        objects: Vec<Value>,
+    ) -> Result<Vec<Value>, Status>;
+}
 
 /// How a served form relates to what is stored.
 pub struct Conversion {

@@ -13,6 +13,7 @@ pub mod conversion;
 pub mod decode;
 pub mod discovery;
 pub mod handlers;
+pub mod kinds;
 pub mod negotiate;
 pub mod query;
 pub mod registry;

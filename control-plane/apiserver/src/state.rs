@@ -12,6 +12,7 @@ use crate::{
     admission::Admission,
     config::Config,
     discovery::{Discovery, openapi::OpenApi},
+    kinds::Kinds,
     security::{self, Authenticator, Authorizer, Identity, tokens::Tokens},
     server::metrics::Metrics,
     storage::cache::Cache,
@@ -29,7 +30,9 @@ pub enum Peer {
 /// The server without its sockets.
 pub struct State {
     pub config: Config,
+    /// The built-in types and resources.
     pub schema: &'static Schema,
+    pub kinds: Kinds,
     pub cache: Arc<Cache>,
     pub authenticator: Authenticator,
     pub authorizer: Authorizer,

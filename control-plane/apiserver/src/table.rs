@@ -1,12 +1,9 @@
 //! The shapes that `as=` asks for: Table (`kubectl get`), PartialObjectMetadata and its list. Pure.
 
-use api::status::Status;
+use api::{shared::Shared, status::Status};
 use serde_json::{Map, Value, json};
 
-use crate::{
-    query::Query,
-    registry::{Column, Strategy},
-};
+use crate::{query::Query, registry::Strategy};
 
 /// What a Table row carries beside its cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,18 +27,17 @@ impl IncludeObject {
 }
 
 /// Renders objects as rows of a Table.
-pub struct Tabler<'a> {
-    pub strategy: &'a dyn Strategy,
+pub struct Tabler {
+    pub strategy: Shared<dyn Strategy>,
     pub meta_version: &'static str,
     pub include: IncludeObject,
     /// Seconds since the epoch, for ages.
     pub now: i64,
 }
 
-impl Tabler<'_> {
+impl Tabler {
     pub fn row(&self, object: Value) -> Value {
-        let cells: Vec<Value> =
-            self.strategy.columns().iter().map(|column| (column.cell)(&object, self.now)).collect();
+        let cells = self.strategy.cells(&object, self.now);
         let mut row = Map::from_iter([("cells".to_owned(), Value::from(cells))]);
         match self.include {
             IncludeObject::None => {}
@@ -57,8 +53,7 @@ impl Tabler<'_> {
 
     /// The whole Table; `metadata` is that of a list (resourceVersion, continue, remainingItemCount).
     pub fn table(&self, metadata: Value, rows: Vec<Value>, with_columns: bool) -> Value {
-        let definitions: Vec<Value> =
-            if with_columns { self.strategy.columns().iter().map(definition).collect() } else { Vec::new() };
+        let definitions = if with_columns { self.strategy.column_definitions() } else { Vec::new() };
         json!({
             "kind": "Table",
             "apiVersion": format!("meta.k8s.io/{}", self.meta_version),
@@ -67,16 +62,6 @@ impl Tabler<'_> {
             "rows": rows,
         })
     }
-}
-
-fn definition(column: &Column) -> Value {
-    json!({
-        "name": column.name,
-        "type": column.kind,
-        "format": column.format,
-        "description": column.description,
-        "priority": column.priority,
-    })
 }
 
 /// The object's metadata alone.
@@ -101,7 +86,12 @@ mod tests {
         let object =
             json!({"kind": "X", "metadata": {"name": "a", "creationTimestamp": created}, "spec": {}});
         let now = api::time::parse(created).unwrap().as_second() + 5 * 86_400;
-        let tabler = Tabler { strategy: &Plain, meta_version: "v1", include: IncludeObject::Metadata, now };
+        let tabler = Tabler {
+            strategy: Shared::Static(&Plain),
+            meta_version: "v1",
+            include: IncludeObject::Metadata,
+            now,
+        };
         let row = tabler.row(object);
         assert_eq!(row["cells"], json!(["a", "5d"]));
         assert_eq!(row["object"]["kind"], "PartialObjectMetadata");

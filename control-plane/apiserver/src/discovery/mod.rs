@@ -1,9 +1,10 @@
 //! What the server serves, as clients discover it: `/api`, `/apis`, the lists per group and version, and the two
 //! aggregated documents. Built once from the resource table, then answered from bytes with an ETag.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use api::schema::{Resource, Schema, Subresource};
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
@@ -93,16 +94,45 @@ fn hash(bytes: &[u8]) -> String {
     })
 }
 
-/// All discovery documents, by path.
+/// All discovery documents, made anew when a kind comes or goes.
 pub struct Discovery {
-    documents: BTreeMap<String, Document>,
-    aggregated: BTreeMap<(&'static str, &'static str), Document>,
+    address: String,
+    current: ArcSwap<Documents>,
 }
 
 impl Discovery {
     /// `address` is `host:port`, what clients in the cluster reach.
-    pub fn new(schema: &Schema, address: &str) -> Self {
-        let groups = groups(schema.resources());
+    pub fn new(schema: &'static Schema, address: String) -> Self {
+        let resources: Vec<&Resource> = schema.resources().iter().collect();
+        let current = ArcSwap::from_pointee(Documents::new(&resources, &address));
+        Self { address, current }
+    }
+
+    /// Shows these resources from now on.
+    pub fn publish(&self, resources: &[&Resource]) {
+        self.current.store(Arc::new(Documents::new(resources, &self.address)));
+    }
+
+    /// The document at `path` in the best form that the client accepts.
+    pub fn find(&self, path: &str, headers: &HeaderMap) -> Option<Document> {
+        self.current.load().find(path, headers).cloned()
+    }
+
+    /// Every path, for the index at `/`.
+    pub fn paths(&self) -> Vec<String> {
+        self.current.load().documents.keys().cloned().collect()
+    }
+}
+
+/// By path.
+struct Documents {
+    documents: BTreeMap<String, Document>,
+    aggregated: BTreeMap<(&'static str, &'static str), Document>,
+}
+
+impl Documents {
+    fn new(resources: &[&Resource], address: &str) -> Self {
+        let groups = groups(resources);
         let mut documents = BTreeMap::new();
         documents.insert("/api".to_owned(), Document::json(&api_versions(address)));
         let mut list = Vec::new();
@@ -146,8 +176,7 @@ impl Discovery {
         Self { documents, aggregated }
     }
 
-    /// The document at `path` in the best form that the client accepts.
-    pub fn find(&self, path: &str, headers: &HeaderMap) -> Option<&Document> {
+    fn find(&self, path: &str, headers: &HeaderMap) -> Option<&Document> {
         let path = path.trim_end_matches('/');
         if matches!(path, "/api" | "/apis") {
             for range in media_ranges(headers) {
@@ -168,11 +197,6 @@ impl Discovery {
         }
         self.documents.get(path)
     }
-
-    /// Every path, for the index at `/`.
-    pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.documents.keys().map(String::as_str)
-    }
 }
 
 struct Group<'a> {
@@ -181,7 +205,7 @@ struct Group<'a> {
     versions: Vec<(&'a str, Vec<&'a Resource>)>,
 }
 
-fn groups(resources: &[Resource]) -> Vec<Group<'_>> {
+fn groups<'a>(resources: &[&'a Resource]) -> Vec<Group<'a>> {
     let mut by_name: BTreeMap<&str, BTreeMap<&str, Vec<&Resource>>> = BTreeMap::new();
     for resource in resources {
         by_name.entry(&resource.group).or_default().entry(&resource.version).or_default().push(resource);
@@ -342,10 +366,10 @@ mod tests {
     use super::*;
 
     fn discovery() -> Discovery {
-        Discovery::new(api::schema::builtin(), "127.0.0.1:6443")
+        Discovery::new(api::schema::builtin(), "127.0.0.1:6443".to_owned())
     }
 
-    fn value(document: &Document) -> Value {
+    fn value(document: Document) -> Value {
         serde_json::from_slice(&document.bytes).unwrap()
     }
 

@@ -28,10 +28,10 @@ const GENERATE_ATTEMPTS: usize = 8;
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
     let accepted = call.accepted_object()?;
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
-    let resource = target.resource;
+    let resource = &*target.resource;
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
-    let mut object = call.decode_body(expected, options.field_validation).await?;
+    let mut object = call.decode_body_as(target, expected, options.field_validation).await?;
     place(target, &call.info.namespace, &mut object)?;
     let write = Create {
         state: &call.state,
@@ -99,7 +99,7 @@ impl Create<'_> {
             match self.attempt(object.clone(), warnings).await {
                 Err(status) if status.reason == "AlreadyExists" && generates => {
                     if attempt == attempts {
-                        let resource = self.target.resource;
+                        let resource = &*self.target.resource;
                         return Err(Status::generate_name_conflict(&resource.group, &resource.plural, &name));
                     }
                     warnings.clear();
@@ -126,13 +126,13 @@ impl Create<'_> {
         let Self { state, target, .. } = *self;
         let now = now();
         let context =
-            Context { resource: target.resource, subresource: "", now: &now, user: &self.user.name };
-        default(state, target, &mut object);
-        registry::prepare_create(target.strategy, &context, &mut object);
+            Context { resource: &target.resource, subresource: "", now: &now, user: &self.user.name };
+        default(target, &mut object);
+        registry::prepare_create(&*target.strategy, &context, &mut object);
         let name = meta::name(&object).to_owned();
         let mut request = admission::Request {
             operation: Operation::Create,
-            resource: target.resource,
+            resource: &target.resource,
             subresource: "",
             namespace: target.scope(self.namespace),
             name: &name,
@@ -141,10 +141,10 @@ impl Create<'_> {
             dry_run: self.dry_run,
         };
         state.admission.mutate(&request, &mut object).await?;
-        default(state, target, &mut object);
+        default(target, &mut object);
         let name_after = meta::name(&object).to_owned();
         request.name = &name_after;
-        let errors = registry::validate_create(target.strategy, &context, &object);
+        let errors = registry::validate_create(&*target.strategy, &context, &object);
         if !errors.is_empty() {
             return Err(target.invalid(&name_after, errors));
         }
@@ -165,18 +165,18 @@ impl Create<'_> {
         if self.dry_run {
             return Ok(object);
         }
-        let stored = state.cache.create(&key, target.to_stored(object)).await;
+        let stored = state.cache.create(&key, target.to_stored(object).await?).await;
         let stored = stored.map_err(|error| target.storage_error(name, error))?;
         if let Some(claim) = claim {
             claim.keep();
         }
-        Ok(target.value(&stored))
+        target.shown(&stored).await
     }
 }
 
 /// The defaults of the schema and of the kind.
-pub fn default(state: &State, target: &Target, object: &mut Value) {
-    state.schema.default(target.resource.ty, object);
+pub fn default(target: &Target, object: &mut Value) {
+    target.schema.default(target.resource.ty, object);
     target.strategy.default(object);
 }
 

@@ -6,6 +6,8 @@
 //! finalizers ..................... deletionTimestamp = now; whoever removes the last one deletes the object
 //! ```
 
+use std::sync::Arc;
+
 use api::{field::FieldError, meta, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -42,7 +44,7 @@ pub async fn options(call: &mut Call) -> Result<DeleteOptions, Status> {
     let ty =
         schema.type_of("", "v1", "DeleteOptions").ok_or_else(|| Status::internal("no type DeleteOptions"))?;
     let expected = Expected { group_version: "v1", kind: "DeleteOptions", ty };
-    let Some(mut document) = call.read_document(expected).await? else {
+    let Some(mut document) = call.read_document(schema, expected).await? else {
         return DeleteOptions::parse(None, &call.query);
     };
     // Every group has the same DeleteOptions: clients name the group of the object.
@@ -70,7 +72,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
             call.answer(target, accepted, StatusCode::OK, object)
         }
         Deleted::Gone(object) => {
-            let resource = target.resource;
+            let resource = &*target.resource;
             let status =
                 Status::deleted(&resource.group, &resource.plural, &call.info.name, meta::uid(&object));
             let accepted = Accepted { encoding: accepted.encoding, ..Accepted::JSON };
@@ -120,18 +122,18 @@ impl Delete<'_> {
                 return Ok(deleted);
             }
         }
-        let resource = self.target.resource;
+        let resource = &*self.target.resource;
         Err(Status::modified(&resource.group, &resource.plural, self.name))
     }
 
     /// `None` where the object changed in between.
-    async fn attempt(&self, key: &str, object: &Object) -> Result<Option<Deleted>, Status> {
+    async fn attempt(&self, key: &str, object: &Arc<Object>) -> Result<Option<Deleted>, Status> {
         let Self { state, target, .. } = *self;
-        let old = target.value(object);
+        let old = target.shown(object).await?;
         self.check_preconditions(&old)?;
         let request = admission::Request {
             operation: Operation::Delete,
-            resource: target.resource,
+            resource: &target.resource,
             subresource: "",
             namespace: target.scope(self.namespace),
             name: self.name,
@@ -161,8 +163,8 @@ impl Delete<'_> {
         if self.options.dry_run || new == old {
             return Ok(Some(Deleted::Waiting(new)));
         }
-        match state.cache.update(key, object.revision(), target.to_stored(new)).await {
-            Ok(stored) => Ok(Some(Deleted::Waiting(target.value(&stored)))),
+        match state.cache.update(key, object.revision(), target.to_stored(new).await?).await {
+            Ok(stored) => Ok(Some(Deleted::Waiting(target.shown(&stored).await?))),
             Err(StorageError::Conflict { current: Some(_), .. }) => Ok(None),
             Err(error) => Err(target.storage_error(self.name, error)),
         }

@@ -18,7 +18,7 @@ pub fn check(
     new: &Value,
     old: Option<&Value>,
 ) -> Result<(), Status> {
-    let resource = target.resource;
+    let resource = &*target.resource;
     if resource.group != rbac::GROUP {
         return Ok(());
     }

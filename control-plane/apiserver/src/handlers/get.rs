@@ -31,5 +31,6 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         }
     };
     let object = read(cache, &key, fresh).await?.ok_or_else(|| target.not_found(&call.info.name))?;
+    target.prepare([&object]).await?;
     call.answer_cached(target, accepted, StatusCode::OK, &object)
 }

@@ -105,7 +105,10 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let options = ListOptions::parse(&call.query, false)?;
     let prefix = target.list_prefix(&call.info.namespace);
     match find_page(&call.state.cache, target, &prefix, &options).await {
-        Ok(page) => answer(call, target, accepted, &page),
+        Ok(page) => {
+            target.prepare(&page.items).await?;
+            answer(call, target, accepted, &page)
+        }
         Err(Refusal::Status(status)) => Err(status),
         Err(Refusal::Expired(token)) => Ok(expired(&token)),
     }
@@ -150,6 +153,7 @@ async fn find_page(
     if options.continue_token.is_empty() {
         let snapshot = snapshot(cache, prefix, options).await.map_err(|error| list_status(&error))?;
         let limit = if options.resource_version == Some(0) { 0 } else { options.limit };
+        prepare(target, options, &snapshot).await?;
         return Ok(page(&snapshot, target, options, prefix, prefix, limit));
     }
     let token = ContinueToken::parse(&options.continue_token)?;
@@ -169,6 +173,7 @@ async fn find_page(
             Err(error) => return Err(list_status(&error).into()),
         }
     };
+    prepare(target, options, &snapshot).await?;
     Ok(page(&snapshot, target, options, prefix, &start, options.limit))
 }
 
@@ -194,6 +199,11 @@ async fn snapshot(cache: &Cache, prefix: &str, options: &ListOptions) -> Result<
         Some(version) => cache.wait_for(Revision(version), FRESHNESS_TIMEOUT).await?,
     }
     Ok(cache.list(prefix))
+}
+
+/// A field selector looks into every object.
+async fn prepare(target: &Target, options: &ListOptions, snapshot: &Snapshot) -> Result<(), Status> {
+    if options.fields.is_some() { target.prepare(snapshot.iter()).await } else { Ok(()) }
 }
 
 fn page(

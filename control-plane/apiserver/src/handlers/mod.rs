@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use api::status::Status;
+use api::{schema::Schema, status::Status};
 use futures::FutureExt as _;
 use http::{HeaderMap, Response};
 use hyper::upgrade::OnUpgrade;
@@ -86,13 +86,17 @@ impl Call {
     }
 
     /// The body as a value; `None` where it is empty.
-    pub async fn read_document(&mut self, expected: Expected<'_>) -> Result<Option<Document>, Status> {
+    pub async fn read_document(
+        &mut self,
+        schema: &Schema,
+        expected: Expected<'_>,
+    ) -> Result<Option<Document>, Status> {
         let encoding = negotiate::body_encoding(&self.headers);
         let bytes = body::read(self.take_body()).await?;
         if bytes.is_empty() {
             return Ok(None);
         }
-        decode::parse(&bytes, encoding?, self.state.schema, expected).map(Some)
+        decode::parse(&bytes, encoding?, schema, expected).map(Some)
     }
 
     /// The object that the body must be; what the schema does not know is judged by `validation`.
@@ -101,10 +105,30 @@ impl Call {
         expected: Expected<'_>,
         validation: FieldValidation,
     ) -> Result<Value, Status> {
-        let document = self.read_document(expected).await?.ok_or_else(|| {
+        let schema = self.state.schema;
+        self.decode(schema, expected, validation).await
+    }
+
+    /// The object of a resource; what its schema does not know is judged by `validation`.
+    pub async fn decode_body_as(
+        &mut self,
+        target: &Target,
+        expected: Expected<'_>,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        self.decode(&target.schema, expected, validation).await
+    }
+
+    async fn decode(
+        &mut self,
+        schema: &Schema,
+        expected: Expected<'_>,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        let document = self.read_document(schema, expected).await?.ok_or_else(|| {
             Status::bad_request(format!("the request body is empty, it must be a {}", expected.kind))
         })?;
-        expected.decode(self.state.schema, document, validation, &mut self.warnings)
+        expected.decode(schema, document, validation, &mut self.warnings)
     }
 
     /// The answer's form where an object is answered with.
@@ -120,9 +144,9 @@ impl Call {
         )
     }
 
-    pub fn tabler(&self, target: &Target, accepted: Accepted) -> Result<Tabler<'static>, Status> {
+    pub fn tabler(&self, target: &Target, accepted: Accepted) -> Result<Tabler, Status> {
         Ok(Tabler {
-            strategy: target.strategy,
+            strategy: target.strategy.clone(),
             meta_version: accepted.meta_version,
             include: IncludeObject::parse(&self.query)?,
             now: jiff::Timestamp::now().as_second(),
@@ -177,7 +201,7 @@ pub async fn dispatch(call: &mut Call) -> Result<Response<Body>, Status> {
     if let Some(answer) = subresources::virtual_resource(call).await {
         return answer;
     }
-    let target = Target::find(call.state.schema, &call.info)?;
+    let target = call.state.kinds.target(&call.info)?;
     check_scope(call, &target)?;
     if !call.info.subresource.is_empty() {
         return subresources::dispatch(call, &target).boxed().await;
@@ -200,7 +224,7 @@ pub async fn dispatch(call: &mut Call) -> Result<Response<Body>, Status> {
 }
 
 fn method_not_allowed(call: &Call, target: &Target) -> Status {
-    let resource = target.resource;
+    let resource = &*target.resource;
     if resource.has_verb(&call.info.verb) {
         return Status::method_not_allowed();
     }

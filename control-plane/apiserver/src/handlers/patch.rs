@@ -111,10 +111,10 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let accepted = call.accepted_object()?;
     let options = WriteOptions::parse(&call.query, "PatchOptions")?;
     let patch = Patch::read(call).await?;
-    let resource = target.resource;
+    let resource = &*target.resource;
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
-    let (schema, name) = (call.state.schema, call.info.name.clone());
+    let (schema, name) = (&*target.schema, call.info.name.clone());
     let mut said = Vec::new();
     let patched = Update::of(call, target, options.dry_run)
         .run(&mut call.warnings, &mut |old| {

@@ -5,16 +5,17 @@ use std::{borrow::Cow, sync::Arc};
 use api::{
     schema::{Resource, Schema},
     selector::FieldSelector,
+    shared::Shared,
     status::Status,
 };
 use bytes::Bytes;
 use serde_json::Value;
 
 use crate::{
-    conversion::{self, Conversion},
+    conversion::Form,
+    kinds::Custom,
     query::ListOptions,
     registry::{self, Strategy},
-    request::RequestInfo,
     storage::{
         Revision, StorageError,
         cache::{Cache, Object},
@@ -22,32 +23,48 @@ use crate::{
     },
 };
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Target {
-    pub resource: &'static Resource,
-    pub strategy: &'static dyn Strategy,
-    conversion: Option<&'static Conversion>,
+    /// Where the resource's type is.
+    pub schema: Shared<Schema>,
+    pub resource: Shared<Resource>,
+    pub strategy: Shared<dyn Strategy>,
+    form: Form,
+    is_custom: bool,
 }
 
 impl Target {
-    /// The resource that a path names; 404 where there is none.
-    pub fn find(schema: &'static Schema, info: &RequestInfo) -> Result<Self, Status> {
-        let resource = schema
-            .resource(&info.group, &info.version, &info.resource)
-            .ok_or_else(Status::resource_not_found)?;
-        Ok(Self::new(resource))
-    }
-
+    /// A built-in resource.
     pub fn new(resource: &'static Resource) -> Self {
         Self {
-            resource,
-            strategy: registry::strategy(&resource.group, &resource.plural),
-            conversion: conversion::of(resource),
+            schema: api::schema::builtin().into(),
+            resource: resource.into(),
+            strategy: registry::strategy(&resource.group, &resource.plural).into(),
+            form: Form::of(resource),
+            is_custom: false,
         }
     }
 
+    pub fn custom(kind: &Custom) -> Self {
+        Self {
+            schema: kind.schema.clone(),
+            resource: Arc::clone(&kind.resource).into(),
+            strategy: Arc::clone(&kind.strategy).into(),
+            form: kind.form.clone(),
+            is_custom: true,
+        }
+    }
+
+    /// Whether the kind is that of a CustomResourceDefinition.
+    pub fn is_custom(&self) -> bool {
+        self.is_custom
+    }
+
     fn stored_group(&self) -> &str {
-        self.conversion.map_or(self.resource.group.as_str(), |conversion| conversion.group)
+        match &self.form {
+            Form::Builtin(conversion) => conversion.group,
+            Form::Stored | Form::Custom(_) => &self.resource.group,
+        }
     }
 
     /// The namespace that an object has: none where the resource is cluster-scoped.
@@ -67,54 +84,69 @@ impl Target {
         keys::list_prefix(self.stored_group(), &self.resource.plural, namespace)
     }
 
+    /// Whether the object's cached JSON is not what this version of the resource shows.
     pub fn is_converted(&self) -> bool {
-        self.conversion.is_some()
+        !matches!(self.form, Form::Stored)
+    }
+
+    /// Comes before [`Target::value`], [`Target::json`] and [`Target::matches`]: converts what a webhook must convert.
+    /// Nothing happens for kinds that are built in.
+    pub async fn prepare(&self, objects: impl IntoIterator<Item = &Arc<Object>>) -> Result<(), Status> {
+        match &self.form {
+            Form::Stored | Form::Builtin(_) => Ok(()),
+            Form::Custom(form) => form.prepare(&objects.into_iter().collect::<Vec<_>>()).await,
+        }
+    }
+
+    /// [`Target::prepare`] and [`Target::value`].
+    pub async fn shown(&self, object: &Arc<Object>) -> Result<Value, Status> {
+        self.prepare([object]).await?;
+        Ok(self.value(object))
     }
 
     /// The object as this version of the resource shows it.
     pub fn value(&self, object: &Object) -> Value {
-        self.from_stored(object.value())
-    }
-
-    pub fn from_stored(&self, value: Value) -> Value {
-        match self.conversion {
-            Some(conversion) => (conversion.from_stored)(value),
-            None => value,
+        match &self.form {
+            Form::Stored => object.value(),
+            Form::Builtin(conversion) => (conversion.from_stored)(object.value()),
+            Form::Custom(form) => serde_json::from_slice(&form.json(object))
+                .expect("the bytes are those of a value, or were parsed when the object was made"),
         }
     }
 
-    pub fn to_stored(&self, value: Value) -> Value {
-        match self.conversion {
-            Some(conversion) => (conversion.to_stored)(value),
-            None => value,
+    /// The object in the form that is stored.
+    pub async fn to_stored(&self, value: Value) -> Result<Value, Status> {
+        match &self.form {
+            Form::Stored => Ok(value),
+            Form::Builtin(conversion) => Ok((conversion.to_stored)(value)),
+            Form::Custom(form) => form.to_stored(value).await,
         }
     }
 
     /// The object's JSON; cached, unless it must be converted.
     pub fn json(&self, object: &Object) -> Bytes {
-        match self.conversion {
-            None => object.json().clone(),
-            Some(_) => self.value(object).to_string().into(),
+        match &self.form {
+            Form::Stored => object.json().clone(),
+            Form::Builtin(_) => self.value(object).to_string().into(),
+            Form::Custom(form) => form.json(object),
         }
     }
 
     /// As [`Target::json`], under another revision.
     pub fn json_at(&self, object: &Object, revision: Revision) -> Bytes {
-        match self.conversion {
-            None => object.json_at(revision),
-            Some(_) => {
-                let mut value = self.value(object);
-                api::meta::set_resource_version(&mut value, &revision.0.to_string());
-                value.to_string().into()
-            }
+        if matches!(self.form, Form::Stored) {
+            return object.json_at(revision);
         }
+        let mut value = self.value(object);
+        api::meta::set_resource_version(&mut value, &revision.0.to_string());
+        value.to_string().into()
     }
 
     /// 400 for a field selector on a field that cannot be selected by.
     pub fn check_fields(&self, selector: &FieldSelector) -> Result<(), Status> {
         for (name, ..) in selector.requirements() {
             let known = matches!(name.as_str(), "metadata.name" | "metadata.namespace")
-                || self.strategy.selectable_field_names().contains(&name.as_str());
+                || self.strategy.selects_by(name);
             if !known {
                 return Err(Status::bad_request(format!("field label not supported: {name}")));
             }
@@ -129,10 +161,19 @@ impl Target {
             return false;
         }
         let Some(selector) = &options.fields else { return true };
+        if self.is_custom {
+            let value = self.value(object);
+            return selector.matches(|name| match name {
+                "metadata.name" => Some(meta.name.clone()),
+                "metadata.namespace" => Some(meta.namespace.clone()),
+                name => self.strategy.selectable_field(&value, name),
+            });
+        }
         let fields = || -> Cow<'_, [(&'static str, String)]> {
-            match self.conversion {
-                None => Cow::Borrowed(object.fields(|value| self.strategy.selectable_fields(value))),
-                Some(_) => Cow::Owned(self.strategy.selectable_fields(&self.value(object))),
+            if self.is_converted() {
+                Cow::Owned(self.strategy.selectable_fields(&self.value(object)))
+            } else {
+                Cow::Borrowed(object.fields(|value| self.strategy.selectable_fields(value)))
             }
         };
         selector.matches(|name| match name {
@@ -156,7 +197,7 @@ impl Target {
 
     /// What a storage error means to a client.
     pub fn storage_error(&self, name: &str, error: StorageError) -> Status {
-        let resource = self.resource;
+        let resource = &*self.resource;
         match error {
             StorageError::Exists { .. } => Status::already_exists(&resource.group, &resource.plural, name),
             StorageError::NotFound { .. } => self.not_found(name),

@@ -4,6 +4,8 @@
 //! A transform whose result carries a resourceVersion is refused once that version is not the stored one, so a change
 //! that was made from an older object ends in 409 and one that was not is made again.
 
+use std::sync::Arc;
+
 use api::{field::FieldError, meta, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -32,10 +34,10 @@ const ATTEMPTS_MAX: usize = 50;
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
     let accepted = call.accepted_object()?;
     let options = WriteOptions::parse(&call.query, "UpdateOptions")?;
-    let resource = target.resource;
+    let resource = &*target.resource;
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
-    let mut object = call.decode_body(expected, options.field_validation).await?;
+    let mut object = call.decode_body_as(target, expected, options.field_validation).await?;
     check_name(&call.info.name, &mut object)?;
     place(target, &call.info.namespace, &mut object)?;
     let key = target.key(&call.info.namespace, &call.info.name);
@@ -90,7 +92,7 @@ impl<'a> Update<'a> {
     /// The change that a request asks for. The borrow is of the call's parts that a handler does not change.
     pub fn of(call: &Call, target: &'a Target, dry_run: bool) -> UpdateOwned<'a> {
         UpdateOwned {
-            state: std::sync::Arc::clone(&call.state),
+            state: Arc::clone(&call.state),
             user: call.user.clone(),
             target,
             subresource: call.info.subresource.clone(),
@@ -120,7 +122,7 @@ impl<'a> Update<'a> {
     }
 
     fn modified(&self) -> Status {
-        let resource = self.target.resource;
+        let resource = &*self.target.resource;
         Status::modified(&resource.group, &resource.plural, self.name)
     }
 
@@ -128,31 +130,31 @@ impl<'a> Update<'a> {
     async fn attempt(
         &self,
         key: &str,
-        object: &Object,
+        object: &Arc<Object>,
         warnings: &mut Vec<String>,
         transform: Transform<'_>,
     ) -> Result<Option<Value>, Status> {
         let Self { state, target, .. } = *self;
-        let old = target.value(object);
+        let old = target.shown(object).await?;
         let mut new = transform(&old)?;
         self.check_preconditions(&old, &new)?;
         keep_server_fields(&mut new, &old);
         let now = now();
         let context = Context {
-            resource: target.resource,
+            resource: &target.resource,
             subresource: self.subresource,
             now: &now,
             user: &self.user.name,
         };
-        default(state, target, &mut new);
+        default(target, &mut new);
         // A binding writes what no client may: it is checked by who makes it.
         let follows_rules = self.subresource != "binding";
         if follows_rules {
-            registry::prepare_update(target.strategy, &context, &mut new, &old);
+            registry::prepare_update(&*target.strategy, &context, &mut new, &old);
         }
         let request = admission::Request {
             operation: Operation::Update,
-            resource: target.resource,
+            resource: &target.resource,
             subresource: self.subresource,
             namespace: target.scope(self.namespace),
             name: self.name,
@@ -161,9 +163,9 @@ impl<'a> Update<'a> {
             dry_run: self.dry_run,
         };
         state.admission.mutate(&request, &mut new).await?;
-        default(state, target, &mut new);
+        default(target, &mut new);
         let errors = if follows_rules {
-            registry::validate_update(target.strategy, &context, &new, &old)
+            registry::validate_update(&*target.strategy, &context, &new, &old)
         } else {
             registry::metadata::validate_update(&new, &old)
         };
@@ -179,7 +181,7 @@ impl<'a> Update<'a> {
     async fn store(
         &self,
         key: &str,
-        object: &Object,
+        object: &Arc<Object>,
         mut new: Value,
         old: &Value,
     ) -> Result<Option<Value>, Status> {
@@ -195,12 +197,12 @@ impl<'a> Update<'a> {
                 Err(error) => Err(target.storage_error(self.name, error)),
             };
         }
-        match state.cache.update(key, object.revision(), target.to_stored(new)).await {
+        match state.cache.update(key, object.revision(), target.to_stored(new).await?).await {
             Ok(stored) => {
                 if let Some(claim) = claim {
                     claim.keep();
                 }
-                Ok(Some(target.value(&stored)))
+                target.shown(&stored).await.map(Some)
             }
             Err(StorageError::Conflict { current: Some(_), .. }) => Ok(None),
             Err(error) => Err(target.storage_error(self.name, error)),
@@ -229,7 +231,7 @@ impl<'a> Update<'a> {
 
 /// An [`Update`] that owns what it needs of its call, so that the call stays free for warnings.
 pub struct UpdateOwned<'a> {
-    pub state: std::sync::Arc<State>,
+    pub state: Arc<State>,
     pub user: Identity,
     pub target: &'a Target,
     pub subresource: String,

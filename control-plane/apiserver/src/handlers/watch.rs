@@ -51,7 +51,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let timeout =
         options.timeout.unwrap_or_else(|| Duration::from_secs(rand::rng().random_range(1800..3600)));
     let mut encoder = Encoder {
-        target: *target,
+        target: target.clone(),
         tabler: match accepted.shape {
             Shape::Table => Some(call.tabler(target, accepted)?),
             _ => None,
@@ -124,6 +124,7 @@ async fn begin(
         let snapshot = cache.list(prefix);
         // History can move past the snapshot in between, on a busy resource: take a newer one.
         let Ok(watch) = cache.watch(prefix, Some(snapshot.revision)) else { continue };
+        target.prepare(snapshot.iter()).await?;
         let mut frames: VecDeque<Bytes> = snapshot
             .iter()
             .filter(|object| target.matches(options, object))
@@ -145,6 +146,10 @@ fn error_frame(error: &StorageError) -> Bytes {
         StorageError::Lagged => Status::expired("the watch fell too far behind and was closed; list again"),
         other => storage_status(other),
     };
+    status_frame(&status)
+}
+
+fn status_frame(status: &Status) -> Bytes {
     watch_frame("ERROR", status.to_value().to_string().as_bytes())
 }
 
@@ -196,6 +201,10 @@ impl Source {
                 }
                 Ok(Delivery::Bookmark(_)) => {}
                 Ok(Delivery::Event(event)) => {
+                    if let Err(status) = self.encoder.prepare(&event).await {
+                        self.last = true;
+                        return Some(status_frame(&status));
+                    }
                     if let Some(frame) = self.encoder.event(&self.options, &event) {
                         return Some(frame);
                     }
@@ -213,12 +222,16 @@ impl Source {
 struct Encoder {
     target: Target,
     accepted: Accepted,
-    tabler: Option<Tabler<'static>>,
+    tabler: Option<Tabler>,
     /// The first Table carries the columns.
     with_columns: bool,
 }
 
 impl Encoder {
+    async fn prepare(&self, event: &Event) -> Result<(), Status> {
+        self.target.prepare(event.previous.iter().chain([&event.object])).await
+    }
+
     /// The frame of an event as a watcher with this selection sees it; `None` where it sees nothing.
     fn event(&mut self, options: &ListOptions, event: &Event) -> Option<Bytes> {
         let matches = |object: &Object| self.target.matches(options, object);
@@ -260,7 +273,7 @@ impl Encoder {
         if ends_initial_events {
             metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
         }
-        let resource = self.target.resource;
+        let resource = &*self.target.resource;
         let meta_version = format!("meta.k8s.io/{}", self.accepted.meta_version);
         let object = match self.accepted.shape {
             Shape::Object => {

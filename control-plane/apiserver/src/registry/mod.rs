@@ -72,6 +72,18 @@ pub struct Column {
     pub cell: fn(object: &Value, now: i64) -> Value,
 }
 
+impl Column {
+    fn definition(&self) -> Value {
+        json!({
+            "name": self.name,
+            "type": self.kind,
+            "format": self.format,
+            "description": self.description,
+            "priority": self.priority,
+        })
+    }
+}
+
 /// The rules of one resource. Every function is pure; the defaults are right for kinds without rules of their own.
 pub trait Strategy: Send + Sync {
     /// Fills what the caller left out (on create, update and on reading old objects). Twice is as once.
@@ -137,6 +149,14 @@ pub trait Strategy: Send + Sync {
     fn selectable_field_names(&self) -> &'static [&'static str] {
         &[]
     }
+    /// Whether field selectors may name this field.
+    fn selects_by(&self, field: &str) -> bool {
+        self.selectable_field_names().contains(&field)
+    }
+    /// The value of one field that selectors may name, of a kind whose fields are not known when compiling.
+    fn selectable_field(&self, _object: &Value, _field: &str) -> Option<String> {
+        None
+    }
     /// Seconds of grace for a deletion, where the kind deletes gracefully (pods): `requested` is what the caller asked
     /// for. `None`: at once.
     fn grace_period_seconds(&self, _object: &Value, _requested: Option<i64>) -> Option<i64> {
@@ -148,6 +168,14 @@ pub trait Strategy: Send + Sync {
     /// The columns of `kubectl get`, wide ones included.
     fn columns(&self) -> &'static [Column] {
         table::NAME_AND_AGE
+    }
+    /// `columnDefinitions` of a Table.
+    fn column_definitions(&self) -> Vec<Value> {
+        self.columns().iter().map(Column::definition).collect()
+    }
+    /// The cells of an object's row; `now` in seconds since the epoch, for ages.
+    fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
+        self.columns().iter().map(|column| (column.cell)(object, now)).collect()
     }
     /// How a name is checked: the rule of upstream for `metadata.name`. Returns what is wrong.
     fn name_errors(&self, name: &str, is_prefix: bool) -> Vec<String> {

@@ -54,13 +54,12 @@ pub(super) async fn reconcile(state: &State) -> anyhow::Result<()> {
 /// Whether the object had to be made.
 async fn ensure(state: &State, user: &Identity, mut object: Value) -> anyhow::Result<bool> {
     let (group, version) = meta::group_and_version(meta::api_version(&object));
-    let resource = state
-        .schema
-        .kind(group, version, meta::kind(&object))
+    let target = state
+        .kinds
+        .of_kind(group, version, meta::kind(&object))
         .with_context(|| format!("no resource for {} {}", meta::api_version(&object), meta::kind(&object)))?;
-    let target = Target::new(resource);
     let (namespace, name) = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
-    let named = || format!("{} {namespace}/{name}", resource.plural);
+    let named = || format!("{} {namespace}/{name}", target.resource.plural);
     if state.cache.get(&target.key(&namespace, &name)).is_some() {
         merge(state, user, &target, &namespace, &name, &object).await.with_context(named)?;
         return Ok(false);

@@ -30,6 +30,7 @@ use crate::{
     admission::Admission,
     config::{Config, Store},
     discovery::{Discovery, openapi::OpenApi},
+    kinds::Kinds,
     security::{
         self, Authenticator, Authorizer, Identity,
         pki::{Pki, ServerNames},
@@ -142,12 +143,13 @@ fn build(config: Config, pki: &Pki, cache: Arc<Cache>, stop: CancellationToken) 
     let verifier = security::tls::client_verifier(pki.ca.certificate_pem())?;
     Ok(State {
         schema,
+        kinds: Kinds::new(schema),
         authenticator: Authenticator::new(verifier, Arc::clone(&tokens), Arc::clone(&cache) as _),
         authorizer: Authorizer::new(&cache),
         tokens,
         admission: Admission::new(Arc::clone(&cache)),
         service_ips: tokio::sync::Mutex::new(ServiceIps::new(&cache, vec![config.service_cidr])),
-        discovery: Discovery::new(schema, &config.address().to_string()),
+        discovery: Discovery::new(schema, config.address().to_string()),
         openapi: OpenApi::default(),
         metrics: metrics::Metrics::default(),
         kubelet_tls: tls::kubelet(pki.ca.certificate_pem(), &pki.kubelet_client)?,

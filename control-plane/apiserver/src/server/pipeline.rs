@@ -211,16 +211,10 @@ fn plain(
         ["openapi", "v2"] => state.openapi.v2(&parts.headers),
         ["openapi", "v3", rest @ ..] => state.openapi.v3(rest, &parts.headers),
         [] | [""] => {
-            let mut paths: Vec<&str> = state.discovery.paths().collect();
-            paths.extend([
-                "/healthz",
-                "/livez",
-                "/metrics",
-                "/openapi/v2",
-                "/openapi/v3",
-                "/readyz",
-                "/version",
-            ]);
+            let mut paths: Vec<String> = state.discovery.paths();
+            let fixed =
+                ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+            paths.extend(fixed.map(str::to_owned));
             paths.sort_unstable();
             Ok(respond::value(StatusCode::OK, Accepted::JSON, &json!({"paths": paths})))
         }

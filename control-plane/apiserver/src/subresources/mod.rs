@@ -41,7 +41,7 @@ pub async fn virtual_resource(call: &mut Call) -> Option<Result<Response<Body>, 
 
 /// Answers a request for a subresource of a stored object.
 pub async fn dispatch(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
-    let resource = target.resource;
+    let resource = &*target.resource;
     let name = call.info.subresource.clone();
     let subresource = resource.subresource(&name).ok_or_else(Status::resource_not_found)?;
     let core_kind = if resource.group.is_empty() { resource.plural.as_str() } else { "" };

@@ -25,7 +25,7 @@ pub async fn get(call: &mut Call, target: &Target) -> Result<Response<Body>, Sta
     let key = target.key(&call.info.namespace, &call.info.name);
     let object =
         read(&call.state.cache, &key, true).await?.ok_or_else(|| target.not_found(&call.info.name))?;
-    Ok(respond::value(StatusCode::OK, accepted, &scale_of(&target.value(&object))))
+    Ok(respond::value(StatusCode::OK, accepted, &scale_of(&target.shown(&object).await?)))
 }
 
 /// What a PUT or a PATCH wants the Scale to be.
