@@ -340,6 +340,18 @@ fn forwards(cluster: &Cluster, namespace: &Namespace<'_>) {
     holds(&answer, &["200 OK", "\"pod\":\"talker\""]);
 }
 
+/// The script's own checks are the test; what it printed stays beside the cluster's logs for people to read.
+#[test]
+fn a_session_at_the_keyboard_goes_as_against_kubernetes() {
+    let cluster = Cluster::running();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/kubectl.sh");
+    let session = run(std::process::Command::new(script).env("KUBECONFIG", cluster.kubeconfig()), "");
+    let transcript = cluster.host("kubectl.txt");
+    std::fs::write(&transcript, &session.stdout).expect("a transcript");
+    assert_eq!(session.code, 0, "{}\n{}\n{}", transcript.display(), session.stdout, session.stderr);
+    holds(&session.stdout, &["All commands behaved."]);
+}
+
 #[test]
 fn a_drained_node_is_empty_and_takes_pods_again_after_uncordon() {
     let cluster = Cluster::running();
