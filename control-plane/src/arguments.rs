@@ -62,10 +62,24 @@ pub struct ServerArguments {
     /// Where nodes and pods reach this server; by default the first address that is bound.
     #[arg(long, global = true, env = "SEAWAY_ADVERTISE_ADDRESS")]
     pub advertise_address: Option<IpAddr>,
-    #[arg(long, global = true, env = "SEAWAY_SERVICE_CIDR", default_value = "10.96.0.0/16")]
-    pub service_cidr: IpNetwork,
-    #[arg(long, global = true, env = "SEAWAY_CLUSTER_CIDR", default_value = "10.244.0.0/16")]
-    pub cluster_cidr: IpNetwork,
+    /// Where Services get their addresses: one range, or one of each IP family, the preferred family first.
+    #[arg(
+        long = "service-cidr",
+        global = true,
+        env = "SEAWAY_SERVICE_CIDR",
+        default_value = "10.96.0.0/16",
+        value_delimiter = ','
+    )]
+    pub service_cidrs: Vec<IpNetwork>,
+    /// Where pods get their addresses: one range, or one of each IP family.
+    #[arg(
+        long = "cluster-cidr",
+        global = true,
+        env = "SEAWAY_CLUSTER_CIDR",
+        default_value = "10.244.0.0/16",
+        value_delimiter = ','
+    )]
+    pub cluster_cidrs: Vec<IpNetwork>,
     #[arg(long, global = true, env = "SEAWAY_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
     /// Seconds that a node may be silent before it counts as unreachable.

@@ -4,6 +4,7 @@ use std::{future::Future, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use apiserver::{Config, Identity, Server, Store, security::GROUP_MASTERS, server::listen};
+use ipnetwork::IpNetwork;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -132,12 +133,25 @@ fn config(arguments: &ServerArguments, listeners: &[TcpListener]) -> anyhow::Res
         bind: bound,
         advertise_address,
         advertise_port,
-        service_cidr: arguments.service_cidr,
-        cluster_cidr: arguments.cluster_cidr,
+        service_cidrs: families("--service-cidr", &arguments.service_cidrs)?,
+        cluster_cidrs: families("--cluster-cidr", &arguments.cluster_cidrs)?,
         cluster_domain: arguments.cluster_domain.clone(),
         compaction_interval: Duration::from_secs(arguments.compaction_interval),
         sans: arguments.san.clone(),
     })
+}
+
+/// At most one range of each IP family.
+fn families(flag: &str, ranges: &[IpNetwork]) -> anyhow::Result<Vec<IpNetwork>> {
+    match ranges {
+        [_] => {}
+        [first, second] if first.is_ipv4() != second.is_ipv4() => {}
+        [first, second] => {
+            anyhow::bail!("{flag} {first},{second}: two ranges must be of different IP families")
+        }
+        _ => anyhow::bail!("{flag} takes one range, or one of each IP family, not {}", ranges.len()),
+    }
+    Ok(ranges.to_vec())
 }
 
 async fn remote_client(arguments: &ClientArguments) -> anyhow::Result<kube::Client> {

@@ -97,8 +97,8 @@ impl Cluster {
             // Nothing is ever sent there: all clients are in this process.
             advertise_address: Ipv4Addr::new(10, 89, 0, 10).into(),
             advertise_port: 6443,
-            service_cidr: "10.96.0.0/16".parse().expect("a valid range"),
-            cluster_cidr: "10.244.0.0/16".parse().expect("a valid range"),
+            service_cidrs: vec!["10.96.0.0/16".parse().expect("a valid range")],
+            cluster_cidrs: vec!["10.244.0.0/16".parse().expect("a valid range")],
             cluster_domain: "cluster.local".to_owned(),
             compaction_interval: apiserver::storage::compactor::INTERVAL,
             sans: Vec::new(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::cluster::{self, Store, UpArguments};
+use crate::cluster::{self, IpFamily, Store, UpArguments};
 use crate::{build, ebpf, install, root_only, run};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,7 +116,7 @@ fn on_clusters(store: Option<Store>, filter: Option<&str>) -> Result<Count> {
     install::ensure(&[install::CLUSTER, install::IMAGES, install::KUBECTL, install::ETCD, install::PEERS])?;
     let mut all = Count::default();
     for store in store.map_or_else(|| vec![Store::Embedded, Store::Etcd], |store| vec![store]) {
-        cluster::up(&UpArguments { nodes: 3, store, release: false })?;
+        cluster::up(&UpArguments { nodes: 3, store, ip_family: IpFamily::Dual, release: false })?;
         let count = cargo_test(&["--workspace", "--test", "cluster"], filter, Some(store));
         if count.as_ref().is_ok_and(|count| count.failed == 0) {
             cluster::down()?;

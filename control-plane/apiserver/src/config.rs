@@ -28,8 +28,9 @@ pub struct Config {
     pub advertise_address: IpAddr,
     /// The port at that address.
     pub advertise_port: u16,
-    pub service_cidr: IpNetwork,
-    pub cluster_cidr: IpNetwork,
+    /// At least one; of two, each is of its own IP family and the first is preferred.
+    pub service_cidrs: Vec<IpNetwork>,
+    pub cluster_cidrs: Vec<IpNetwork>,
     pub cluster_domain: String,
     /// Between compactions of the store.
     pub compaction_interval: Duration,
@@ -43,9 +44,17 @@ impl Config {
         SocketAddr::new(self.advertise_address, self.advertise_port)
     }
 
+    /// The preferred range of Services.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn service_cidr(&self) -> IpNetwork {
+        *self.service_cidrs.first().expect("a server has a range for Services")
+    }
+
     /// The address of the cluster's DNS: the tenth of the service range.
     pub fn cluster_dns(&self) -> IpAddr {
-        match self.service_cidr {
+        match self.service_cidr() {
             IpNetwork::V4(range) => IpAddr::V4((u32::from(range.network()).saturating_add(10)).into()),
             IpNetwork::V6(range) => IpAddr::V6((u128::from(range.network()).saturating_add(10)).into()),
         }

@@ -1,9 +1,10 @@
 //! Names, addresses and places of the cluster.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::run;
@@ -30,6 +31,13 @@ pub(super) fn node_name(index: u8) -> String {
 
 pub(super) fn node_address(index: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 89, 0, 10 + index)
+}
+
+/// The IPv6 address of the host that has this IPv4 address, its last number written alike.
+pub(super) fn address_v6(address: Ipv4Addr) -> Ipv6Addr {
+    let digits = address.octets()[3].to_string();
+    let last = u16::from_str_radix(&digits, 16).expect("decimal digits are hexadecimal ones");
+    Ipv6Addr::new(0xfd00, 0x89, 0, 0, 0, 0, 0, last)
 }
 
 pub(super) fn netns_path(host: &str) -> PathBuf {
@@ -79,6 +87,39 @@ pub(super) fn cgroup_trees() -> Vec<PathBuf> {
     trees
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum IpFamily {
+    /// Pods, Services and hosts have IPv4 addresses only
+    Ipv4,
+    /// Both families, IPv4 preferred
+    Dual,
+}
+
+impl IpFamily {
+    pub(super) fn cluster_cidrs(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "10.244.0.0/16",
+            Self::Dual => "10.244.0.0/16,fd00:10:244::/64",
+        }
+    }
+
+    pub(super) fn service_cidrs(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "10.96.0.0/16",
+            Self::Dual => "10.96.0.0/16,fd00:10:96::/112",
+        }
+    }
+
+    /// The addresses of a host, as a flag takes them.
+    pub(super) fn host_addresses(self, address: Ipv4Addr) -> String {
+        match self {
+            Self::Ipv4 => address.to_string(),
+            Self::Dual => format!("{address},{}", address_v6(address)),
+        }
+    }
+}
+
 /// What `up` was asked for; kept for `status` and for a second look.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Cluster {
@@ -86,6 +127,7 @@ pub(super) struct Cluster {
     pub(super) store: String,
     pub(super) api_port: u16,
     pub(super) release: bool,
+    pub(super) ip_family: IpFamily,
 }
 
 impl Cluster {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::layout::{self, SERVER, node_name};
+use super::layout::{self, IpFamily, SERVER, node_name};
 use super::status::usage;
 use super::up::{Store, UpArguments, kubectl, up};
 use crate::run;
@@ -17,7 +17,7 @@ const IDLE: Duration = Duration::from_secs(30);
 
 #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
 pub(crate) fn measure() -> Result<()> {
-    up(&UpArguments { nodes: NODES, store: Store::Embedded, release: true })?;
+    up(&UpArguments { nodes: NODES, store: Store::Embedded, ip_family: IpFamily::Dual, release: true })?;
     run::say("    letting the cluster come to rest");
     std::thread::sleep(Duration::from_secs(10));
     let mut processes = vec![(SERVER.to_owned(), "server")];

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::host::{Process, Spec};
-use super::layout::{self, Cluster, FABRIC, SERVER, node_address, node_name};
+use super::layout::{self, Cluster, FABRIC, IpFamily, SERVER, node_address, node_name};
 use super::status::enter_command;
 use crate::{build, images, install, run};
 
@@ -34,6 +34,9 @@ pub(crate) struct UpArguments {
     /// Where the API server keeps its objects
     #[arg(long, value_enum, default_value = "embedded")]
     pub(crate) store: Store,
+    /// Which IP families the cluster has
+    #[arg(long, value_enum, default_value = "dual")]
+    pub(crate) ip_family: IpFamily,
     /// Release binaries instead of development ones
     #[arg(long)]
     pub(crate) release: bool,
@@ -55,8 +58,11 @@ impl Parts {
 pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
     let store = if arguments.store == Store::Etcd { "etcd" } else { "embedded" };
     if let Some(cluster) = running() {
-        if cluster.nodes == arguments.nodes && cluster.store == store && cluster.release == arguments.release
-        {
+        let same = cluster.nodes == arguments.nodes
+            && cluster.store == store
+            && cluster.release == arguments.release
+            && cluster.ip_family == arguments.ip_family;
+        if same {
             run::say("the cluster is up already");
             return super::status();
         }
@@ -72,6 +78,9 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
         install::ensure(&[install::ETCD])?;
     }
     layout::cgroup2()?;
+    if arguments.ip_family == IpFamily::Dual && !Path::new("/proc/sys/net/ipv6").exists() {
+        bail!("this kernel has no IPv6: add --ip-family ipv4");
+    }
     let binaries = build::binaries(arguments.release)?;
     let images = run::step("building the test images", images::build)?;
     let cluster = Cluster {
@@ -79,12 +88,13 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
         store: store.to_owned(),
         api_port: free_port()?,
         release: arguments.release,
+        ip_family: arguments.ip_family,
     };
     let parts = Parts { binaries, images, arguments: cluster };
     let started = Instant::now();
     std::fs::create_dir_all(layout::state().join("logs")).context("making target/cluster")?;
     parts.arguments.save()?;
-    run::step("wiring the hosts", || network(arguments.nodes))?;
+    run::step("wiring the hosts", || network(arguments.nodes, arguments.ip_family))?;
     run::step("starting the image registry", || registry(&parts))?;
     run::step("starting the server", || server(&parts))?;
     run::step("starting the nodes", || nodes(&parts))?;
@@ -127,10 +137,10 @@ fn ip(arguments: &str) -> Result<()> {
 }
 
 /// The fabric is a bridge in a namespace of its own; each host has one link to it, and nothing leads out.
-fn network(nodes: u8) -> Result<()> {
+fn network(nodes: u8, ip_family: IpFamily) -> Result<()> {
     ip(&format!("netns add {FABRIC}"))?;
     ip(&format!("-n {FABRIC} link add {} type bridge forward_delay 0", layout::BRIDGE))?;
-    ip(&format!("-n {FABRIC} addr add {}/24 dev {}", layout::FABRIC_ADDRESS, layout::BRIDGE))?;
+    addresses(FABRIC, layout::BRIDGE, layout::FABRIC_ADDRESS, ip_family)?;
     ip(&format!("-n {FABRIC} link set {} up", layout::BRIDGE))?;
     ip(&format!("-n {FABRIC} link set lo up"))?;
     let mut hosts = vec![(SERVER.to_owned(), layout::SERVER_ADDRESS)];
@@ -140,8 +150,16 @@ fn network(nodes: u8) -> Result<()> {
         ip(&format!("-n {host} link set lo up"))?;
         ip(&format!("-n {host} link add eth0 type veth peer name {host} netns {FABRIC}"))?;
         ip(&format!("-n {FABRIC} link set {host} master {} up", layout::BRIDGE))?;
-        ip(&format!("-n {host} addr add {address}/24 dev eth0"))?;
+        addresses(&host, "eth0", address, ip_family)?;
         ip(&format!("-n {host} link set eth0 up"))?;
+    }
+    Ok(())
+}
+
+fn addresses(host: &str, link: &str, address: Ipv4Addr, ip_family: IpFamily) -> Result<()> {
+    ip(&format!("-n {host} addr add {address}/24 dev {link}"))?;
+    if ip_family == IpFamily::Dual {
+        ip(&format!("-n {host} addr add {}/64 dev {link} nodad", layout::address_v6(address)))?;
     }
     Ok(())
 }
@@ -213,9 +231,12 @@ fn server(parts: &Parts) -> Result<()> {
         store = words("--store etcd --etcd-endpoint http://127.0.0.1:2379");
     }
     let mut arguments = words(&format!(
-        "all --data-dir /run/node/data --bind {0}:{1} --advertise-address {0} --san 127.0.0.1",
+        "all --data-dir /run/node/data --bind {0}:{1} --advertise-address {0} --san 127.0.0.1 --service-cidr {2} \
+         --cluster-cidr {3}",
         layout::SERVER_ADDRESS,
-        layout::API_PORT
+        layout::API_PORT,
+        parts.arguments.ip_family.service_cidrs(),
+        parts.arguments.ip_family.cluster_cidrs()
     ));
     arguments.extend(store);
     let mut seaway = process("server", parts.binary("seaway-server"), arguments);
@@ -226,8 +247,9 @@ fn server(parts: &Parts) -> Result<()> {
         parts.binary("seaway-agent"),
         words(&format!(
             "--router-only --node-name {SERVER} --node-ip {} --kubeconfig /run/node/agent.kubeconfig \
-             --state-dir /run/node/seaway --run-dir /run/seaway --bpf-dir /sys/fs/bpf/seaway",
-            layout::SERVER_ADDRESS
+             --state-dir /run/node/seaway --run-dir /run/seaway --bpf-dir /sys/fs/bpf/seaway {}",
+            parts.arguments.ip_family.host_addresses(layout::SERVER_ADDRESS),
+            ranges(parts)
         )),
     );
     router.wants = Some(PathBuf::from("/run/node/agent.kubeconfig"));
@@ -254,6 +276,12 @@ fn server(parts: &Parts) -> Result<()> {
         &fabric,
         &state.join(SERVER).join("agent.kubeconfig"),
     )
+}
+
+/// The agents' flags for the ranges of pods and Services.
+fn ranges(parts: &Parts) -> String {
+    let ip_family = parts.arguments.ip_family;
+    format!("--cluster-cidr {} --service-cidr {}", ip_family.cluster_cidrs(), ip_family.service_cidrs())
 }
 
 /// Images come from the fabric, never from outside: every registry name leads there.
@@ -313,12 +341,14 @@ fn node(parts: &Parts, index: u8) -> Result<()> {
     registry_config(&folder)?;
     std::fs::write(folder.join("containerd.toml"), containerd_config()).context("writing containerd.toml")?;
     let containerd = run::which("containerd").context("containerd is not on this machine")?;
+    let addresses = parts.arguments.ip_family.host_addresses(address);
     let agent = words(&format!(
-        "--node-name {name} --node-ip {address} --kubeconfig /run/node/agent.kubeconfig --state-dir /run/node/seaway \
+        "--node-name {name} --node-ip {addresses} --kubeconfig /run/node/agent.kubeconfig --state-dir /run/node/seaway \
          --run-dir /run/seaway --containerd-socket /run/containerd/containerd.sock --cgroup-parent /{name}/kubepods \
-         --bpf-dir /sys/fs/bpf/seaway --cni-conf-dir /run/node/cni/net.d --bgp-listen-range {} \
+         --bpf-dir /sys/fs/bpf/seaway --cni-conf-dir /run/node/cni/net.d --bgp-listen-range {} {} \
          --tls-cert /run/node/pki/tls.crt --tls-key /run/node/pki/tls.key --client-ca /run/node/pki/ca.crt",
-        layout::FABRIC_CIDR
+        layout::FABRIC_CIDR,
+        ranges(parts)
     ));
     let mut agent = process("agent", parts.binary("seaway-agent"), agent);
     agent.wants = Some(PathBuf::from("/run/containerd/containerd.sock"));
@@ -338,7 +368,8 @@ fn credentials(parts: &Parts, name: &str, address: Ipv4Addr, folder: &Path) -> R
             .arg("--data-dir")
             .arg(&data)
             .args(["--cn", &format!("system:node:{name}"), "--org", "system:nodes"])
-            .args(["--san", name, "--san", &address.to_string(), "--out-dir"])
+            .args(["--san", name, "--san", &address.to_string()])
+            .args(["--san", &layout::address_v6(address).to_string(), "--out-dir"])
             .arg(folder.join("pki")),
     )?;
     let url = format!("https://{}:{}", layout::SERVER_ADDRESS, layout::API_PORT);

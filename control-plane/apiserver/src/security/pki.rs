@@ -73,7 +73,7 @@ pub struct CertificateSpec {
 #[derive(Clone, Debug)]
 pub struct ServerNames {
     pub advertise_address: IpAddr,
-    pub service_cidr: IpNetwork,
+    pub service_cidrs: Vec<IpNetwork>,
     pub cluster_domain: String,
     /// More names and addresses, from the command line.
     pub extra: Vec<String>,
@@ -87,7 +87,7 @@ impl ServerNames {
         let addresses = ["127.0.0.1".to_owned(), "::1".to_owned(), self.advertise_address.to_string()];
         let names = names.into_iter().map(str::to_owned).chain(addresses);
         names
-            .chain(first_address(&self.service_cidr).map(|ip| ip.to_string()))
+            .chain(self.service_cidrs.iter().filter_map(first_address).map(|ip| ip.to_string()))
             .chain(self.extra.iter().cloned())
             .collect()
     }

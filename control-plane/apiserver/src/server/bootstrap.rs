@@ -29,7 +29,7 @@ pub(super) async fn reconcile(state: &State) -> anyhow::Result<()> {
     let config = registry::bootstrap::BootstrapConfig {
         advertise_address: state.config.advertise_address,
         secure_port: state.config.advertise_port,
-        service_cidr: state.config.service_cidr,
+        service_cidr: state.config.service_cidr(),
         cluster_dns: state.config.cluster_dns(),
     };
     let mut objects = registry::bootstrap::objects(&config);

@@ -62,7 +62,7 @@ impl Server {
     pub async fn start(config: Config, stop: CancellationToken) -> anyhow::Result<Self> {
         let names = ServerNames {
             advertise_address: config.advertise_address,
-            service_cidr: config.service_cidr,
+            service_cidrs: config.service_cidrs.clone(),
             cluster_domain: config.cluster_domain.clone(),
             extra: config.sans.clone(),
         };
@@ -148,7 +148,7 @@ fn build(config: Config, pki: &Pki, cache: Arc<Cache>, stop: CancellationToken) 
         authorizer: Authorizer::new(&cache),
         tokens,
         admission: Admission::new(Arc::clone(&cache)),
-        service_ips: tokio::sync::Mutex::new(ServiceIps::new(&cache, vec![config.service_cidr])),
+        service_ips: tokio::sync::Mutex::new(ServiceIps::new(&cache, config.service_cidrs.clone())),
         discovery: Discovery::new(schema, config.address().to_string()),
         openapi: OpenApi::default(),
         metrics: metrics::Metrics::default(),

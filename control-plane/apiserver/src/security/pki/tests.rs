@@ -5,7 +5,7 @@ use super::*;
 fn names() -> ServerNames {
     ServerNames {
         advertise_address: "10.89.0.10".parse().unwrap(),
-        service_cidr: "10.96.0.0/16".parse().unwrap(),
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         cluster_domain: "cluster.local".to_owned(),
         extra: vec!["lab.example".to_owned()],
     }
@@ -30,7 +30,7 @@ fn the_serving_certificate_has_all_names() {
         "localhost",
     ];
     assert_eq!(names().sans().into_iter().collect::<Vec<_>>(), expected);
-    let v6 = ServerNames { service_cidr: "fd00:96::/112".parse().unwrap(), ..names() };
+    let v6 = ServerNames { service_cidrs: vec!["fd00:96::/112".parse().unwrap()], ..names() };
     assert!(v6.sans().contains("fd00:96::1"));
 }
 
