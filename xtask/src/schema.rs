@@ -1,9 +1,12 @@
 //! `cargo xtask schema`: derives the API server's table of types from the sources of k8s-openapi (fields, types,
 //! descriptions, what is required) and k8s-pb (protobuf tags, list types and keys, patch keys, defaults).
 //!
+//! What only Go's types say (pointers, tags of newer fields) is in `schema/go_fields.txt`.
+//!
 //! Writes `control-plane/api/schema/types.txt`, one line per type and field, and `descriptions.z` (zlib), one line for
 //! each of those. `--check` compares instead. Only the stable API is kept. Both sources are Apache-2.0.
 
+mod go_fields;
 mod proto_source;
 mod rust_source;
 
@@ -16,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use go_fields::GoFields;
 use proto_source::{Message, Messages, ProtoField, fold};
 use rust_source::{ListMerge, RustType};
 use serde_json::Value;
@@ -102,6 +106,7 @@ fn inflate(packed: &[u8]) -> Result<String> {
 struct Table<'a> {
     types: &'a [RustType],
     messages: &'a Messages,
+    go: GoFields,
     names: BTreeSet<&'a str>,
     lines: String,
     descriptions: String,
@@ -115,7 +120,7 @@ impl<'a> Table<'a> {
              # Derived from Kubernetes, copyright The Kubernetes Authors, Apache-2.0.\n\
              # T name attributes / tab field tags type attributes; names without their io.k8s. prefix.\n"
         );
-        Self { types, messages, names, lines, descriptions: String::new() }
+        Self { types, messages, go: GoFields::read(), names, lines, descriptions: String::new() }
     }
 
     fn write(mut self) -> Result<(String, String)> {
@@ -129,6 +134,7 @@ impl<'a> Table<'a> {
                 self.list_lines(found, resource);
             }
         }
+        self.go.check_used()?;
         Ok((self.lines, self.descriptions))
     }
 
@@ -173,7 +179,22 @@ impl<'a> Table<'a> {
             if required || REQUIRED_TOO.contains(&(&found.name, name)) {
                 attributes.push_str("\trequired");
             }
-            let tags = self.field(found, message, name).map_or_else(|| "-".to_owned(), |(tags, _)| tags);
+            let go = self.go.take(short(&found.name), name);
+            if go.is_pointer {
+                attributes.push_str("\tpointer");
+            }
+            if go.shows_zero {
+                attributes.push_str("\tzero");
+            }
+            if go.is_wrapped {
+                attributes.push_str("\twrapped");
+            }
+            let tags = match (self.field(found, message, name), go.tags) {
+                (Some((tags, _)), None) => tags,
+                (None, Some(tags)) => tags.to_owned(),
+                (None, None) => "-".to_owned(),
+                (Some(_), Some(_)) => bail!("field {name}: k8s-pb knows its tag, go_fields.txt need not"),
+            };
             let shape = self.shape(schema).with_context(|| format!("field {name}"))?;
             self.lines.push_str(&format!("\t{name}\t{tags}\t{shape}{attributes}\n"));
             self.describe(schema["description"].as_str().unwrap_or(""));
@@ -324,9 +345,6 @@ fn leaf(name: &str) -> Option<&'static str> {
         ("io.k8s.apimachinery.pkg.apis.meta.v1", "FieldsV1" | "Patch") => "object",
         ("io.k8s.apimachinery.pkg.runtime", "RawExtension") => "object",
         ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1", "JSON") => "any",
-        ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1", "CustomResourceSubresourceStatus") => {
-            "object"
-        }
         ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1", "JSONSchemaPropsOrBool") => {
             "schema-or-bool"
         }

@@ -1,7 +1,8 @@
 //! Decoding: makes a JSON value what its type says, as Go's decoder and encoder would between them.
 //!
 //! Unknown fields are named and dropped; nulls are dropped (in lists and maps they become the zero value); quantities and
-//! times take their canonical form; optional lists and maps that are empty vanish. Wrong types are named with Go's words.
+//! times take their canonical form; optional lists and maps that are empty vanish, and so does a zero in an optional field
+//! that is no pointer in Go. Wrong types are named with Go's words.
 
 use serde_json::{Map, Number, Value};
 
@@ -151,7 +152,8 @@ impl Decoder<'_> {
                 (_, Value::Null) => true,
                 (Shape::List(_), Value::Array(items)) => !field.required && items.is_empty(),
                 (Shape::Map(_), Value::Object(entries)) => !field.required && entries.is_empty(),
-                _ => false,
+                (_, _) if place.path.is_empty() && name == "metadata" => false,
+                (shape, value) => field.omits_zero() && is_zero(self.schema.resolve(shape), value),
             };
             if empty {
                 dropped.push(name.clone());
@@ -159,6 +161,11 @@ impl Decoder<'_> {
         }
         for name in dropped {
             object.remove(&name);
+        }
+        for field in ty.stated.iter().map(|index| &ty.fields[usize::from(*index)]) {
+            if !object.contains_key(field.name.as_ref()) {
+                object.insert(field.name.as_ref().to_owned(), self.zero(&field.shape));
+            }
         }
     }
 
@@ -194,8 +201,7 @@ impl Decoder<'_> {
 
     /// A schema of a CustomResourceDefinition, or what may stand in its place.
     fn schema_or(&mut self, alternative: Alternative, value: &mut Value, place: &Place<'_>) {
-        let id = self.schema.type_named("apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps");
-        let schema = Shape::Ref(id.expect("the table has the type of OpenAPI schemas"));
+        let schema = Shape::Ref(self.schema.json_schema_props());
         match (alternative, &*value) {
             (Alternative::Boolean, Value::Bool(_)) => {}
             (Alternative::Schemas, Value::Array(_)) => self.list(&schema, &schema, value, place),
@@ -267,6 +273,20 @@ impl Decoder<'_> {
             Shape::Map(_) | Shape::Object | Shape::Ref(_) | Shape::SchemaOr(_) => Value::Object(Map::new()),
             Shape::Time | Shape::MicroTime | Shape::Any => Value::Null,
         }
+    }
+}
+
+/// What Go leaves out of JSON where the field is no pointer.
+pub(crate) fn is_zero(shape: &Shape, value: &Value) -> bool {
+    match value {
+        // A struct in Go, which JSON always has.
+        Value::String(_) if *shape == Shape::Quantity => false,
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(_) => false,
+        Value::Object(object) => object.is_empty(),
     }
 }
 

@@ -16,6 +16,7 @@ mod table;
 use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
 
 pub use decode::Decoded;
+pub(crate) use decode::is_zero;
 
 /// A type of one [`Schema`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +102,36 @@ pub struct Field {
     /// JSON text.
     pub default: Option<Text>,
     pub required: bool,
+    /// A pointer in Go: absent is not zero. Lists and maps have no such difference.
+    pub pointer: bool,
+    /// Not required, and yet JSON shows it when it is zero.
+    pub shows_zero: bool,
+    /// A list that protobuf has as a message of its own, whose first field repeats.
+    pub wrapped: bool,
+}
+
+impl Field {
+    /// Whether a zero value says the same as none: what Go leaves out of JSON, and protobuf cannot tell apart.
+    pub fn omits_zero(&self) -> bool {
+        !self.pointer && !self.required && !self.shows_zero
+    }
+}
+
+/// The indices of the scalars that JSON has in any case, though nobody must state them.
+fn stated(fields: &[Field], resolve: impl Fn(&Shape) -> Option<Shape>) -> Box<[u16]> {
+    let is_stated = |field: &Field| {
+        let leaf = resolve(&field.shape);
+        let quantity = leaf == Some(Shape::Quantity) && field.omits_zero();
+        quantity || field.shows_zero && field.default.is_none() && leaf.is_some()
+    };
+    (0..).zip(fields).filter(|(_, field)| is_stated(field)).map(|(i, _)| i).collect()
+}
+
+/// The indices of the fields that protobuf knows, in the order of their tags.
+pub(crate) fn by_tag(fields: &[Field]) -> Box<[u16]> {
+    let mut order: Vec<u16> = (0..).zip(fields).filter(|(_, field)| !field.tags.is_empty()).map(|(i, _)| i).collect();
+    order.sort_by_key(|i| &fields[usize::from(*i)].tags);
+    order.into()
 }
 
 /// Group, version and kind of a type that is a whole object.
@@ -117,6 +148,10 @@ pub struct Type {
     pub name: Text,
     /// Sorted by name; none where `leaf` says another form.
     pub fields: Vec<Field>,
+    /// See [`by_tag`].
+    pub(crate) by_tag: Box<[u16]>,
+    /// See [`stated`].
+    pub(crate) stated: Box<[u16]>,
     pub leaf: Option<Shape>,
     /// `x-kubernetes-map-type: atomic`.
     pub atomic: bool,
@@ -226,7 +261,14 @@ impl Schema {
         let ids = || (0..).map(TypeId);
         let by_name = types.iter().zip(ids()).map(|(ty, id)| (ty.name.clone(), id)).collect();
         let by_gvk = types.iter().zip(ids()).filter_map(|(ty, id)| Some((ty.gvk.clone()?, id))).collect();
-        Self { types, by_name, by_gvk, resources: Vec::new() }
+        let mut schema = Self { types, by_name, by_gvk, resources: Vec::new() };
+        let scalar = |shape: &Shape| match schema.resolve(shape) {
+            Shape::Ref(_) | Shape::List(_) | Shape::Map(_) | Shape::Time | Shape::MicroTime => None,
+            leaf => Some(leaf.clone()),
+        };
+        let stated: Vec<_> = schema.types.iter().map(|ty| stated(&ty.fields, scalar)).collect();
+        schema.types.iter_mut().zip(stated).for_each(|(ty, stated)| ty.stated = stated);
+        schema
     }
 
     /// Every resource, in the order of discovery.
@@ -266,6 +308,12 @@ impl Schema {
 
     pub fn types(&self) -> &[Type] {
         &self.types
+    }
+
+    /// The type of OpenAPI schemas, which stand inside CustomResourceDefinitions.
+    pub(crate) fn json_schema_props(&self) -> TypeId {
+        self.type_named("apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+            .expect("the table has the type of OpenAPI schemas")
     }
 
     /// The form behind a reference to a named type that is no object with fields.

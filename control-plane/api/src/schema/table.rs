@@ -31,6 +31,7 @@ pub(super) fn parse(text: &'static str) -> Vec<Type> {
     }
     for ty in &mut types {
         ty.fields.shrink_to_fit();
+        ty.by_tag = super::by_tag(&ty.fields);
         debug_assert!(ty.fields.is_sorted_by(|a, b| a.name < b.name), "fields of {} are sorted", ty.name);
     }
     types
@@ -39,7 +40,7 @@ pub(super) fn parse(text: &'static str) -> Vec<Type> {
 fn parse_type(header: &'static str, description_line: u32) -> Type {
     let mut parts = header.split('\t');
     let name = Cow::Borrowed(parts.next().expect("split yields at least one part"));
-    let mut ty = Type { name, fields: Vec::new(), leaf: None, atomic: false, gvk: None, description_line };
+    let mut ty = Type { name, fields: Vec::new(), by_tag: Box::default(), stated: Box::default(), leaf: None, atomic: false, gvk: None, description_line };
     for attribute in parts {
         match attribute.split_once('=') {
             Some(("gvk", gvk)) => {
@@ -69,10 +70,16 @@ fn parse_field(line: &'static str, ids: &HashMap<&str, TypeId>) -> Field {
         merge_key: None,
         default: None,
         required: false,
+        pointer: false,
+        shows_zero: false,
+        wrapped: false,
     };
     for attribute in parts {
         match attribute.split_once('=') {
             None if attribute == "required" => field.required = true,
+            None if attribute == "pointer" => field.pointer = true,
+            None if attribute == "zero" => field.shows_zero = true,
+            None if attribute == "wrapped" => field.wrapped = true,
             Some(("list", list)) => field.list = parse_list(list),
             Some(("map", "atomic")) => field.map = Some(MapType::Atomic),
             Some(("map", "granular")) => field.map = Some(MapType::Granular),

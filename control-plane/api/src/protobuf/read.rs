@@ -1,133 +1,24 @@
-//! Kubernetes' protobuf form of objects, read into JSON by the tags of the schema table.
-//!
-//! ```text
-//! "k8s\0"  Unknown { 1: TypeMeta { 1: apiVersion, 2: kind }, 2: the object's message }
-//! ```
-//!
-//! Go writes every field that is not a pointer, also when it is zero, where JSON leaves it out; a zero is kept here only
-//! in fields that are pointers in Go, so that both forms of an object read the same. Deliberately absent: writing.
+//! Reading: the fields of a message by their tags, into the values that JSON would have.
+
+use std::cell::Cell;
 
 use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use super::{DEPTH_MAX, MAGIC, ProtobufError};
 use crate::{
-    schema::{Field, Schema, Shape, TypeId},
+    schema::{Alternative, Field, Schema, Shape, TypeId, is_zero},
     time,
 };
 
-/// The first bytes of every encoded object.
-pub const MAGIC: &[u8; 4] = b"k8s\0";
-/// Messages may be nested so deep.
-const DEPTH_MAX: usize = 64;
+/// An object may have so many values: a message of two bytes may stand for many fields.
+const VALUES_MAX: usize = 400_000;
 
-/// Why bytes are no object.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProtobufError {
-    #[error("the body does not begin with the four bytes \"k8s\\0\" of Kubernetes' protobuf form")]
-    NoMagic,
-    #[error("the message ends in the middle of {0}")]
-    Truncated(String),
-    #[error("{path}: {detail}")]
-    Field { path: String, detail: String },
+/// Whether bytes begin as an encoded object does.
+pub fn is_encoded(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
 }
-
-/// Scalars that are pointers in Go: their zero is a value. Sorted.
-const POINTERS: [&str; 93] = [
-    "activeDeadlineSeconds",
-    "adminAccess",
-    "allNodes",
-    "allocateLoadBalancerNodePorts",
-    "allowMultipleAllocations",
-    "allowPrivilegeEscalation",
-    "allowVolumeExpansion",
-    "attachRequired",
-    "automountServiceAccountToken",
-    "averageUtilization",
-    "backoffLimit",
-    "backoffLimitPerIndex",
-    "bindsToNode",
-    "blockOwnerDeletion",
-    "bool",
-    "borrowingLimitPercent",
-    "collisionCount",
-    "completions",
-    "controller",
-    "currentAverageUtilization",
-    "currentCPUUtilizationPercentage",
-    "defaultMode",
-    "deletionGracePeriodSeconds",
-    "enableServiceLinks",
-    "endPort",
-    "errorCode",
-    "expirationSeconds",
-    "failedJobsHistoryLimit",
-    "fsGroup",
-    "gracePeriodSeconds",
-    "hostProcess",
-    "hostUsers",
-    "immutable",
-    "int",
-    "leaseDurationSeconds",
-    "leaseTransitions",
-    "lendablePercent",
-    "limitBytes",
-    "lun",
-    "manualSelector",
-    "maxExpirationSeconds",
-    "maxFailedIndexes",
-    "minDomains",
-    "minReplicas",
-    "mode",
-    "nodeAllocatableUpdatePeriodSeconds",
-    "nominalConcurrencyShares",
-    "optional",
-    "orphanDependents",
-    "parallelism",
-    "partition",
-    "perDeviceNodeSelection",
-    "podInfoOnMount",
-    "preventPodSchedulingIfMissing",
-    "priority",
-    "privileged",
-    "progressDeadlineSeconds",
-    "readOnlyRootFilesystem",
-    "ready",
-    "recursiveReadOnlyMounts",
-    "remainingItemCount",
-    "replicas",
-    "requiresRepublish",
-    "revisionHistoryLimit",
-    "runAsGroup",
-    "runAsNonRoot",
-    "runAsUser",
-    "seLinuxMount",
-    "sendInitialEvents",
-    "serviceAccountTokenInSecrets",
-    "serving",
-    "setHostnameAsFQDN",
-    "shareProcessNamespace",
-    "sinceSeconds",
-    "stabilizationWindowSeconds",
-    "started",
-    "startingDeadlineSeconds",
-    "storageCapacity",
-    "storageClassName",
-    "succeededCount",
-    "successfulJobsHistoryLimit",
-    "suspend",
-    "tailLines",
-    "targetAverageUtilization",
-    "targetCPUUtilizationPercentage",
-    "terminating",
-    "terminatingReplicas",
-    "terminationGracePeriodSeconds",
-    "tolerationSeconds",
-    "ttlSecondsAfterFinished",
-    "userNamespaces",
-    "volumeAttributesClassName",
-    "volumeMode",
-];
 
 /// Reads an object of a type. `apiVersion` and `kind` are those of the envelope, where it has them.
 ///
@@ -152,7 +43,7 @@ pub fn decode(schema: &Schema, ty: TypeId, bytes: &[u8]) -> Result<Value, Protob
             _ => {}
         }
     }
-    Reader { schema, depth: 0 }.message(ty, raw, "", &mut object)?;
+    Reader { schema, depth: 0, left: &Cell::new(VALUES_MAX) }.message(ty, raw, "", &mut object)?;
     Ok(Value::Object(object))
 }
 
@@ -245,6 +136,8 @@ impl<'a> Iterator for Parts<'a> {
 struct Reader<'a> {
     schema: &'a Schema,
     depth: usize,
+    /// How many values may still be made.
+    left: &'a Cell<usize>,
 }
 
 impl Reader<'_> {
@@ -255,7 +148,23 @@ impl Reader<'_> {
         path: &str,
         object: &mut Map<String, Value>,
     ) -> Result<(), ProtobufError> {
-        self.embedded(ty, &mut Vec::new(), bytes, path, object)
+        self.embedded(ty, &mut Vec::new(), bytes, path, object)?;
+        // No list and an empty one are the same bytes; JSON has the empty one where there must be one.
+        for field in self.schema.get(ty).fields.iter().filter(|field| field.required) {
+            let empty = match &field.shape {
+                Shape::List(_) => Value::Array(Vec::new()),
+                Shape::Map(_) => Value::Object(Map::new()),
+                _ => continue,
+            };
+            object.entry(field.name.as_ref()).or_insert(empty);
+        }
+        Ok(())
+    }
+
+    fn count(self) -> Result<(), ProtobufError> {
+        let left = self.left.get().checked_sub(1).ok_or(ProtobufError::TooMany(VALUES_MAX))?;
+        self.left.set(left);
+        Ok(())
     }
 
     /// The fields below `prefix`: those of a struct that Go embeds, which JSON shows among their owner's.
@@ -297,6 +206,11 @@ impl Reader<'_> {
     ) -> Result<(), ProtobufError> {
         let name = field.name.as_ref();
         match &field.shape {
+            Shape::List(_) if field.wrapped => {
+                if let Some(list) = self.value(&field.shape, wire, path)? {
+                    object.insert(name.to_owned(), list);
+                }
+            }
             Shape::List(items) => {
                 let list = object.entry(name).or_insert_with(|| Value::Array(Vec::new()));
                 if let Value::Array(list) = list {
@@ -313,7 +227,8 @@ impl Reader<'_> {
             }
             shape => {
                 let Some(value) = self.value(shape, wire, path)? else { return Ok(()) };
-                if field.required || !is_zero(&value) || POINTERS.binary_search(&name).is_ok() {
+                let is_root = name == "metadata" && path == name;
+                if is_root || !field.omits_zero() || !is_zero(self.schema.resolve(shape), &value) {
                     object.insert(name.to_owned(), value);
                 }
             }
@@ -345,7 +260,11 @@ impl Reader<'_> {
         for part in Parts::new(bytes, path) {
             match part? {
                 (1, Wire::Bytes(text)) => key = utf8(text, path)?,
-                (2, wire) => value = self.value(shape, wire, &crate::field::key(path, &key))?,
+                (2, wire) => {
+                    let found = self.value(shape, wire, &crate::field::key(path, &key))?;
+                    // A time that is not set.
+                    value = Some(found.unwrap_or(Value::Null));
+                }
                 _ => {}
             }
         }
@@ -354,6 +273,7 @@ impl Reader<'_> {
 
     /// `None` for a time that is not set.
     fn value(self, shape: &Shape, wire: Wire<'_>, path: &str) -> Result<Option<Value>, ProtobufError> {
+        self.count()?;
         Ok(Some(match (shape, wire) {
             (Shape::String, Wire::Bytes(bytes)) => Value::from(utf8(bytes, path)?),
             (Shape::Bytes, Wire::Bytes(bytes)) => {
@@ -375,6 +295,9 @@ impl Reader<'_> {
                 return Ok(timestamp(bytes, path)?.map(|at| Value::from(time::format_micros(at))));
             }
             (Shape::Object | Shape::Any, Wire::Bytes(bytes)) => return raw_json(bytes, path),
+            (Shape::SchemaOr(alternative), Wire::Bytes(bytes)) => {
+                return self.schema_or(*alternative, bytes, path);
+            }
             (Shape::Ref(ty), wire) => match (&self.schema.get(*ty).leaf, wire) {
                 (Some(leaf), wire) => return self.value(leaf, wire, path),
                 (None, Wire::Bytes(bytes)) => {
@@ -400,22 +323,43 @@ impl Reader<'_> {
     }
 }
 
+impl Reader<'_> {
+    /// An OpenAPI schema, or what may stand in its place.
+    fn schema_or(
+        self,
+        alternative: Alternative,
+        bytes: &[u8],
+        path: &str,
+    ) -> Result<Option<Value>, ProtobufError> {
+        let props = Shape::Ref(self.schema.json_schema_props());
+        let (schema_tag, items) = match alternative {
+            Alternative::Boolean => (2, &Shape::Boolean),
+            Alternative::Schemas => (1, &props),
+            Alternative::Strings => (1, &Shape::String),
+        };
+        let (mut schema, mut list, mut allows) = (None, Vec::new(), false);
+        for part in Parts::new(bytes, path) {
+            match part? {
+                (tag, wire) if tag == schema_tag => schema = self.value(&props, wire, path)?,
+                (1, Wire::Varint(flag)) => allows = flag != 0,
+                (2, wire) => self.items(items, wire, path, &mut list)?,
+                _ => {}
+            }
+        }
+        Ok(match alternative {
+            Alternative::Boolean => Some(schema.unwrap_or(Value::Bool(allows))),
+            _ if !list.is_empty() => Some(Value::Array(list)),
+            _ => schema,
+        })
+    }
+}
+
 fn wrong(path: &str, detail: &str) -> ProtobufError {
     ProtobufError::Field { path: path.to_owned(), detail: detail.to_owned() }
 }
 
 fn utf8(bytes: &[u8], path: &str) -> Result<String, ProtobufError> {
     String::from_utf8(bytes.to_vec()).map_err(|_| wrong(path, "the text is not UTF-8"))
-}
-
-fn is_zero(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(flag) => !flag,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(_) | Value::Object(_) => false,
-    }
 }
 
 /// What a map entry without a value holds.
@@ -482,98 +426,3 @@ fn raw_json(bytes: &[u8], path: &str) -> Result<Option<Value>, ProtobufError> {
     Ok(None)
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::schema::builtin;
-
-    fn varint(mut number: u64, out: &mut Vec<u8>) {
-        while number >= 0x80 {
-            out.push(number as u8 | 0x80);
-            number >>= 7;
-        }
-        out.push(number as u8);
-    }
-
-    fn bytes(tag: u32, content: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        varint(u64::from(tag) << 3 | 2, &mut out);
-        varint(content.len() as u64, &mut out);
-        out.extend_from_slice(content);
-        out
-    }
-
-    fn number(tag: u32, value: i64) -> Vec<u8> {
-        let mut out = Vec::new();
-        varint(u64::from(tag) << 3, &mut out);
-        varint(value.cast_unsigned(), &mut out);
-        out
-    }
-
-    fn envelope(version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
-        let meta = [bytes(1, version.as_bytes()), bytes(2, kind.as_bytes())].concat();
-        [MAGIC.to_vec(), bytes(1, &meta), bytes(2, raw), bytes(3, b""), bytes(4, b"")].concat()
-    }
-
-    fn read(group: &str, version: &str, kind: &str, body: &[u8]) -> Result<Value, ProtobufError> {
-        decode(builtin(), builtin().type_of(group, version, kind).unwrap(), body)
-    }
-
-    #[test]
-    fn the_names_of_pointers_are_sorted() {
-        assert!(POINTERS.is_sorted());
-    }
-
-    #[test]
-    fn a_config_map_is_read_with_its_maps() {
-        let metadata = [bytes(1, b"a"), bytes(2, b""), number(7, 0), bytes(8, b"")].concat();
-        let entry = |key: &[u8], value: &[u8]| [bytes(1, key), bytes(2, value)].concat();
-        let raw = [
-            bytes(1, &metadata),
-            bytes(2, &entry(b"x", b"y")),
-            bytes(2, &entry(b"empty", b"")),
-            bytes(3, &entry(b"bin", &[0, 255])),
-        ]
-        .concat();
-        assert_eq!(
-            read("", "v1", "ConfigMap", &envelope("v1", "ConfigMap", &raw)).unwrap(),
-            json!({
-                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"},
-                "data": {"x": "y", "empty": ""}, "binaryData": {"bin": "AP8="},
-            })
-        );
-    }
-
-    #[test]
-    fn embedded_structs_zeros_and_leaves_read_as_json_has_them() {
-        let host_path = bytes(1, &bytes(1, b"/data"));
-        let volume = [bytes(1, b"v"), bytes(2, &host_path)].concat();
-        let port = [bytes(1, b"http"), number(2, 0), number(3, 80)].concat();
-        let container = [bytes(1, b"c"), bytes(2, b"nginx"), bytes(6, &port), number(16, 0)].concat();
-        let spec = [bytes(1, &volume), bytes(2, &container), number(4, 0), number(11, 0)].concat();
-        let pod = read("", "v1", "Pod", &envelope("v1", "Pod", &bytes(2, &spec))).unwrap();
-        assert_eq!(
-            pod["spec"],
-            json!({
-                "volumes": [{"name": "v", "hostPath": {"path": "/data"}}],
-                "containers": [{"name": "c", "image": "nginx", "ports": [{"name": "http", "containerPort": 80}]}],
-                "terminationGracePeriodSeconds": 0,
-            })
-        );
-    }
-
-    #[test]
-    fn broken_bytes_are_errors_that_say_where() {
-        assert_eq!(read("", "v1", "Pod", b"{}"), Err(ProtobufError::NoMagic));
-        let body = envelope("v1", "Pod", &bytes(2, &[0x0a, 0x7f]));
-        assert_eq!(read("", "v1", "Pod", &body), Err(ProtobufError::Truncated("spec".to_owned())));
-        let body = envelope("v1", "ConfigMap", &bytes(1, &bytes(1, &[0xff])));
-        let error = read("", "v1", "ConfigMap", &body).unwrap_err();
-        assert_eq!(error.to_string(), "metadata.name: the text is not UTF-8");
-        for length in 0..body.len() {
-            let _ = read("", "v1", "ConfigMap", &body[..length]);
-        }
-    }
-}
