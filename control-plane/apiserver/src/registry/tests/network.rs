@@ -303,7 +303,7 @@ fn ingresses_need_a_backend_and_a_path_type() {
     let ingress = |spec: Value| json!({ "apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata("web"), "spec": spec });
     assert_eq!(
         kind.create_errors(ingress(json!({}))),
-        ["spec: Invalid value: {}: either `defaultBackend` or `rules` must be specified"]
+        ["spec: Invalid value: null: either `defaultBackend` or `rules` must be specified"]
     );
     let path =
         json!([{ "path": "/", "backend": { "service": { "name": "web", "port": { "number": 80 } } } }]);
