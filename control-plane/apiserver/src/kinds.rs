@@ -67,6 +67,18 @@ impl Kinds {
         custom.get(&key).map(|kind| Target::custom(kind))
     }
 
+    /// The other versions that a resource is served in: those stored under the same keys.
+    pub fn equivalents(&self, target: &Target) -> Vec<Target> {
+        let own = &target.resource;
+        let is_other = |other: &Resource| {
+            other.plural == own.plural && (&other.group, &other.version) != (&own.group, &own.version)
+        };
+        let builtin = self.builtin.resources().iter().filter(|other| is_other(other)).map(Target::new);
+        let custom = self.custom.load();
+        let custom = custom.values().filter(|kind| is_other(&kind.resource)).map(|kind| Target::custom(kind));
+        builtin.chain(custom).filter(|other| other.is_equivalent(target)).collect()
+    }
+
     /// The kind of an object by its own words.
     pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<Target> {
         if let Some(resource) = self.builtin.kind(group, version, kind) {

@@ -195,15 +195,16 @@ fn check_versions(query: &Query, watch: bool) -> Result<(), Status> {
 }
 
 /// What is done about unknown and duplicate fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FieldValidation {
     Ignore,
+    #[default]
     Warn,
     Strict,
 }
 
 /// CreateOptions, UpdateOptions and PatchOptions, which share all that this server reads.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     pub dry_run: bool,
     pub field_validation: FieldValidation,

@@ -1,7 +1,14 @@
-//! Built-in admission: what the cluster adds to an object, and what it refuses whatever the object's own rules say.
-//! Plugins run in upstream's order, first all that change the object, then, after validation, all that judge it.
+//! Admission: what the cluster adds to an object, and what it refuses whatever the object's own rules say. Stages run in
+//! upstream's order:
 //!
-//! A plugin is a pure function of the request, the object and what a [`Lookup`] finds; none of them writes.
+//! ```text
+//! mutate    built-in plugins -> mutating policies -> mutating webhooks   (all again where one changed what others had seen)
+//! [the strategy validates]
+//! validate  built-in plugins -> validating policies -> validating webhooks -> quota
+//! ```
+//!
+//! A built-in [`Plugin`] is a pure function of the request, the object and what a [`Lookup`] finds; none of them writes. An
+//! [`Extension`] is what users of the cluster configure: policies in CEL, webhooks.
 
 mod default_ingress_class;
 mod default_storage_class;
@@ -11,7 +18,10 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod pod_topology_labels;
 mod priority;
+mod reinvocation;
 mod resource_quota;
+pub mod review;
+pub mod rules;
 mod runtime_class;
 mod service_account;
 mod storage_object_in_use_protection;
@@ -21,10 +31,18 @@ mod tests;
 
 use std::{fmt, sync::Arc};
 
-use api::{schema::Resource, status::Status};
+use api::status::Status;
+use async_trait::async_trait;
 use serde_json::Value;
 
+pub use self::{
+    reinvocation::{Pass, Reinvocation},
+    review::GroupVersionKind,
+};
 use crate::{
+    handlers::Target,
+    kinds::Kinds,
+    query::{DeleteOptions, WriteOptions},
     registry::fields::text,
     security::Identity,
     storage::{cache::Cache, keys},
@@ -39,18 +57,45 @@ pub enum Operation {
     Connect,
 }
 
-/// One request. `old` is the stored object on update and delete.
+impl Operation {
+    /// `CREATE`, as reviews and rules write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// The options of the request as the client gave them.
+#[derive(Clone, Copy)]
+pub enum Options<'a> {
+    /// CONNECT has none.
+    None,
+    Write(&'a WriteOptions),
+    Delete(&'a DeleteOptions),
+}
+
+/// One request. The object that goes with it is null for a deletion, the options of the stream (`PodExecOptions`, ...) for
+/// CONNECT, and the body's own kind (`Binding`, `Eviction`, `Scale`, ...) for a subresource.
 pub struct Request<'a> {
     pub operation: Operation,
-    pub resource: &'a Resource,
+    pub kinds: &'a Kinds,
+    /// The resource of the path, in its version.
+    pub target: &'a Target,
     /// Empty for the object itself.
     pub subresource: &'a str,
     /// Empty for cluster-scoped resources.
     pub namespace: &'a str,
+    /// Empty for a deletion of a collection, and while a name is not generated yet.
     pub name: &'a str,
     pub user: &'a Identity,
+    /// The stored object on update and delete.
     pub old: Option<&'a Value>,
     pub dry_run: bool,
+    pub options: Options<'a>,
 }
 
 impl Request<'_> {
@@ -60,16 +105,28 @@ impl Request<'_> {
     }
 
     fn is_any_part_of(&self, group: &str, plural: &str) -> bool {
-        self.resource.group == group && self.resource.plural == plural
+        self.target.resource.group == group && self.target.resource.plural == plural
     }
 
     fn creates(&self, group: &str, plural: &str) -> bool {
         self.operation == Operation::Create && self.is(group, plural)
     }
 
+    /// Brings an object that admission changed back into the form of its kind: unknown fields go, defaults come. `kind`
+    /// is the group, version and kind that it had before.
+    ///
+    /// # Errors
+    /// 500 where the object is no longer one of its kind.
+    pub fn normalise(&self, kind: &GroupVersionKind, object: &mut Value) -> Result<(), Status> {
+        let resource = &self.target.resource;
+        let is_own =
+            kind.kind == resource.kind && kind.group == resource.group && kind.version == resource.version;
+        if is_own { self.target.normalise(object) } else { kind.normalise(object) }
+    }
+
     /// 403 with upstream's text: `pods "web" is forbidden: why`.
     fn forbidden(&self, why: impl fmt::Display) -> Status {
-        Status::forbidden(&self.resource.group, &self.resource.plural, self.name, why)
+        Status::forbidden(&self.target.resource.group, &self.target.resource.plural, self.name, why)
     }
 }
 
@@ -79,6 +136,10 @@ pub trait Lookup: Send + Sync {
     fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Value>;
     /// All objects of a namespace, or of all namespaces where it is empty.
     fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Value>;
+    /// The labels of a namespace; `None` where there is no such namespace.
+    fn namespace_labels(&self, name: &str) -> Option<Value> {
+        self.get("", "namespaces", "", name).map(|namespace| api::meta::labels(&namespace).clone())
+    }
 }
 
 impl Lookup for Cache {
@@ -93,6 +154,11 @@ impl Lookup for Cache {
         let prefix = keys::list_prefix(group, plural, namespace);
         Self::list(self, &prefix).iter().map(|object| object.value()).collect()
     }
+
+    fn namespace_labels(&self, name: &str) -> Option<Value> {
+        let key = keys::object_key("", "namespaces", None, name);
+        Self::get(self, &key).map(|object| object.meta().labels.clone())
+    }
 }
 
 /// One plugin. `admit` may change the object, `validate` only judges; most do one of the two.
@@ -106,12 +172,33 @@ trait Plugin: Send + Sync {
     }
 }
 
-/// Upstream's order; quota comes last, so that only what everything else lets pass is counted.
-static PLUGINS: [&dyn Plugin; 13] = [
+/// Admission that users of the cluster configure. Costs next to nothing while they have configured nothing.
+#[async_trait]
+pub trait Extension: Send + Sync {
+    /// May change the object; what is changed is brought back into the kind's form ([`Request::normalise`]) here. For a
+    /// deletion the object is null and cannot be changed.
+    async fn mutate(
+        &self,
+        request: &Request<'_>,
+        object: &mut Value,
+        pass: &mut Pass<'_>,
+    ) -> Result<(), Status>;
+
+    /// Judges the finished object.
+    async fn validate(
+        &self,
+        request: &Request<'_>,
+        object: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status>;
+}
+
+/// Upstream's order.
+static PLUGINS: [&dyn Plugin; 12] = [
     &namespace_lifecycle::NamespaceLifecycle,
-    &node_restriction::NodeRestriction,
     &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
     &taint_nodes_by_condition::TaintNodesByCondition,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
@@ -120,35 +207,94 @@ static PLUGINS: [&dyn Plugin; 13] = [
     &runtime_class::RuntimeClass,
     &default_ingress_class::DefaultIngressClass,
     &pod_topology_labels::PodTopologyLabels,
-    &resource_quota::ResourceQuota,
 ];
 
-/// The chain of plugins over one view of the cluster.
+/// Comes last, so that only what everything else lets pass is counted.
+static QUOTA: &dyn Plugin = &resource_quota::ResourceQuota;
+
+/// The stages over one view of the cluster.
 pub struct Admission {
     lookup: Arc<dyn Lookup>,
+    extensions: Vec<Arc<dyn Extension>>,
 }
 
 impl Admission {
+    /// With the built-in plugins alone.
     pub fn new<L: Lookup + 'static>(lookup: Arc<L>) -> Self {
-        Self { lookup }
+        Self { lookup, extensions: Vec::new() }
     }
 
-    /// Lets every plugin change the object.
+    /// Adds a stage after those that are there: policies first, then webhooks.
+    pub fn with(mut self, extension: Arc<dyn Extension>) -> Self {
+        self.extensions.push(extension);
+        self
+    }
+
+    /// Lets every stage change the object.
     ///
     /// # Errors
     /// The first refusal.
-    pub async fn mutate(&self, request: &Request<'_>, object: &mut Value) -> Result<(), Status> {
+    pub async fn mutate(
+        &self,
+        request: &Request<'_>,
+        object: &mut Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status> {
         if request.creates("", "pods") && text(object, "/spec/serviceAccountName").is_empty() {
             service_account::wait_for_default(request.namespace, &*self.lookup).await;
+        }
+        let mut memories: Vec<Reinvocation> = Vec::new();
+        memories.resize_with(self.extensions.len(), Reinvocation::default);
+        for round in 0..2 {
+            self.admit_builtin(request, object)?;
+            let mut again = false;
+            for (extension, reinvocation) in self.extensions.iter().zip(&mut memories) {
+                let mut pass = Pass::new(round, reinvocation, warnings);
+                extension.mutate(request, object, &mut pass).await?;
+                again |= pass.wants_another();
+            }
+            if !again {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn admit_builtin(&self, request: &Request<'_>, object: &mut Value) -> Result<(), Status> {
+        if request.operation == Operation::Delete {
+            return Ok(());
         }
         PLUGINS.iter().try_for_each(|plugin| plugin.admit(request, object, &*self.lookup))
     }
 
-    /// Asks every plugin whether the finished object may be stored, or the stored one deleted.
+    /// Asks every stage whether the finished object may be stored, or the stored one deleted.
     ///
     /// # Errors
     /// The first refusal.
-    pub async fn validate(&self, request: &Request<'_>, object: &Value) -> Result<(), Status> {
-        PLUGINS.iter().try_for_each(|plugin| plugin.validate(request, object, &*self.lookup))
+    pub async fn validate(
+        &self,
+        request: &Request<'_>,
+        object: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status> {
+        PLUGINS.iter().try_for_each(|plugin| plugin.validate(request, object, &*self.lookup))?;
+        for extension in &self.extensions {
+            extension.validate(request, object, warnings).await?;
+        }
+        QUOTA.validate(request, object, &*self.lookup)
+    }
+
+    /// Both halves, for bodies that are answered and never stored (reviews, bindings, evictions, streams).
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn admit(
+        &self,
+        request: &Request<'_>,
+        object: &mut Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status> {
+        self.mutate(request, object, warnings).await?;
+        self.validate(request, object, warnings).await
     }
 }

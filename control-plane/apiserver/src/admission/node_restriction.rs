@@ -41,7 +41,7 @@ impl Plugin for NodeRestriction {
         else {
             return Ok(());
         };
-        let check = match (request.resource.group.as_str(), request.resource.plural.as_str()) {
+        let check = match (request.target.resource.group.as_str(), request.target.resource.plural.as_str()) {
             ("", "pods") => pod(request, object, node, lookup),
             ("", "nodes") => own_node(request, object, node),
             ("", "persistentvolumeclaims") if request.subresource != "status" => {

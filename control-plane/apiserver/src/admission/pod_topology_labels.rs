@@ -1,4 +1,4 @@
-//! A pod that is bound to a node learns where that node is: zone and region become its labels.
+//! A pod that is bound to a node learns where that node is: zone and region become its labels, by way of the binding.
 
 use api::status::Status;
 use serde_json::Value;
@@ -13,7 +13,7 @@ const LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.i
 impl Plugin for PodTopologyLabels {
     fn admit(&self, request: &Request<'_>, object: &mut Value, lookup: &dyn Lookup) -> Result<(), Status> {
         let binds = request.is_any_part_of("", "pods") && request.subresource == "binding";
-        let node_name = text(object, "/spec/nodeName");
+        let node_name = text(object, if binds { "/target/name" } else { "/spec/nodeName" });
         if !(binds || request.creates("", "pods")) || node_name.is_empty() {
             return Ok(());
         }

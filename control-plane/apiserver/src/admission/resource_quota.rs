@@ -40,7 +40,7 @@ impl Plugin for ResourceQuota {
 }
 
 fn check(request: &Request<'_>, object: &Value, quota: &Value, lookup: &dyn Lookup) -> Result<(), Status> {
-    let (group, plural) = (request.resource.group.as_str(), request.resource.plural.as_str());
+    let (group, plural) = (request.target.resource.group.as_str(), request.target.resource.plural.as_str());
     if !in_scope(quota, plural, object) {
         return Ok(());
     }

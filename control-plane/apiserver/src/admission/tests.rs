@@ -9,8 +9,10 @@ use std::{
 use api::{schema::builtin, status::Status};
 use serde_json::{Value, json};
 
-use super::{Admission, Lookup, Operation, Request};
+use super::{Admission, Lookup, Operation, Options, Request};
 use crate::{
+    handlers::Target,
+    kinds::Kinds,
     registry::{Context, prepare_create, strategy},
     security::Identity,
 };
@@ -91,21 +93,20 @@ impl Attempt<'_> {
             let context = Context { resource, subresource: "", now: "2026-03-01T12:00:00Z", user: "alice" };
             prepare_create(strategy, &context, &mut object);
         }
+        let target = Target::new(resource);
         let request = Request {
             operation: self.operation,
-            resource,
+            kinds: &Kinds::new(builtin()),
+            target: &target,
             subresource: self.subresource,
             namespace: self.namespace,
             name: &name,
             user: &self.user,
             old: self.old.as_ref(),
             dry_run: false,
+            options: Options::None,
         };
-        let admission = Admission::new(Arc::new(lookup));
-        if self.operation != Operation::Delete {
-            admission.mutate(&request, &mut object).await?;
-        }
-        admission.validate(&request, &object).await?;
+        Admission::new(Arc::new(lookup)).admit(&request, &mut object, &mut Vec::new()).await?;
         Ok(object)
     }
 
@@ -386,11 +387,10 @@ async fn a_node_asks_tokens_only_for_its_own_pods() {
 async fn a_binding_copies_the_nodes_place_to_the_pod() {
     let node = json!({ "metadata": { "labels": { "topology.kubernetes.io/zone": "z1", "other": "x" } } });
     let mut attempt = create("", "pods");
-    let bound = pod(json!({ "nodeName": "n1" }));
-    (attempt.operation, attempt.subresource, attempt.old) =
-        (Operation::Update, "binding", Some(pod(json!({}))));
-    let stored = attempt.admit(Objects::cluster().with("nodes", "", "n1", node), bound).await.unwrap();
-    assert_eq!(stored["metadata"]["labels"], json!({ "topology.kubernetes.io/zone": "z1" }));
+    let binding = json!({ "metadata": { "name": "web" }, "target": { "name": "n1" } });
+    attempt.subresource = "binding";
+    let admitted = attempt.admit(Objects::cluster().with("nodes", "", "n1", node), binding).await.unwrap();
+    assert_eq!(admitted["metadata"]["labels"], json!({ "topology.kubernetes.io/zone": "z1" }));
 }
 
 fn quota(hard: Value) -> Value {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Call, Target, escalation, now};
 use crate::{
-    admission::{self, Operation},
+    admission::{self, Operation, Options},
     decode::Expected,
     query::WriteOptions,
     registry::{self, Context},
@@ -38,7 +38,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         user: &call.user,
         target,
         namespace: &call.info.namespace,
-        dry_run: options.dry_run,
+        options: &options,
     };
     let created = write.run(object, &mut call.warnings).await?;
     call.answer(target, accepted, StatusCode::CREATED, created)
@@ -78,7 +78,7 @@ pub struct Create<'a> {
     pub user: &'a Identity,
     pub target: &'a Target,
     pub namespace: &'a str,
-    pub dry_run: bool,
+    pub options: &'a WriteOptions,
 }
 
 impl Create<'_> {
@@ -127,28 +127,30 @@ impl Create<'_> {
         let now = now();
         let context =
             Context { resource: &target.resource, subresource: "", now: &now, user: &self.user.name };
-        default(target, &mut object);
+        target.default(&mut object);
         registry::prepare_create(&*target.strategy, &context, &mut object);
         let name = meta::name(&object).to_owned();
         let mut request = admission::Request {
             operation: Operation::Create,
-            resource: &target.resource,
+            kinds: &state.kinds,
+            target,
             subresource: "",
             namespace: target.scope(self.namespace),
             name: &name,
             user: self.user,
             old: None,
-            dry_run: self.dry_run,
+            dry_run: self.options.dry_run,
+            options: Options::Write(self.options),
         };
-        state.admission.mutate(&request, &mut object).await?;
-        default(target, &mut object);
+        state.admission.mutate(&request, &mut object, warnings).await?;
+        target.default(&mut object);
         let name_after = meta::name(&object).to_owned();
         request.name = &name_after;
         let errors = registry::validate_create(&*target.strategy, &context, &object);
         if !errors.is_empty() {
             return Err(target.invalid(&name_after, errors));
         }
-        state.admission.validate(&request, &object).await?;
+        state.admission.validate(&request, &object, warnings).await?;
         escalation::check(state, self.user, target, self.namespace, &object, None)?;
         warnings.extend(target.strategy.warnings(&object));
         self.store(&name_after, object).await
@@ -161,8 +163,8 @@ impl Create<'_> {
         if state.cache.get(&key).is_some() {
             return Err(exists());
         }
-        let claim = service::claim(state, target, &mut object, None, self.dry_run).await?;
-        if self.dry_run {
+        let claim = service::claim(state, target, &mut object, None, self.options.dry_run).await?;
+        if self.options.dry_run {
             return Ok(object);
         }
         let stored = state.cache.create(&key, target.to_stored(object).await?).await;
@@ -172,12 +174,6 @@ impl Create<'_> {
         }
         target.shown(&stored).await
     }
-}
-
-/// The defaults of the schema and of the kind.
-pub fn default(target: &Target, object: &mut Value) {
-    target.schema.default(target.resource.ty, object);
-    target.strategy.default(object);
 }
 
 #[cfg(test)]

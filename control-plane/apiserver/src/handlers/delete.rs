@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Call, Target, target::read, update::has_finalizers};
 use crate::{
-    admission::{self, Operation},
+    admission::{self, Operation, Options},
     decode::Expected,
     negotiate::Accepted,
     query::{DeleteOptions, FieldValidation},
@@ -65,8 +65,10 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         namespace: &call.info.namespace,
         name: &call.info.name,
         options: &options,
+        admits: true,
+        is_collection: false,
     };
-    let deleted = delete.run().await?;
+    let deleted = delete.run(&mut call.warnings).await?;
     match deleted {
         Deleted::Gone(object) if answers_object(target) => {
             call.answer(target, accepted, StatusCode::OK, object)
@@ -109,16 +111,20 @@ pub struct Delete<'a> {
     pub namespace: &'a str,
     pub name: &'a str,
     pub options: &'a DeleteOptions,
+    /// Whether admission is asked: not for an eviction, about which it was asked.
+    pub admits: bool,
+    /// Whether the request names no object, but a collection.
+    pub is_collection: bool,
 }
 
 impl Delete<'_> {
-    pub async fn run(&self) -> Result<Deleted, Status> {
+    pub async fn run(&self, warnings: &mut Vec<String>) -> Result<Deleted, Status> {
         let key = self.target.key(self.namespace, self.name);
         for _ in 0..ATTEMPTS_MAX {
             let object = read(&self.state.cache, &key, false)
                 .await?
                 .ok_or_else(|| self.target.not_found(self.name))?;
-            if let Some(deleted) = self.attempt(&key, &object).await? {
+            if let Some(deleted) = self.attempt(&key, &object, warnings).await? {
                 return Ok(deleted);
             }
         }
@@ -127,21 +133,18 @@ impl Delete<'_> {
     }
 
     /// `None` where the object changed in between.
-    async fn attempt(&self, key: &str, object: &Arc<Object>) -> Result<Option<Deleted>, Status> {
+    async fn attempt(
+        &self,
+        key: &str,
+        object: &Arc<Object>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Deleted>, Status> {
         let Self { state, target, .. } = *self;
         let old = target.shown(object).await?;
         self.check_preconditions(&old)?;
-        let request = admission::Request {
-            operation: Operation::Delete,
-            resource: &target.resource,
-            subresource: "",
-            namespace: target.scope(self.namespace),
-            name: self.name,
-            user: self.user,
-            old: Some(&old),
-            dry_run: self.options.dry_run,
-        };
-        state.admission.validate(&request, &old).await?;
+        if self.admits {
+            self.admit(&old, warnings).await?;
+        }
         let grace = target.strategy.grace_period_seconds(&old, self.options.grace_period_seconds);
         let mut new = old.clone();
         self.set_propagation(&mut new);
@@ -168,6 +171,22 @@ impl Delete<'_> {
             Err(StorageError::Conflict { current: Some(_), .. }) => Ok(None),
             Err(error) => Err(target.storage_error(self.name, error)),
         }
+    }
+
+    async fn admit(&self, old: &Value, warnings: &mut Vec<String>) -> Result<(), Status> {
+        let request = admission::Request {
+            operation: Operation::Delete,
+            kinds: &self.state.kinds,
+            target: self.target,
+            subresource: "",
+            namespace: self.target.scope(self.namespace),
+            name: if self.is_collection { "" } else { self.name },
+            user: self.user,
+            old: Some(old),
+            dry_run: self.options.dry_run,
+            options: Options::Delete(self.options),
+        };
+        self.state.admission.admit(&request, &mut Value::Null, warnings).await
     }
 
     fn check_preconditions(&self, old: &Value) -> Result<(), Status> {

@@ -27,8 +27,10 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
             namespace: &meta.namespace,
             name: &meta.name,
             options: &options,
+            admits: true,
+            is_collection: true,
         };
-        match delete.run().await {
+        match delete.run(&mut call.warnings).await {
             Ok(Deleted::Gone(object) | Deleted::Waiting(object)) => items.push(object),
             // Somebody else was quicker.
             Err(status) if status.code == 404 => {}

@@ -116,7 +116,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
     let (schema, name) = (&*target.schema, call.info.name.clone());
     let mut said = Vec::new();
-    let patched = Update::of(call, target, options.dry_run)
+    let patched = Update::of(call, target, &options)
         .run(&mut call.warnings, &mut |old| {
             said.clear();
             let new = patch.apply(schema, expected, old, options.field_validation, &mut said)?;

@@ -13,8 +13,9 @@ use serde_json::Value;
 
 use crate::{
     conversion::Form,
+    decode::{Document, Expected},
     kinds::Custom,
-    query::ListOptions,
+    query::{FieldValidation, ListOptions},
     registry::{self, Strategy},
     storage::{
         Revision, StorageError,
@@ -58,6 +59,55 @@ impl Target {
     /// Whether the kind is that of a CustomResourceDefinition.
     pub fn is_custom(&self) -> bool {
         self.is_custom
+    }
+
+    /// Whether both are versions of one resource: stored under the same keys.
+    pub fn is_equivalent(&self, other: &Self) -> bool {
+        self.stored_group() == other.stored_group() && self.resource.plural == other.resource.plural
+    }
+
+    /// An object of this version in the form of another one.
+    ///
+    /// # Errors
+    /// Where the conversion fails.
+    pub async fn convert(&self, to: &Self, object: Value) -> Result<Value, Status> {
+        let version = api::meta::resource_version(&object).to_owned();
+        let mut stored = self.to_stored(object).await?;
+        let mut converted = match &to.form {
+            Form::Stored => stored,
+            Form::Builtin(conversion) => (conversion.from_stored)(stored),
+            Form::Custom(_) => {
+                api::meta::set_resource_version(&mut stored, "");
+                let object = Object::new("".into(), Revision(0), stored.to_string().as_bytes())
+                    .map_err(Status::internal)?;
+                to.shown(&Arc::new(object)).await?
+            }
+        };
+        converted["apiVersion"] = to.resource.group_version().into();
+        api::meta::set_resource_version(&mut converted, &version);
+        Ok(converted)
+    }
+
+    /// The defaults of the schema and of the kind.
+    pub fn default(&self, object: &mut Value) {
+        self.schema.default(self.resource.ty, object);
+        self.strategy.default(object);
+    }
+
+    /// Brings an object that somebody changed back into the form of its kind: unknown fields go, defaults come.
+    ///
+    /// # Errors
+    /// 500 where it is no object of this kind any more.
+    pub fn normalise(&self, object: &mut Value) -> Result<(), Status> {
+        let group_version = self.resource.group_version();
+        let expected =
+            Expected { group_version: &group_version, kind: &self.resource.kind, ty: self.resource.ty };
+        let document = Document { value: object.take(), duplicates: Vec::new() };
+        *object = expected
+            .decode(&self.schema, document, FieldValidation::Ignore, &mut Vec::new())
+            .map_err(|status| Status::internal(status.message))?;
+        self.default(object);
+        Ok(())
     }
 
     fn stored_group(&self) -> &str {

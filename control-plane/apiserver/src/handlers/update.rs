@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 
 use super::{
     Call, Target,
-    create::{Create, default, place},
+    create::{Create, place},
     escalation, now,
     target::read,
 };
 use crate::{
-    admission::{self, Operation},
+    admission::{self, Operation, Options},
     decode::Expected,
     query::WriteOptions,
     registry::{self, Context},
@@ -48,15 +48,14 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
             user: &call.user,
             target,
             namespace: &call.info.namespace,
-            dry_run: options.dry_run,
+            options: &options,
         };
         meta::set_resource_version(&mut object, "");
         let created = write.run(object, &mut call.warnings).await?;
         return call.answer(target, accepted, StatusCode::CREATED, created);
     }
-    let updated = Update::of(call, target, options.dry_run)
-        .run(&mut call.warnings, &mut |_| Ok(object.clone()))
-        .await?;
+    let updated =
+        Update::of(call, target, &options).run(&mut call.warnings, &mut |_| Ok(object.clone())).await?;
     call.answer(target, accepted, StatusCode::OK, updated)
 }
 
@@ -82,7 +81,9 @@ pub struct Update<'a> {
     pub subresource: &'a str,
     pub namespace: &'a str,
     pub name: &'a str,
-    pub dry_run: bool,
+    pub options: &'a WriteOptions,
+    /// Whether admission is asked: not where it was asked about what causes this change (a binding, an eviction).
+    pub admits: bool,
 }
 
 /// Makes the new object from the stored one; called again after a lost race.
@@ -90,7 +91,7 @@ pub type Transform<'a> = &'a mut (dyn FnMut(&Value) -> Result<Value, Status> + S
 
 impl<'a> Update<'a> {
     /// The change that a request asks for. The borrow is of the call's parts that a handler does not change.
-    pub fn of(call: &Call, target: &'a Target, dry_run: bool) -> UpdateOwned<'a> {
+    pub fn of(call: &Call, target: &'a Target, options: &WriteOptions) -> UpdateOwned<'a> {
         UpdateOwned {
             state: Arc::clone(&call.state),
             user: call.user.clone(),
@@ -98,7 +99,8 @@ impl<'a> Update<'a> {
             subresource: call.info.subresource.clone(),
             namespace: call.info.namespace.clone(),
             name: call.info.name.clone(),
-            dry_run,
+            options: options.clone(),
+            admits: true,
         }
     }
 
@@ -146,7 +148,7 @@ impl<'a> Update<'a> {
             now: &now,
             user: &self.user.name,
         };
-        default(target, &mut new);
+        target.default(&mut new);
         // A binding writes what no client may: it is checked by who makes it.
         let follows_rules = self.subresource != "binding";
         if follows_rules {
@@ -154,16 +156,20 @@ impl<'a> Update<'a> {
         }
         let request = admission::Request {
             operation: Operation::Update,
-            resource: &target.resource,
+            kinds: &state.kinds,
+            target,
             subresource: self.subresource,
             namespace: target.scope(self.namespace),
             name: self.name,
             user: self.user,
             old: Some(&old),
-            dry_run: self.dry_run,
+            dry_run: self.options.dry_run,
+            options: Options::Write(self.options),
         };
-        state.admission.mutate(&request, &mut new).await?;
-        default(target, &mut new);
+        if self.admits {
+            state.admission.mutate(&request, &mut new, warnings).await?;
+            target.default(&mut new);
+        }
         let errors = if follows_rules {
             registry::validate_update(&*target.strategy, &context, &new, &old)
         } else {
@@ -172,7 +178,9 @@ impl<'a> Update<'a> {
         if !errors.is_empty() {
             return Err(target.invalid(self.name, errors));
         }
-        state.admission.validate(&request, &new).await?;
+        if self.admits {
+            state.admission.validate(&request, &new, warnings).await?;
+        }
         escalation::check(state, self.user, target, self.namespace, &new, Some(&old))?;
         warnings.extend(target.strategy.warnings(&new));
         self.store(key, object, new, &old).await
@@ -186,8 +194,8 @@ impl<'a> Update<'a> {
         old: &Value,
     ) -> Result<Option<Value>, Status> {
         let Self { state, target, .. } = *self;
-        let claim = service::claim(state, target, &mut new, Some(old), self.dry_run).await?;
-        if self.dry_run {
+        let claim = service::claim(state, target, &mut new, Some(old), self.options.dry_run).await?;
+        if self.options.dry_run {
             return Ok(Some(new));
         }
         if is_finished(target, &new) {
@@ -237,7 +245,8 @@ pub struct UpdateOwned<'a> {
     pub subresource: String,
     pub namespace: String,
     pub name: String,
-    pub dry_run: bool,
+    pub options: WriteOptions,
+    pub admits: bool,
 }
 
 impl UpdateOwned<'_> {
@@ -249,7 +258,8 @@ impl UpdateOwned<'_> {
             subresource: &self.subresource,
             namespace: &self.namespace,
             name: &self.name,
-            dry_run: self.dry_run,
+            options: &self.options,
+            admits: self.admits,
         };
         update.run(warnings, transform).await
     }

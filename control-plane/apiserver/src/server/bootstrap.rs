@@ -13,6 +13,7 @@ use crate::{
         create::{Create, place},
         update::Update,
     },
+    query::WriteOptions,
     registry,
     security::{GROUP_MASTERS, Identity, bootstrap_roles},
     state::State,
@@ -65,7 +66,8 @@ async fn ensure(state: &State, user: &Identity, mut object: Value) -> anyhow::Re
         return Ok(false);
     }
     place(&target, &namespace, &mut object).with_context(named)?;
-    let create = Create { state, user, target: &target, namespace: &namespace, dry_run: false };
+    let create =
+        Create { state, user, target: &target, namespace: &namespace, options: &WriteOptions::default() };
     match create.run(object, &mut Vec::new()).await {
         Ok(_) => Ok(true),
         // Another server of the cluster starts at the same time.
@@ -85,7 +87,9 @@ async fn merge(
     if !is_kept_current(target, namespace, name) {
         return Ok(());
     }
-    let update = Update { state, user, target, subresource: "", namespace, name, dry_run: false };
+    let options = WriteOptions::default();
+    let update =
+        Update { state, user, target, subresource: "", namespace, name, options: &options, admits: true };
     update.run(&mut Vec::new(), &mut |old| Ok(merged(old, wanted))).await?;
     Ok(())
 }

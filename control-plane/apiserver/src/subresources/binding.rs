@@ -4,6 +4,7 @@ use api::{meta, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::admit;
 use crate::{
     decode::Expected,
     handlers::{
@@ -25,6 +26,7 @@ pub async fn handle(call: &mut Call) -> Result<Response<Body>, Status> {
         call.info.name = meta::name(&binding).to_owned();
     }
     check_name(&call.info.name, &mut binding)?;
+    meta::set_namespace(&mut binding, &call.info.namespace);
     let pods = schema.resource("", "v1", "pods").ok_or_else(|| Status::internal("no resource pods"))?;
     let target = Target::new(pods);
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
@@ -37,8 +39,13 @@ pub async fn handle(call: &mut Call) -> Result<Response<Body>, Status> {
         };
         return Err(Status::invalid("", "Binding", &call.info.name, vec![error]));
     }
-    let mut update = Update::of(call, &target, options.dry_run);
+    let asked = if call.info.subresource.is_empty() { "bindings" } else { "pods" };
+    let asked = schema.resource("", "v1", asked).ok_or_else(|| Status::internal("no such resource"))?;
+    admit(call, &Target::new(asked), &options, &mut binding).await?;
+    let node = binding["target"]["name"].as_str().unwrap_or_default();
+    let mut update = Update::of(call, &target, &options);
     update.subresource = "binding".to_owned();
+    update.admits = false;
     update.run(&mut call.warnings, &mut |pod| bind(pod, &binding, node, &now())).await?;
     let mut status = Status::success(None).to_value();
     status["code"] = json!(201);

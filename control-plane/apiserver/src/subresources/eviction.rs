@@ -4,10 +4,16 @@ use api::{meta, selector::LabelSelector, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::binding::set_condition;
+use super::{admit, binding::set_condition};
 use crate::{
     decode::Expected,
-    handlers::{Call, Target, delete::Delete, now, target::read, update::Update},
+    handlers::{
+        Call, Target,
+        delete::Delete,
+        now,
+        target::read,
+        update::{Update, check_name},
+    },
     negotiate::Accepted,
     query::{DeleteOptions, WriteOptions},
     respond,
@@ -22,7 +28,9 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let ty =
         schema.type_of("policy", "v1", "Eviction").ok_or_else(|| Status::internal("no type Eviction"))?;
     let expected = Expected { group_version: "policy/v1", kind: "Eviction", ty };
-    let eviction = call.decode_body(expected, write.field_validation).await?;
+    let mut eviction = call.decode_body(expected, write.field_validation).await?;
+    check_name(&call.info.name, &mut eviction)?;
+    admit(call, target, &write, &mut eviction).await?;
     let body = Some(&eviction["deleteOptions"]).filter(|options| options.is_object());
     let mut options = DeleteOptions::parse(Some(body.unwrap_or(&json!({}))), &call.query)?;
     options.dry_run |= write.dry_run;
@@ -42,8 +50,10 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         namespace: &call.info.namespace,
         name: &call.info.name,
         options: &options,
+        admits: false,
+        is_collection: false,
     };
-    delete.run().await?;
+    delete.run(&mut call.warnings).await?;
     let mut status = Status::success(None).to_value();
     status["code"] = json!(201);
     Ok(respond::value(StatusCode::CREATED, Accepted::JSON, &status))
@@ -91,7 +101,8 @@ async fn spend_budget(call: &mut Call, pod: &Value, dry_run: bool) -> Result<(),
             ));
         }
     };
-    let mut update = Update::of(call, &budgets, dry_run);
+    let mut update = Update::of(call, &budgets, &WriteOptions { dry_run, ..WriteOptions::default() });
+    update.admits = false;
     update.subresource = "status".to_owned();
     update.name = meta::name(budget).to_owned();
     let name = meta::name(pod).to_owned();
@@ -136,7 +147,8 @@ fn judge(budget: &Value, pod: &Value) -> Result<Verdict, Status> {
 
 /// Says in the pod's status why it goes.
 async fn mark(call: &mut Call, target: &Target) -> Result<(), Status> {
-    let mut update = Update::of(call, target, false);
+    let mut update = Update::of(call, target, &WriteOptions::default());
+    update.admits = false;
     update.subresource = "status".to_owned();
     let condition = json!({
         "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",

@@ -2,9 +2,12 @@
 
 use api::status::Status;
 use http::{Method, Response};
+use serde_json::{Value, json};
 
 use crate::{
+    admission::{Operation, Options, Request},
     handlers::{self, Call, Target},
+    query::{Query, WriteOptions},
     server::body::Body,
 };
 
@@ -17,6 +20,72 @@ pub mod scale;
 pub mod service;
 pub mod token;
 pub mod upstream;
+
+/// Asks admission about a body that is answered or acted on but never stored: CREATE of a review, a binding, an eviction,
+/// a token.
+pub async fn admit(
+    call: &mut Call,
+    target: &Target,
+    options: &WriteOptions,
+    body: &mut Value,
+) -> Result<(), Status> {
+    let request = Request {
+        operation: Operation::Create,
+        kinds: &call.state.kinds,
+        target,
+        subresource: &call.info.subresource,
+        namespace: target.scope(&call.info.namespace),
+        name: &call.info.name,
+        user: &call.user,
+        old: None,
+        dry_run: options.dry_run,
+        options: Options::Write(options),
+    };
+    call.state.admission.admit(&request, body, &mut call.warnings).await
+}
+
+/// Asks admission whether a stream may begin: CONNECT, with the options of the stream as its object.
+pub async fn admit_stream(call: &mut Call, target: &Target, kind: &str) -> Result<(), Status> {
+    let mut object = stream_options(kind, &call.query, &call.info.rest);
+    let request = Request {
+        operation: Operation::Connect,
+        kinds: &call.state.kinds,
+        target,
+        subresource: &call.info.subresource,
+        namespace: target.scope(&call.info.namespace),
+        name: &call.info.name,
+        user: &call.user,
+        old: None,
+        dry_run: false,
+        options: Options::None,
+    };
+    call.state.admission.admit(&request, &mut object, &mut call.warnings).await
+}
+
+/// `PodExecOptions` and its like, from the query.
+fn stream_options(kind: &str, query: &Query, path: &str) -> Value {
+    let mut options = json!({"kind": kind, "apiVersion": "v1"});
+    for flag in ["stdin", "stdout", "stderr", "tty"] {
+        if query.flag(flag) {
+            options[flag] = json!(true);
+        }
+    }
+    if let Some(container) = query.get("container").filter(|container| !container.is_empty()) {
+        options["container"] = json!(container);
+    }
+    let command = query.all("command");
+    if !command.is_empty() {
+        options["command"] = json!(command);
+    }
+    let ports: Vec<i64> = query.all("ports").iter().filter_map(|port| port.parse().ok()).collect();
+    if !ports.is_empty() {
+        options["ports"] = json!(ports);
+    }
+    if kind.ends_with("ProxyOptions") && !path.is_empty() {
+        options["path"] = json!(path);
+    }
+    options
+}
 
 /// Answers for resources without objects; `None` for all others.
 pub async fn virtual_resource(call: &mut Call) -> Option<Result<Response<Body>, Status>> {
@@ -46,9 +115,13 @@ pub async fn dispatch(call: &mut Call, target: &Target) -> Result<Response<Body>
     let subresource = resource.subresource(&name).ok_or_else(Status::resource_not_found)?;
     let core_kind = if resource.group.is_empty() { resource.plural.as_str() } else { "" };
     match (core_kind, name.as_str()) {
-        ("nodes" | "pods" | "services", "proxy") => return proxy::handle(call, target).await,
+        ("nodes" | "pods" | "services", "proxy") => {
+            admit_stream(call, target, &subresource.kind).await?;
+            return proxy::handle(call, target).await;
+        }
         ("pods", "log") if call.method == Method::GET => return pod_streams::log(call, target).await,
         ("pods", "exec" | "attach" | "portforward") if matches!(call.method, Method::GET | Method::POST) => {
+            admit_stream(call, target, &subresource.kind).await?;
             return pod_streams::stream(call, target).await;
         }
         _ => {}

@@ -7,10 +7,10 @@ use api::{field::FieldError, schema::Resource, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::token::strings;
+use super::{admit, token::strings};
 use crate::{
     decode::Expected,
-    handlers::Call,
+    handlers::{Call, Target},
     negotiate,
     query::WriteOptions,
     respond,
@@ -41,6 +41,7 @@ pub async fn handle(call: &mut Call, resource: &'static Resource) -> Result<Resp
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
     let mut review = call.decode_body(expected, options.field_validation).await?;
+    admit(call, &Target::new(resource), &options, &mut review).await?;
     let status = match resource.plural.as_str() {
         "tokenreviews" => token_review(call, &review)?,
         "selfsubjectreviews" => json!({"userInfo": user_info(&call.user)}),

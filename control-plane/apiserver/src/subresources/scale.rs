@@ -51,7 +51,7 @@ pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     };
     let name = call.info.name.clone();
     let mut said = Vec::new();
-    let mut update = Update::of(call, target, options.dry_run);
+    let mut update = Update::of(call, target, &options);
     update.subresource = String::new();
     let stored = update
         .run(&mut call.warnings, &mut |old| {

@@ -4,9 +4,10 @@ use api::{field::FieldError, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::admit;
 use crate::{
     decode::Expected,
-    handlers::{Call, Target, target::read},
+    handlers::{Call, Target, target::read, update::check_name},
     negotiate,
     query::WriteOptions,
     respond,
@@ -31,6 +32,8 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let account = read(&call.state.cache, &target.key(&namespace, &name), false)
         .await?
         .ok_or_else(|| target.not_found(&name))?;
+    check_name(&name, &mut request)?;
+    admit(call, target, &options, &mut request).await?;
     let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(SECONDS_DEFAULT);
     check_seconds(&name, seconds)?;
     let mut spec = TokenSpec {
