@@ -18,6 +18,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("bgp", &[]),
     ("ipam", &[]),
     ("api", &[]),
+    ("cel", &["api"]),
     ("cni", &[]),
     ("proxy", &["ebpf-common"]),
     ("dataplane", &["ebpf-common"]),
@@ -25,7 +26,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("dns", &[]),
     ("cli", &[]),
     ("agent", &["bgp", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common"]),
-    ("apiserver", &["api"]),
+    ("apiserver", &["api", "cel"]),
     ("scheduler", &["api"]),
     ("controllers", &["api", "scheduler"]),
     ("control-plane", &["apiserver", "scheduler", "controllers", "api"]),
@@ -36,7 +37,7 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.
-const PURE: &[&str] = &["ebpf-common", "bgp", "ipam", "proxy", "api"];
+const PURE: &[&str] = &["ebpf-common", "bgp", "ipam", "proxy", "api", "cel"];
 const IMPURE_DEPENDENCIES: &[&str] = &["tokio", "rtnetlink", "nix", "kube", "hyper"];
 /// Calls that read a clock, which pure crates take as an argument.
 const CLOCKS: &[&str] = &["Instant::now()", "SystemTime::now()", "Timestamp::now()"];

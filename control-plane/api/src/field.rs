@@ -75,6 +75,8 @@ pub struct FieldError {
     pub value: Value,
     /// May be empty.
     pub detail: String,
+    /// The message does not name the value even if those of its kind do.
+    pub omits_value: bool,
 }
 
 impl FieldError {
@@ -84,7 +86,7 @@ impl FieldError {
         value: impl Into<Value>,
         detail: impl Into<String>,
     ) -> Self {
-        Self { kind, path: path.into(), value: value.into(), detail: detail.into() }
+        Self { kind, path: path.into(), value: value.into(), detail: detail.into(), omits_value: false }
     }
 
     pub fn required(path: impl Into<String>, detail: impl Into<String>) -> Self {
@@ -138,10 +140,16 @@ impl FieldError {
         Self::new(FieldErrorKind::Internal, path, Value::Null, detail)
     }
 
+    /// The same error with a message that does not name the value, for values too large to show.
+    #[must_use]
+    pub fn without_value(self) -> Self {
+        Self { value: Value::Null, omits_value: true, ..self }
+    }
+
     /// The message without the path: `Required value: must not be empty`.
     pub fn body(&self) -> String {
         let mut text = self.kind.text().to_owned();
-        if self.kind.shows_value() {
+        if self.kind.shows_value() && !self.omits_value {
             text.push_str(": ");
             text.push_str(&show(&self.value));
         }

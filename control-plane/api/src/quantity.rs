@@ -78,6 +78,16 @@ impl Quantity {
         ceil(self.nanos, NANO / 1000)
     }
 
+    /// In whole units, `None` where a fraction would be lost.
+    pub fn whole(&self) -> Option<i128> {
+        (self.nanos % NANO == 0).then_some(self.nanos / NANO)
+    }
+
+    /// In whole units, as near as a double comes.
+    pub fn to_f64(&self) -> f64 {
+        self.nanos as f64 / NANO as f64
+    }
+
     pub fn format(&self) -> Format {
         self.format
     }
