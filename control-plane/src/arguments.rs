@@ -8,6 +8,8 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
+use crate::security::SecurityArguments;
+
 /// The control plane of a Seaway cluster: apiserver, scheduler and controllers, in one process.
 #[derive(Debug, Parser)]
 #[command(name = "seaway-server", version)]
@@ -91,6 +93,8 @@ pub struct ServerArguments {
     /// Another name or address for the serving certificate; may be given more than once.
     #[arg(long, global = true)]
     pub san: Vec<String>,
+    #[command(flatten)]
+    pub security: SecurityArguments,
 }
 
 #[derive(Debug, Args)]

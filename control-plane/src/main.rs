@@ -3,6 +3,7 @@
 
 mod arguments;
 mod run;
+mod security;
 mod sign;
 
 use clap::Parser as _;

@@ -138,6 +138,7 @@ fn config(arguments: &ServerArguments, listeners: &[TcpListener]) -> anyhow::Res
         cluster_domain: arguments.cluster_domain.clone(),
         compaction_interval: Duration::from_secs(arguments.compaction_interval),
         sans: arguments.san.clone(),
+        security: arguments.security.config()?,
     })
 }
 

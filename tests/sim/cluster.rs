@@ -102,6 +102,7 @@ impl Cluster {
             cluster_domain: "cluster.local".to_owned(),
             compaction_interval: apiserver::storage::compactor::INTERVAL,
             sans: Vec::new(),
+            security: apiserver::config::Security::default(),
         }
     }
 

@@ -8,6 +8,8 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
+use crate::security::authentication::Anonymous;
+
 /// Where the objects are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
@@ -15,6 +17,56 @@ pub enum Store {
     Embedded,
     /// An etcd cluster, by its endpoints (URLs).
     Etcd { endpoints: Vec<String> },
+}
+
+/// How the server judges and limits those who call it; the defaults are upstream's.
+#[derive(Clone, Debug)]
+pub struct Security {
+    pub anonymous: Anonymous,
+    /// CSV of token, user, uid and groups.
+    pub token_auth_file: Option<PathBuf>,
+    /// Whether bootstrap tokens are credentials.
+    pub bootstrap_tokens: bool,
+    /// More keys that verify ServiceAccount tokens: PEM files of public or private keys.
+    pub service_account_key_files: Vec<PathBuf>,
+    /// Whom ServiceAccount tokens are from, the first for new ones; empty: the name of the `kubernetes` Service.
+    pub service_account_issuers: Vec<String>,
+    /// Whom tokens for this server are for; empty: its issuers.
+    pub api_audiences: Vec<String>,
+    /// More CAs that client certificates may be of; read again when it changes.
+    pub client_ca_file: Option<PathBuf>,
+    /// Read-only requests that are served at a time; 0 is no limit.
+    pub max_requests_inflight: usize,
+    /// Mutating requests that are served at a time; 0 is no limit.
+    pub max_mutating_requests_inflight: usize,
+    /// Whether the two limits above are one, shared out by FlowSchemas.
+    pub priority_and_fairness: bool,
+    /// What a request may take, but for those that are long by nature (watches, streams).
+    pub request_timeout: Duration,
+    /// Between the signal to stop and the end of accepting connections, for load balancers to notice.
+    pub shutdown_delay: Duration,
+    /// Directives of the header Strict-Transport-Security; empty: no such header.
+    pub strict_transport_security: Vec<String>,
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        Self {
+            anonymous: Anonymous::Everywhere,
+            token_auth_file: None,
+            bootstrap_tokens: false,
+            service_account_key_files: Vec::new(),
+            service_account_issuers: Vec::new(),
+            api_audiences: Vec::new(),
+            client_ca_file: None,
+            max_requests_inflight: 400,
+            max_mutating_requests_inflight: 200,
+            priority_and_fairness: true,
+            request_timeout: Duration::from_secs(60),
+            shutdown_delay: Duration::ZERO,
+            strict_transport_security: Vec::new(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -36,6 +88,7 @@ pub struct Config {
     pub compaction_interval: Duration,
     /// More names and addresses for the serving certificate.
     pub sans: Vec<String>,
+    pub security: Security,
 }
 
 impl Config {
@@ -60,8 +113,11 @@ impl Config {
         }
     }
 
-    /// Whom ServiceAccount tokens are from.
-    pub fn issuer(&self) -> String {
-        format!("https://kubernetes.default.svc.{}", self.cluster_domain)
+    /// Whom ServiceAccount tokens are from; the first issues. There is always one.
+    pub fn issuers(&self) -> Vec<String> {
+        match self.security.service_account_issuers.as_slice() {
+            [] => vec![format!("https://kubernetes.default.svc.{}", self.cluster_domain)],
+            issuers => issuers.to_vec(),
+        }
     }
 }

@@ -12,6 +12,7 @@ pub mod config;
 pub mod conversion;
 pub mod decode;
 pub mod discovery;
+pub mod flow_control;
 pub mod handlers;
 pub mod kinds;
 pub mod negotiate;

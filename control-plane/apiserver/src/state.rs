@@ -12,9 +12,10 @@ use crate::{
     admission::Admission,
     config::Config,
     discovery::{Discovery, openapi::OpenApi},
+    flow_control::FlowControl,
     kinds::Kinds,
     security::{self, Authenticator, Authorizer, Identity, tokens::Tokens},
-    server::metrics::Metrics,
+    server::{limits::Limits, metrics::Metrics},
     storage::cache::Cache,
     subresources::service::ServiceIps,
 };
@@ -35,13 +36,15 @@ pub struct State {
     pub kinds: Kinds,
     pub cache: Arc<Cache>,
     pub authenticator: Authenticator,
-    pub authorizer: Authorizer,
+    pub authorizer: Arc<Authorizer>,
     pub tokens: Arc<Tokens>,
     pub admission: Admission,
     pub service_ips: tokio::sync::Mutex<ServiceIps>,
     pub discovery: Discovery,
     pub openapi: OpenApi,
     pub metrics: Metrics,
+    pub flow_control: FlowControl,
+    pub limits: Limits,
     /// How kubelets are dialled: our client certificate, our CA.
     pub kubelet_tls: Arc<rustls::ClientConfig>,
     /// How pods and Services are dialled over TLS: any certificate.

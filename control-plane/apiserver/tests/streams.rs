@@ -57,7 +57,7 @@ async fn start_kubelet(server: &TestServer) -> SocketAddr {
         server: true,
     };
     let issued = server.ca.issue(&spec).unwrap();
-    let config = tls::server_config(&issued.certificate_pem, &issued.key_pem).unwrap();
+    let config = tls::server_config(tls::Live::new(&issued).unwrap()).unwrap();
     let acceptor = TlsAcceptor::from(config);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -42,6 +42,7 @@ pub mod stateful_set;
 pub mod store;
 pub mod taint_eviction;
 pub mod taints;
+pub mod token_cleaner;
 pub mod ttl_after_finished;
 
 pub use cluster::Cluster;
@@ -117,6 +118,7 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
         quarantine: config.pod_gc_quarantine,
     };
     tasks.spawn(pod_gc::run(cluster.clone(), limits, cancel.clone()));
+    tasks.spawn(token_cleaner::run(client.clone(), cancel.clone()));
     tasks.spawn(garbage::run(client, cancel.clone()));
     cluster.start(&mut tasks, &cancel);
     cancel.cancelled().await;

@@ -17,7 +17,7 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
 impl Plugin for LimitRanger {
     fn admit(&self, request: &Request<'_>, object: &mut Value, lookup: &dyn Lookup) -> Result<(), Status> {
-        if request.creates("", "pods") {
+        if subject(request) == Some(Subject::Pod) {
             for range in lookup.list("", "limitranges", request.namespace) {
                 fill(object, &range);
             }
@@ -26,19 +26,13 @@ impl Plugin for LimitRanger {
     }
 
     fn validate(&self, request: &Request<'_>, object: &Value, lookup: &dyn Lookup) -> Result<(), Status> {
-        let resize = request.is_any_part_of("", "pods") && request.subresource == "resize";
-        let writes = matches!(request.operation, Operation::Create | Operation::Update);
-        let claim = writes && request.is("", "persistentvolumeclaims");
-        if !claim && !resize && !request.creates("", "pods") {
-            return Ok(());
-        }
+        let Some(subject) = subject(request) else { return Ok(()) };
         for range in lookup.list("", "limitranges", request.namespace) {
             let mut broken = Vec::new();
             for limit in items(&range, "/spec/limits") {
-                if claim {
-                    check_claim(limit, object, &mut broken);
-                } else {
-                    check_pod(limit, object, &mut broken);
+                match subject {
+                    Subject::Claim => check_claim(limit, object, &mut broken),
+                    Subject::Pod => check_pod(limit, object, &mut broken),
                 }
             }
             match broken.as_slice() {
@@ -48,6 +42,32 @@ impl Plugin for LimitRanger {
             }
         }
         Ok(())
+    }
+}
+
+/// What limits are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Pod,
+    Claim,
+}
+
+/// What the request is to be judged as: a pod that is made or resized, a claim that is written; nothing that is on its way
+/// out.
+fn subject(request: &Request<'_>) -> Option<Subject> {
+    if request.old.is_some_and(|old| present(old, "/metadata/deletionTimestamp")) {
+        return None;
+    }
+    let writes = matches!(request.operation, Operation::Create | Operation::Update);
+    let resizes = request.operation == Operation::Update
+        && request.is_any_part_of("", "pods")
+        && request.subresource == "resize";
+    if resizes || request.creates("", "pods") {
+        Some(Subject::Pod)
+    } else if writes && request.is("", "persistentvolumeclaims") {
+        Some(Subject::Claim)
+    } else {
+        None
     }
 }
 
@@ -110,36 +130,66 @@ fn check_pod(limit: &Value, pod: &Value, broken: &mut Vec<String>) {
                 );
             }
         }
-        "Pod" => bounds(limit, "Pod", &pod_amounts(spec, "requests"), &pod_amounts(spec, "limits"), broken),
+        "Pod" => {
+            let (requests, limits) =
+                (amounts_without_overhead(spec, "requests"), amounts_without_overhead(spec, "limits"));
+            bounds(limit, "Pod", &requests, &limits, broken);
+        }
         _ => {}
     }
 }
 
-/// What a pod needs at once: app containers and sidecars together, or one init container if that needs more.
+/// What a pod needs at once, with the overhead of its runtime.
 pub(super) fn pod_amounts(spec: &Value, key: &str) -> Amounts {
-    let mut total = Amounts::new();
-    let running = items(spec, "/initContainers").iter().filter(|c| is_restartable_init(c));
-    for container in running.chain(items(spec, "/containers")) {
-        for (name, amount) in amounts(at(container, "/resources"), key) {
-            let sum = total.get(&name).map_or(amount, |sum| sum.add(&amount));
-            total.insert(name, sum);
-        }
-    }
-    for container in items(spec, "/initContainers").iter().filter(|c| !is_restartable_init(c)) {
-        for (name, amount) in amounts(at(container, "/resources"), key) {
-            if total.get(&name).is_none_or(|sum| sum.milli() < amount.milli()) {
-                total.insert(name, amount);
-            }
-        }
-    }
-    total.extend(amounts(at(spec, "/resources"), key));
+    let mut total = amounts_without_overhead(spec, key);
     if key == "requests" {
-        for (name, overhead) in amounts(spec, "overhead") {
-            let sum = total.get(&name).map_or(overhead, |sum| sum.add(&overhead));
-            total.insert(name, sum);
-        }
+        add(&mut total, amounts(spec, "overhead"));
     }
     total
+}
+
+fn add(total: &mut Amounts, more: Amounts) {
+    for (name, amount) in more {
+        let sum = total.get(&name).map_or(amount, |sum| sum.add(&amount));
+        total.insert(name, sum);
+    }
+}
+
+/// What a pod's containers need at once: app containers and sidecars together, or an init container with the sidecars that
+/// were started before it if that is more. What the pod as a whole says counts instead.
+fn amounts_without_overhead(spec: &Value, key: &str) -> Amounts {
+    let of = |container: &Value| amounts(at(container, "/resources"), key);
+    let mut total = Amounts::new();
+    for container in items(spec, "/containers") {
+        add(&mut total, of(container));
+    }
+    let (mut sidecars, mut most) = (Amounts::new(), Amounts::new());
+    for container in items(spec, "/initContainers") {
+        let mut needed = of(container);
+        if is_restartable_init(container) {
+            add(&mut total, needed.clone());
+            add(&mut sidecars, needed);
+            needed = sidecars.clone();
+        } else {
+            add(&mut needed, sidecars.clone());
+        }
+        raise(&mut most, needed);
+    }
+    raise(&mut total, most);
+    let of_pod = amounts(at(spec, "/resources"), key).into_iter();
+    total.extend(
+        of_pod
+            .filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-")),
+    );
+    total
+}
+
+fn raise(total: &mut Amounts, to: Amounts) {
+    for (name, amount) in to {
+        if total.get(&name).is_none_or(|sum| sum.milli() < amount.milli()) {
+            total.insert(name, amount);
+        }
+    }
 }
 
 fn bounds(limit: &Value, kind: &str, requests: &Amounts, limits: &Amounts, broken: &mut Vec<String>) {
@@ -206,5 +256,31 @@ fn check_claim(limit: &Value, claim: &Value, broken: &mut Vec<String>) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn cpu(amount: &str) -> Value {
+        json!({"resources": {"requests": {"cpu": amount}}})
+    }
+
+    #[test]
+    fn sidecars_count_beside_the_init_containers_that_follow_them() {
+        let mut sidecar = cpu("300m");
+        sidecar["restartPolicy"] = json!("Always");
+        let spec = json!({"initContainers": [cpu("900m"), sidecar, cpu("800m")], "containers": [cpu("200m")],
+            "overhead": {"cpu": "50m"}});
+        let milli = |amounts: Amounts| amounts["cpu"].milli();
+        assert_eq!(milli(amounts_without_overhead(&spec, "requests")), 1100);
+        assert_eq!(milli(pod_amounts(&spec, "requests")), 1150);
+        let mut of_pod = spec.clone();
+        of_pod["resources"] = json!({"requests": {"cpu": "2", "example.com/x": "1"}});
+        let amounts = amounts_without_overhead(&of_pod, "requests");
+        assert_eq!((amounts["cpu"].milli(), amounts.len()), (2000, 1));
     }
 }

@@ -10,12 +10,16 @@
 //! A built-in [`Plugin`] is a pure function of the request, the object and what a [`Lookup`] finds; none of them writes. An
 //! [`Extension`] is what users of the cluster configure: policies in CEL, webhooks.
 
+mod certificates;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod persistent_volume_claim_resize;
+mod pod_resize;
+mod pod_security;
 mod pod_topology_labels;
 mod priority;
 mod reinvocation;
@@ -28,23 +32,26 @@ mod storage_object_in_use_protection;
 mod taint_nodes_by_condition;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::{fmt, sync::Arc};
 
 use api::status::Status;
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use serde_json::Value;
 
 pub use self::{
     reinvocation::{Pass, Reinvocation},
     review::GroupVersionKind,
+    view::View,
 };
 use crate::{
     handlers::Target,
     kinds::Kinds,
     query::{DeleteOptions, WriteOptions},
     registry::fields::text,
-    security::Identity,
+    security::{Attributes, Identity},
     storage::{cache::Cache, keys},
 };
 
@@ -140,6 +147,14 @@ pub trait Lookup: Send + Sync {
     fn namespace_labels(&self, name: &str) -> Option<Value> {
         self.get("", "namespaces", "", name).map(|namespace| api::meta::labels(&namespace).clone())
     }
+    /// Resolves once reads show all that was written before; by default at once.
+    fn fresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+    /// Whether a user may do something; by default nobody may anything.
+    fn allows(&self, _user: &Identity, _attributes: &Attributes) -> bool {
+        false
+    }
 }
 
 impl Lookup for Cache {
@@ -170,6 +185,25 @@ trait Plugin: Send + Sync {
     fn validate(&self, _request: &Request<'_>, _object: &Value, _lookup: &dyn Lookup) -> Result<(), Status> {
         Ok(())
     }
+
+    /// As `validate`, for a plugin that has more to say than yes or no.
+    fn judge(
+        &self,
+        request: &Request<'_>,
+        object: &Value,
+        lookup: &dyn Lookup,
+        _remarks: &mut Remarks,
+    ) -> Result<(), Status> {
+        self.validate(request, object, lookup)
+    }
+}
+
+/// What a plugin has to say besides its verdict.
+#[derive(Default)]
+struct Remarks {
+    warnings: Vec<String>,
+    /// For the audit log, by full key.
+    annotations: Vec<(String, String)>,
 }
 
 /// Admission that users of the cluster configure. Costs next to nothing while they have configured nothing.
@@ -194,19 +228,26 @@ pub trait Extension: Send + Sync {
 }
 
 /// Upstream's order.
-static PLUGINS: [&dyn Plugin; 12] = [
+static PLUGINS: [&dyn Plugin; 19] = [
     &namespace_lifecycle::NamespaceLifecycle,
     &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &taint_nodes_by_condition::TaintNodesByCondition,
+    &pod_security::PodSecurity,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
     &default_storage_class::DefaultStorageClass,
     &storage_object_in_use_protection::StorageObjectInUseProtection,
+    &persistent_volume_claim_resize::PersistentVolumeClaimResize,
     &runtime_class::RuntimeClass,
+    &certificates::CertificateApproval,
+    &certificates::CertificateSigning,
+    &certificates::ClusterTrustBundleAttest,
+    &certificates::CertificateSubjectRestriction,
     &default_ingress_class::DefaultIngressClass,
     &pod_topology_labels::PodTopologyLabels,
+    &pod_resize::PodResizeValidator,
 ];
 
 /// Comes last, so that only what everything else lets pass is counted.
@@ -240,6 +281,13 @@ impl Admission {
         object: &mut Value,
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
+        if request.operation == Operation::Create
+            && !request.namespace.is_empty()
+            && self.lookup.namespace_labels(request.namespace).is_none()
+        {
+            // Another server may have made the namespace just now.
+            self.lookup.fresh().await;
+        }
         if request.creates("", "pods") && text(object, "/spec/serviceAccountName").is_empty() {
             service_account::wait_for_default(request.namespace, &*self.lookup).await;
         }
@@ -277,7 +325,14 @@ impl Admission {
         object: &Value,
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        PLUGINS.iter().try_for_each(|plugin| plugin.validate(request, object, &*self.lookup))?;
+        let mut remarks = Remarks::default();
+        let verdict =
+            PLUGINS.iter().try_for_each(|plugin| plugin.judge(request, object, &*self.lookup, &mut remarks));
+        warnings.append(&mut remarks.warnings);
+        for (key, value) in remarks.annotations {
+            tracing::debug!(key, value, user = request.user.name, name = request.name, "admission remarks");
+        }
+        verdict?;
         for extension in &self.extensions {
             extension.validate(request, object, warnings).await?;
         }

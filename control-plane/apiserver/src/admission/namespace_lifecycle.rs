@@ -16,6 +16,9 @@ impl Plugin for NamespaceLifecycle {
     fn admit(&self, request: &Request<'_>, _object: &mut Value, lookup: &dyn Lookup) -> Result<(), Status> {
         let namespace = request.namespace;
         let about_namespace = request.is_any_part_of("", "namespaces");
+        if request.operation == Operation::Connect {
+            return Ok(());
+        }
         if namespace.is_empty() || about_namespace || request.target.resource.plural == ACCESS_REVIEW {
             return Ok(());
         }

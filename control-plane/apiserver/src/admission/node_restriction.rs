@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use api::status::Status;
 use serde_json::{Map, Value};
 
-use super::{Lookup, Operation, Plugin, Request};
+use super::{Lookup, Operation, Plugin, Request, certificates};
 use crate::{
     registry::fields::*,
-    security::{GROUP_NODES, USER_NODE_PREFIX},
+    security::{Attributes, GROUP_NODES, USER_NODE_PREFIX},
 };
 
 pub(super) struct NodeRestriction;
@@ -44,11 +44,11 @@ impl Plugin for NodeRestriction {
         let check = match (request.target.resource.group.as_str(), request.target.resource.plural.as_str()) {
             ("", "pods") => pod(request, object, node, lookup),
             ("", "nodes") => own_node(request, object, node),
-            ("", "persistentvolumeclaims") if request.subresource != "status" => {
-                Err("may only update PVC status".to_owned())
-            }
+            ("", "persistentvolumeclaims") => claim(request, object, node),
             ("", "serviceaccounts") if request.subresource == "token" => token(request, object, node, lookup),
             ("coordination.k8s.io", "leases") => lease(request, node),
+            ("resource.k8s.io", "resourceslices") => resource_slice(request, object, node),
+            ("certificates.k8s.io", "certificatesigningrequests") => signing_request(request, object),
             ("storage.k8s.io", "csinodes") if request.name != node => {
                 Err("can only access CSINode with the same name as the requesting node".to_owned())
             }
@@ -74,12 +74,18 @@ fn pod(request: &Request<'_>, object: &Value, node: &str, lookup: &dyn Lookup) -
             "node \"{node}\" can only update pod status for pods with spec.nodeName set to itself"
         )),
         ("status", Operation::Update) => {
-            let labels_before = request.old.map_or(&Value::Null, |old| at(old, "/metadata/labels"));
-            if same(labels_before, at(object, "/metadata/labels")) {
-                Ok(())
-            } else {
-                Err(format!("node \"{node}\" cannot update labels through pod status"))
+            let old = request.old.unwrap_or(&Value::Null);
+            let unchanged = |field| same(at(old, field), at(object, field));
+            if !unchanged("/metadata/labels") {
+                return Err(format!("node \"{node}\" cannot update labels through pod status"));
             }
+            if !unchanged("/status/resourceClaimStatuses") {
+                return Err(format!("node \"{node}\" cannot update resource claim statues"));
+            }
+            if !unchanged("/status/extendedResourceClaimStatus") {
+                return Err(format!("node \"{node}\" cannot update extended resource claim status"));
+            }
+            Ok(())
         }
         ("eviction", Operation::Create) => {
             let pod = lookup.get("", "pods", request.namespace, request.name);
@@ -137,15 +143,100 @@ fn mirror_pod(pod: &Value, node: &str, lookup: &dyn Lookup) -> Result<(), String
     if expected != got {
         return Err(format!("node {node} UID mismatch: expected {expected} got {got}"));
     }
-    let referenced = ["secret", "configMap", "persistentVolumeClaim", "ephemeral"]
-        .into_iter()
-        .find(|kind| items(pod, "/spec/volumes").iter().any(|volume| present(volume, &format!("/{kind}"))));
-    match referenced {
-        Some(kind) => {
-            Err(format!("node \"{node}\" can not create pods that reference {}s", kind.to_lowercase()))
-        }
+    match referenced(at(pod, "/spec")) {
+        Some(kind) => Err(format!("node \"{node}\" can not create pods that reference {kind}")),
         None => Ok(()),
     }
+}
+
+/// What of the API a pod's spec refers to: a node would grant itself the reading of it.
+fn referenced(spec: &Value) -> Option<&'static str> {
+    if !text(spec, "/serviceAccountName").is_empty() {
+        return Some("serviceaccounts");
+    }
+    let text_of = spec.to_string();
+    let has = |fields: &[&str]| fields.iter().any(|field| text_of.contains(&format!("\"{field}\":")));
+    let volumes = items(spec, "/volumes");
+    let has_volume = |kind: &str| volumes.iter().any(|volume| present(volume, &format!("/{kind}")));
+    if !items(spec, "/imagePullSecrets").is_empty()
+        || has(&["secretKeyRef", "secretRef", "nodePublishSecretRef"])
+        || has_volume("secret")
+        || volumes
+            .iter()
+            .any(|volume| items(volume, "/projected/sources").iter().any(|source| present(source, "/secret")))
+    {
+        return Some("secrets");
+    }
+    if has(&["configMapKeyRef", "configMapRef", "configMap"]) {
+        return Some("configmaps");
+    }
+    if has(&["serviceAccountToken"]) {
+        return Some("serviceaccounts/token");
+    }
+    if has(&["clusterTrustBundle"]) {
+        return Some("clustertrustbundles");
+    }
+    if !items(spec, "/resourceClaims").is_empty() {
+        return Some("resourceclaims");
+    }
+    if has_volume("persistentVolumeClaim") || has_volume("ephemeral") {
+        return Some("persistentvolumeclaims");
+    }
+    if has_volume("csi") {
+        return Some("csidrivers");
+    }
+    None
+}
+
+fn claim(request: &Request<'_>, object: &Value, node: &str) -> Result<(), String> {
+    let Some(old) = request.old.filter(|_| request.subresource == "status") else {
+        return Err("may only update PVC status".to_owned());
+    };
+    let fixed = |claim: &Value| {
+        let mut claim = claim.clone();
+        for field in ["capacity", "conditions", "allocatedResourceStatuses", "allocatedResources"] {
+            remove(child(&mut claim, "status"), field);
+        }
+        for field in ["resourceVersion", "managedFields"] {
+            remove(child(&mut claim, "metadata"), field);
+        }
+        claim
+    };
+    if same(&fixed(object), &fixed(old)) {
+        return Ok(());
+    }
+    Err(format!(
+        "node \"{node}\" is not allowed to update fields other than status.quantity and status.conditions"
+    ))
+}
+
+fn resource_slice(request: &Request<'_>, object: &Value, node: &str) -> Result<(), String> {
+    match (request.operation, request.old) {
+        (Operation::Create, _) if text(object, "/spec/nodeName") != node => {
+            Err("can only create ResourceSlice with the same NodeName as the requesting node".to_owned())
+        }
+        (Operation::Delete, Some(old)) if text(old, "/spec/nodeName") != node => {
+            Err("can only delete ResourceSlice with the same NodeName as the requesting node".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A node asks for certificates of its own name only.
+fn signing_request(request: &Request<'_>, object: &Value) -> Result<(), String> {
+    if request.operation != Operation::Create || !request.subresource.is_empty() {
+        return Ok(());
+    }
+    let signer = text(object, "/spec/signerName");
+    if !matches!(signer, "kubernetes.io/kubelet-serving" | "kubernetes.io/kube-apiserver-client-kubelet") {
+        return Ok(());
+    }
+    let name = certificates::common_name(text(object, "/spec/request"))
+        .map_err(|why| format!("unable to parse csr: {why}"))?;
+    if name == request.user.name {
+        return Ok(());
+    }
+    Err(format!("can only create a node CSR with CN={}", request.user.name))
 }
 
 fn own_node(request: &Request<'_>, object: &Value, node: &str) -> Result<(), String> {
@@ -220,7 +311,67 @@ fn token(request: &Request<'_>, object: &Value, node: &str, lookup: &dyn Lookup)
     if text(&pod, "/spec/nodeName") != node {
         return Err("node requested token bound to a pod scheduled on a different node".to_owned());
     }
-    Ok(())
+    audience(request, object, &pod, lookup)
+}
+
+/// A node gets tokens for the audiences that the pod's volumes name, and for those that it was given leave for.
+fn audience(request: &Request<'_>, object: &Value, pod: &Value, lookup: &dyn Lookup) -> Result<(), String> {
+    let audience = match items(object, "/spec/audiences") {
+        [] => "",
+        [one] => one.as_str().unwrap_or_default(),
+        _ => return Err("node may only request 0 or 1 audiences".to_owned()),
+    };
+    let names_it = |volume: &Value| {
+        let tokens = items(volume, "/projected/sources").iter();
+        tokens
+            .filter(|source| present(source, "/serviceAccountToken"))
+            .any(|source| text(source, "/serviceAccountToken/audience") == audience)
+            || driver_of(pod, volume, lookup).is_some_and(|driver| driver_names(&driver, audience, lookup))
+    };
+    if items(pod, "/spec/volumes").iter().any(names_it) {
+        return Ok(());
+    }
+    let attributes = Attributes {
+        verb: "request-serviceaccounts-token-audience".to_owned(),
+        version: "v1".to_owned(),
+        resource: audience.to_owned(),
+        namespace: request.namespace.to_owned(),
+        name: request.name.to_owned(),
+        is_resource: true,
+        ..Attributes::default()
+    };
+    if lookup.allows(request.user, &attributes) {
+        return Ok(());
+    }
+    Err(format!(
+        "audience \"{audience}\" not found in pod spec volume, {} is not authorized to request tokens for this audience",
+        request.user.name
+    ))
+}
+
+/// The CSI driver behind a volume of a pod.
+fn driver_of(pod: &Value, volume: &Value, lookup: &dyn Lookup) -> Option<String> {
+    if present(volume, "/csi") {
+        return Some(text(volume, "/csi/driver").to_owned());
+    }
+    let claim = if present(volume, "/ephemeral/volumeClaimTemplate") {
+        format!("{}-{}", text(pod, "/metadata/name"), text(volume, "/name"))
+    } else {
+        text(volume, "/persistentVolumeClaim/claimName").to_owned()
+    };
+    if claim.is_empty() {
+        return None;
+    }
+    let claim = lookup.get("", "persistentvolumeclaims", text(pod, "/metadata/namespace"), &claim)?;
+    let volume = lookup.get("", "persistentvolumes", "", text(&claim, "/spec/volumeName"))?;
+    Some(text(&volume, "/spec/csi/driver").to_owned()).filter(|driver| !driver.is_empty())
+}
+
+fn driver_names(driver: &str, audience: &str, lookup: &dyn Lookup) -> bool {
+    let driver = lookup.get("storage.k8s.io", "csidrivers", "", driver);
+    driver.is_some_and(|driver| {
+        items(&driver, "/spec/tokenRequests").iter().any(|token| text(token, "/audience") == audience)
+    })
 }
 
 fn lease(request: &Request<'_>, node: &str) -> Result<(), String> {

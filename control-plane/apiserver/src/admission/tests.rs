@@ -19,10 +19,10 @@ use crate::{
 
 /// A cluster of plain values: (plural, namespace, name) to object.
 #[derive(Default)]
-struct Objects(BTreeMap<(String, String, String), Value>);
+pub(super) struct Objects(BTreeMap<(String, String, String), Value>);
 
 impl Objects {
-    fn with(mut self, plural: &str, namespace: &str, name: &str, mut object: Value) -> Self {
+    pub(super) fn with(mut self, plural: &str, namespace: &str, name: &str, mut object: Value) -> Self {
         object["metadata"]["name"] = json!(name);
         self.0.insert((plural.to_owned(), namespace.to_owned(), name.to_owned()), object);
         self
@@ -366,7 +366,11 @@ async fn a_node_asks_tokens_only_for_its_own_pods() {
             "pods",
             "default",
             "web",
-            json!({ "metadata": { "uid": "u1" }, "spec": { "nodeName": "n1" } }),
+            json!({ "metadata": { "uid": "u1" }, "spec": { "nodeName": "n1", "volumes": [{ "name": "t",
+                "projected": { "sources": [
+                    { "serviceAccountToken": { "path": "t" } },
+                    { "serviceAccountToken": { "path": "v", "audience": "vault" } },
+                ] } }] } }),
         )
     };
     let bound = |uid: &str| {
@@ -376,6 +380,23 @@ async fn a_node_asks_tokens_only_for_its_own_pods() {
     };
     assert!(attempt.admit(objects(), bound("u1")).await.is_ok());
     assert!(attempt.refusal(objects(), bound("u2")).await.contains("does not match the UID in record"));
+    let with_audiences = |audiences: Value| {
+        let mut request = bound("u1");
+        request["spec"]["audiences"] = audiences;
+        request
+    };
+    assert!(attempt.admit(objects(), with_audiences(json!(["vault"]))).await.is_ok());
+    assert_eq!(
+        attempt.refusal(objects(), with_audiences(json!(["bank"]))).await,
+        "serviceaccounts \"default\" is forbidden: audience \"bank\" not found in pod spec volume, system:node:n1 is \
+         not authorized to request tokens for this audience"
+    );
+    assert!(
+        attempt
+            .refusal(objects(), with_audiences(json!(["vault", "bank"])))
+            .await
+            .ends_with("node may only request 0 or 1 audiences")
+    );
     let unbound = json!({ "metadata": { "name": "default" }, "spec": {} });
     assert_eq!(
         attempt.refusal(objects(), unbound).await,

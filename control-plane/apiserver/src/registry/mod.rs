@@ -12,6 +12,7 @@ mod deployment;
 mod discovery;
 mod event;
 pub(crate) mod fields;
+mod flow_control;
 mod job;
 pub mod metadata;
 mod namespace;

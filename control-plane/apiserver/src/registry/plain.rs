@@ -538,6 +538,7 @@ static FLOW_SCHEMAS: Plain = Plain::new(&[
     }),
 ])
 .default(|object| set_if_zero(child(object, "spec"), "matchingPrecedence", 1000))
+.validate(|new, _| super::flow_control::schema(new))
 .with_generation();
 
 static PRIORITY_LEVELS: Plain = Plain::new(&[
@@ -571,6 +572,7 @@ static PRIORITY_LEVELS: Plain = Plain::new(&[
         }
     }
 })
+.validate(|new, _| super::flow_control::level(new))
 .with_generation();
 
 fn or_none(object: &Value, pointer: &str) -> Value {

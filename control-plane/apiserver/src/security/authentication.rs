@@ -6,20 +6,27 @@
 
 use std::{fmt, sync::Arc};
 
+use arc_swap::ArcSwap;
 use base64::Engine;
 use http::{HeaderMap, header};
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::{
+    der_parser::{Oid, oid},
+    prelude::{FromDer, X509Certificate},
+};
 
 use super::{
     GROUP_AUTHENTICATED, Identity,
+    credentials::{StaticTokens, bootstrap_identity},
     tokens::{BoundObjects, Tokens},
 };
 
 /// A token within `Sec-WebSocket-Protocol`, for clients that cannot set headers.
 const WEBSOCKET_TOKEN_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+/// The attribute of a subject that is the user's uid.
+const UID_ATTRIBUTE: Oid<'static> = oid!(1.3.6.1.4.1.57683.2);
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// The request's credentials are not good; the text is for the log, not for the client.
@@ -42,11 +49,42 @@ pub enum Peer {
     Refused { subject: String, reason: String },
 }
 
+/// Which requests without credentials are let in, as `system:anonymous`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Anonymous {
+    /// Authorization decides alone.
+    #[default]
+    Everywhere,
+    Nowhere,
+    /// On these paths only, such as `/livez`.
+    Paths(Vec<String>),
+}
+
+impl Anonymous {
+    fn admits(&self, path: &str) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::Nowhere => false,
+            Self::Paths(paths) => paths.iter().any(|allowed| allowed == path),
+        }
+    }
+}
+
+/// What is good besides certificates and ServiceAccount tokens.
+#[derive(Default)]
+pub struct Options {
+    pub anonymous: Anonymous,
+    pub static_tokens: StaticTokens,
+    /// Whether Secrets of type `bootstrap.kubernetes.io/token` are credentials.
+    pub bootstrap_tokens: bool,
+}
+
 /// Judges credentials.
 pub struct Authenticator {
-    certificates: Arc<dyn ClientCertVerifier>,
+    certificates: ArcSwap<Arc<dyn ClientCertVerifier>>,
     tokens: Arc<Tokens>,
     objects: Arc<dyn BoundObjects>,
+    options: Options,
 }
 
 impl fmt::Debug for Authenticator {
@@ -62,7 +100,17 @@ impl Authenticator {
         tokens: Arc<Tokens>,
         objects: Arc<dyn BoundObjects>,
     ) -> Self {
-        Self { certificates, tokens, objects }
+        let certificates = ArcSwap::from_pointee(certificates);
+        Self { certificates, tokens, objects, options: Options::default() }
+    }
+
+    pub fn with(self, options: Options) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Judges the certificates of new connections by another client CA from now on.
+    pub fn replace_client_ca(&self, certificates: Arc<dyn ClientCertVerifier>) {
+        self.certificates.store(Arc::new(certificates));
     }
 
     /// Judges the certificates that a connection showed, its own first. A refused one is logged with its subject.
@@ -77,7 +125,8 @@ impl Authenticator {
             Err(error) => return refused("unreadable".to_owned(), error.to_string()),
         };
         let subject = certificate.subject().to_string();
-        if let Err(error) = self.certificates.verify_client_cert(leaf, intermediates, UnixTime::now()) {
+        if let Err(error) = self.certificates.load().verify_client_cert(leaf, intermediates, UnixTime::now())
+        {
             return refused(subject, error.to_string());
         }
         let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().map(str::to_owned);
@@ -92,15 +141,32 @@ impl Authenticator {
         groups.push(GROUP_AUTHENTICATED.to_owned());
         let fingerprint = Sha256::digest(leaf).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let extra = [(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={fingerprint}")])].into();
-        let identity = Identity { name, uid: String::new(), groups, extra };
+        let uid = match certificate
+            .subject()
+            .iter_by_oid(&UID_ATTRIBUTE)
+            .map(text)
+            .collect::<Vec<_>>()
+            .as_slice()
+        {
+            [] => String::new(),
+            [Ok(uid)] if !uid.is_empty() => uid.clone(),
+            [_] => return refused(subject, "unable to parse UID into a string".to_owned()),
+            _ => return refused(subject, "expected 1 UID, but found multiple".to_owned()),
+        };
+        let identity = Identity { name, uid, groups, extra };
         Peer::Certificate { identity, not_after: certificate.validity().not_after.timestamp() }
     }
 
-    /// Who sends a request.
+    /// Who sends a request for `path`.
     ///
     /// # Errors
-    /// When there are credentials and none of them is good.
-    pub fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<Identity, Unauthorized> {
+    /// When there are credentials and none of them is good, or there are none and somebody has to be known there.
+    pub fn authenticate(
+        &self,
+        peer: &Peer,
+        headers: &HeaderMap,
+        path: &str,
+    ) -> Result<Identity, Unauthorized> {
         let now = jiff::Timestamp::now().as_second();
         let mut refused = match peer {
             Peer::None => None,
@@ -118,7 +184,11 @@ impl Authenticator {
                 Err(error) => refused = Some(error),
             }
         }
-        refused.map_or_else(|| Ok(Identity::anonymous()), Err)
+        match refused {
+            Some(refused) => Err(refused),
+            None if self.options.anonymous.admits(path) => Ok(Identity::anonymous()),
+            None => Err(Unauthorized("no credentials".to_owned())),
+        }
     }
 
     /// Who a token stands for, and the audiences of `audiences` that it is for; none asked is the API server's own.
@@ -131,9 +201,35 @@ impl Authenticator {
         audiences: &[String],
     ) -> Result<super::tokens::Verified, Unauthorized> {
         let now = jiff::Timestamp::now().as_second();
+        if let Some(identity) = self.options.static_tokens.find(token) {
+            return self.for_the_server(identity, audiences);
+        }
+        if self.options.bootstrap_tokens
+            && let Some(identity) = bootstrap_identity(token, &*self.objects, now)
+        {
+            return self.for_the_server(identity, audiences);
+        }
         self.tokens
             .verify(token, audiences, &*self.objects, now)
-            .map_err(|error| Unauthorized(format!("bearer token: {error}")))
+            .map_err(|error| Unauthorized(error.to_string()))
+    }
+
+    /// Tokens without audiences are for the API server's own alone.
+    fn for_the_server(
+        &self,
+        mut identity: Identity,
+        audiences: &[String],
+    ) -> Result<super::tokens::Verified, Unauthorized> {
+        let own = self.tokens.audiences();
+        let wanted = if audiences.is_empty() { own } else { audiences };
+        let matched: Vec<String> = wanted.iter().filter(|name| own.contains(name)).cloned().collect();
+        if matched.is_empty() {
+            return Err(Unauthorized("invalid bearer token".to_owned()));
+        }
+        if !identity.is_in(GROUP_AUTHENTICATED) {
+            identity.groups.push(GROUP_AUTHENTICATED.to_owned());
+        }
+        Ok(super::tokens::Verified { identity, audiences: matched })
     }
 }
 

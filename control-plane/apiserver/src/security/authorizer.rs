@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::status::Status;
 use serde_json::Value;
 
 use super::{
@@ -51,41 +52,52 @@ impl Authorizer {
     }
 
     /// Whether an identity may write a Role (`namespace` set) or ClusterRole with these contents: it must hold all that the
-    /// role grants, or have the verb `escalate`.
+    /// role grants, or have the verb `escalate`. `name` is the path's, empty for a creation.
     ///
     /// # Errors
     /// Why not, for a 403.
-    pub fn check_role_write(&self, identity: &Identity, namespace: &str, role: &Value) -> Result<(), String> {
+    pub fn check_role_write(
+        &self,
+        identity: &Identity,
+        namespace: &str,
+        name: &str,
+        role: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), String> {
         let resource = if namespace.is_empty() { "clusterroles" } else { "roles" };
-        let name = role["metadata"]["name"].as_str().unwrap_or_default();
         if self.authorize(identity, &role_attributes("escalate", resource, namespace, name)).allowed {
             return Ok(());
         }
-        if namespace.is_empty() && role["aggregationRule"].is_object() {
+        self.rbac.covers(identity, namespace, &Rule::parse_all(role))?;
+        let aggregates = |role: &Value| {
+            let selectors = role["aggregationRule"]["clusterRoleSelectors"].as_array();
+            selectors.is_some_and(|selectors| !selectors.is_empty())
+        };
+        if aggregates(role) || old.is_some_and(aggregates) {
             // Who chooses selectors chooses rules that are not written yet.
             let all = || vec!["*".to_owned()];
             let everything = [
                 Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() },
                 Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() },
             ];
-            self.rbac.covers(identity, namespace, &everything).map_err(|error| {
-                format!("must have cluster-admin privileges to use an aggregationRule: {error}")
-            })?;
+            self.rbac
+                .covers(identity, namespace, &everything)
+                .map_err(|_| "must have cluster-admin privileges to use the aggregationRule".to_owned())?;
         }
-        self.rbac.covers(identity, namespace, &Rule::parse_all(role))
+        Ok(())
     }
 
     /// Whether an identity may write a RoleBinding (`namespace` set) or ClusterRoleBinding: it must hold all that the
     /// referenced role grants, or have the verb `bind` on that role.
     ///
     /// # Errors
-    /// Why not, for a 403.
+    /// 403 with why not, or 404 for the role.
     pub fn check_binding_write(
         &self,
         identity: &Identity,
         namespace: &str,
         binding: &Value,
-    ) -> Result<(), String> {
+    ) -> Result<(), Status> {
         let role_ref = &binding["roleRef"];
         let name = role_ref["name"].as_str().unwrap_or_default();
         let (resource, role_namespace) =
@@ -94,10 +106,12 @@ impl Authorizer {
         if self.authorize(identity, &role_attributes("bind", resource, namespace, name)).allowed {
             return Ok(());
         }
-        let Some(rules) = self.rbac.rules_of(role_namespace, role_ref) else {
-            return Err(format!("{resource}.{} {name:?} not found", rbac::GROUP));
-        };
-        self.rbac.covers(identity, namespace, &rules)
+        let rules = self.rbac.rules_of(role_namespace, role_ref);
+        let rules = rules.ok_or_else(|| Status::not_found(rbac::GROUP, resource, name))?;
+        let plural = if namespace.is_empty() { "clusterrolebindings" } else { "rolebindings" };
+        self.rbac
+            .covers(identity, namespace, &rules)
+            .map_err(|why| Status::forbidden(rbac::GROUP, plural, api::meta::name(binding), why))
     }
 }
 
@@ -105,7 +119,7 @@ fn role_attributes(verb: &str, resource: &str, namespace: &str, name: &str) -> A
     Attributes {
         verb: verb.to_owned(),
         group: rbac::GROUP.to_owned(),
-        version: "v1".to_owned(),
+        version: "*".to_owned(),
         resource: resource.to_owned(),
         namespace: namespace.to_owned(),
         name: name.to_owned(),

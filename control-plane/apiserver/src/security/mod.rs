@@ -7,6 +7,7 @@
 pub mod authentication;
 pub mod authorizer;
 pub mod bootstrap_roles;
+pub mod credentials;
 pub mod impersonation;
 pub mod node;
 pub mod pki;
@@ -100,6 +101,10 @@ pub struct Attributes {
     /// The path of a request that is for no resource.
     pub path: String,
     pub is_resource: bool,
+    /// Of list, watch and deletecollection, in the form of the query; empty for none.
+    pub field_selector: String,
+    /// As `field_selector`.
+    pub label_selector: String,
 }
 
 /// The answer of an authorizer.
@@ -118,4 +123,14 @@ impl Decision {
     pub fn no_opinion(reason: impl Into<String>) -> Self {
         Self { allowed: false, reason: reason.into() }
     }
+}
+
+/// Standard base64, as Secrets have it.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).ok()
+}
+
+/// Takes as long for texts that differ early as for those that differ late.
+fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |different, (a, b)| different | (a ^ b)) == 0
 }

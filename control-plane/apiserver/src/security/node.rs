@@ -1,16 +1,21 @@
 //! The Node authorizer: an agent reads what the pods bound to its node refer to, and writes what is its node's own.
 //!
-//! Deliberately coarse where upstream is: pods, nodes and Services are readable by every node, because routing and
-//! Services need them. What a node may put *into* an object is NodeRestriction's concern, an admission plugin.
+//! ```text
+//! node <- pod <- secret | configmap | serviceaccount | resourceclaim | claim <- volume <- secret
+//! node <- volumeattachment | resourceslice
+//! ```
+//!
+//! What a node may put *into* an object is NodeRestriction's concern, an admission plugin.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
+use api::selector::FieldSelector;
 use serde_json::Value;
 
-use super::{Attributes, Decision};
+use super::{Attributes, Decision, bootstrap_roles, rbac::Rule};
 use crate::storage::{
     cache::{Cache, Follower, Step},
     keys,
@@ -19,6 +24,9 @@ use crate::storage::{
 /// The namespace of node heartbeats.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// What every node may, whatever runs on it.
+static STATIC_RULES: LazyLock<Vec<Rule>> = LazyLock::new(bootstrap_roles::node_rules);
 
 /// Judges the requests of `system:node:*` users in `system:nodes`.
 pub struct NodeAuthorizer {
@@ -43,6 +51,18 @@ struct Pod {
     objects: BTreeSet<(&'static str, String)>,
 }
 
+fn refuse(why: impl Into<String>) -> Decision {
+    Decision::no_opinion(why)
+}
+
+fn allow() -> Decision {
+    Decision::allow("")
+}
+
+fn no_relationship(node: &str) -> Decision {
+    refuse(format!("no relationship found between node '{node}' and this object"))
+}
+
 impl NodeAuthorizer {
     pub fn new(cache: &Arc<Cache>) -> Self {
         let follower = Follower::new(cache.clone(), keys::resource_prefix("", "pods"));
@@ -51,93 +71,161 @@ impl NodeAuthorizer {
 
     /// Judges a request of the agent of `node`.
     pub fn authorize(&self, node: &str, request: &Attributes) -> Decision {
-        if !request.is_resource {
-            return Decision::no_opinion("");
+        if request.is_resource {
+            match (request.group.as_str(), request.resource.as_str()) {
+                ("", "secrets" | "configmaps") => return self.reads(node, request),
+                ("", "persistentvolumeclaims") if request.subresource == "status" => {
+                    return match request.verb.as_str() {
+                        "update" | "patch" => self.related(node, request),
+                        _ => refuse("can only get/update/patch this type"),
+                    };
+                }
+                ("", "persistentvolumeclaims" | "persistentvolumes")
+                | ("resource.k8s.io", "resourceclaims")
+                | ("storage.k8s.io", "volumeattachments") => return self.gets(node, request),
+                ("", "serviceaccounts") => return self.service_account(node, request),
+                ("coordination.k8s.io", "leases") => return lease(node, request),
+                ("storage.k8s.io", "csinodes") => return csi_node(node, request),
+                ("resource.k8s.io", "resourceslices") => return self.resource_slice(node, request),
+                ("", "nodes") => return node_object(node, request),
+                ("", "pods") => return self.pod(node, request),
+                _ => {}
+            }
         }
-        let object = (request.group.as_str(), request.resource.as_str(), request.subresource.as_str());
-        let verb = request.verb.as_str();
-        let named_own = request.name == node;
-        let allowed = match object {
-            ("", "secrets" | "configmaps" | "persistentvolumeclaims", "") => {
-                return self.reads_referenced(node, request);
+        if STATIC_RULES.iter().any(|rule| rule.allows(request)) { allow() } else { refuse("") }
+    }
+
+    /// Reading one object by name, also as a list or a watch of one.
+    fn reads(&self, node: &str, request: &Attributes) -> Decision {
+        if !matches!(request.verb.as_str(), "get" | "list" | "watch") {
+            return refuse("can only read resources of this type");
+        }
+        if !request.subresource.is_empty() {
+            return refuse("cannot read subresource");
+        }
+        if request.namespace.is_empty() {
+            return refuse("can only read namespaced object of this type");
+        }
+        self.related(node, request)
+    }
+
+    fn gets(&self, node: &str, request: &Attributes) -> Decision {
+        if request.verb != "get" {
+            return refuse("can only get individual resources of this type");
+        }
+        if !request.subresource.is_empty() {
+            return refuse("cannot get subresource");
+        }
+        self.related(node, request)
+    }
+
+    fn service_account(&self, node: &str, request: &Attributes) -> Decision {
+        match (request.verb.as_str(), request.subresource.as_str()) {
+            ("get", "") => self.reads(node, request),
+            ("create", "token") if !request.name.is_empty() => self.related(node, request),
+            ("create", _) if !request.name.is_empty() => {
+                refuse("can only create token subresource of serviceaccount")
             }
-            ("", "persistentvolumeclaims", "status") => verb == "get" && self.refers(node, request),
-            ("", "persistentvolumes", "") => verb == "get" && self.mounts(node, &request.name),
-            ("", "serviceaccounts", "token") => verb == "create" && self.refers(node, request),
-            ("", "serviceaccounts", "") => verb == "get" && self.refers(node, request),
-            ("", "pods", "") => {
-                reads(verb) || verb == "create" || (verb == "delete" && self.runs(node, request))
-            }
-            ("", "pods", "status") => writes(verb) && self.runs(node, request),
-            ("", "pods", "eviction") => verb == "create" && self.runs(node, request),
-            ("", "nodes", "") => reads(verb) || verb == "create" || (writes(verb) && named_own),
-            ("", "nodes", "status") => (writes(verb) || verb == "get") && named_own,
-            ("coordination.k8s.io", "leases", "") => {
-                let own = named_own && (writes(verb) || matches!(verb, "get" | "delete"));
-                request.namespace == LEASE_NAMESPACE && (own || verb == "create")
-            }
-            ("storage.k8s.io", "csinodes", "") => {
-                verb == "create" || (named_own && (writes(verb) || matches!(verb, "get" | "delete")))
-            }
-            ("", "services", "") | ("discovery.k8s.io", "endpointslices", "") => reads(verb),
-            ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", "csidrivers", "") => reads(verb),
-            ("" | "events.k8s.io", "events", "") => verb == "create" || writes(verb),
-            ("authentication.k8s.io", "tokenreviews", "") => verb == "create",
-            ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
-                verb == "create"
-            }
-            ("certificates.k8s.io", "certificatesigningrequests", "") => verb == "create" || reads(verb),
-            _ => false,
-        };
-        if allowed {
-            Decision::allow(format!("Node: allowed for node {node:?}"))
-        } else {
-            Decision::no_opinion("")
+            _ => refuse("can only create tokens for individual service accounts"),
         }
     }
 
-    /// Reading one named object is allowed when a pod of the node refers to it.
-    fn reads_referenced(&self, node: &str, request: &Attributes) -> Decision {
-        if !reads(&request.verb) {
-            return Decision::no_opinion("");
+    fn resource_slice(&self, node: &str, request: &Attributes) -> Decision {
+        if !request.subresource.is_empty() {
+            return refuse("cannot authorize ResourceSlice subresources");
         }
+        match request.verb.as_str() {
+            // Whose slice it is to be, NodeRestriction sees.
+            "create" => allow(),
+            "get" | "update" | "patch" | "delete" => self.related(node, request),
+            "watch" | "list" | "deletecollection" if selects(request, "spec.nodeName", node) => allow(),
+            "watch" | "list" | "deletecollection" => {
+                refuse("can only list/watch/deletecollection resourceslices with nodeName field selector")
+            }
+            _ => refuse(
+                "only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, \
+                 delete, deletecollection",
+            ),
+        }
+    }
+
+    fn pod(&self, node: &str, request: &Attributes) -> Decision {
+        match (request.subresource.as_str(), request.verb.as_str()) {
+            ("", "get") => self.related(node, request),
+            ("", "list" | "watch") if selects(request, "spec.nodeName", node) => allow(),
+            ("", "list" | "watch") if !request.name.is_empty() => self.related(node, request),
+            ("", "list" | "watch") => refuse("can only list/watch pods with spec.nodeName field selector"),
+            // Of which pods, NodeRestriction sees.
+            ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => allow(),
+            _ => refuse(""),
+        }
+    }
+
+    /// Whether there is a path from the named object to the node.
+    fn related(&self, node: &str, request: &Attributes) -> Decision {
         if request.name.is_empty() {
-            return Decision::no_opinion("can only read resources of this type by name");
+            return refuse("No Object name found");
         }
-        if self.refers(node, request) {
-            Decision::allow(format!("Node: a pod of node {node:?} refers to it"))
-        } else {
-            Decision::no_opinion(format!("no relationship found between node {node:?} and this object"))
-        }
+        let (namespace, name) = (request.namespace.as_str(), request.name.as_str());
+        let is_related = match request.resource.as_str() {
+            "persistentvolumes" => self.mounts(node, name),
+            "secrets" => {
+                self.refers(node, SECRETS, namespace, name) || self.volume_needs(node, namespace, name)
+            }
+            "pods" => self.is_on(node, "", "pods", Some(namespace), name),
+            "volumeattachments" => self.is_on(node, "storage.k8s.io", "volumeattachments", None, name),
+            "resourceslices" => self.is_on(node, "resource.k8s.io", "resourceslices", None, name),
+            plural => match REFERENCED.iter().copied().find(|known| *known == plural) {
+                Some(plural) => self.refers(node, plural, namespace, name),
+                None => false,
+            },
+        };
+        if is_related { allow() } else { no_relationship(node) }
     }
 
-    fn refers(&self, node: &str, request: &Attributes) -> bool {
-        let Some(plural) = REFERENCED.iter().copied().find(|plural| *plural == request.resource) else {
-            return false;
-        };
-        let key = (plural, request.namespace.clone(), request.name.clone());
+    fn refers(&self, node: &str, plural: &'static str, namespace: &str, name: &str) -> bool {
+        let key = (plural, namespace.to_owned(), name.to_owned());
         self.current(|references| {
             references.counts.get(node).is_some_and(|objects| objects.contains_key(&key))
         })
     }
 
-    /// Whether a claim of the node's pods is bound to this volume.
+    /// Whether the volume is bound to a claim of the node's pods.
     fn mounts(&self, node: &str, volume: &str) -> bool {
+        let volume = self.cache.get(&keys::object_key("", "persistentvolumes", None, volume));
+        volume.is_some_and(|volume| {
+            let claim = &volume.value()["spec"]["claimRef"];
+            let text = |field: &str| claim[field].as_str().unwrap_or_default().to_owned();
+            claim.is_object() && self.refers(node, CLAIMS, &text("namespace"), &text("name"))
+        })
+    }
+
+    /// Whether a volume of the node's pods is mounted with the help of this secret.
+    fn volume_needs(&self, node: &str, namespace: &str, secret: &str) -> bool {
         let claims: Vec<_> = self.current(|references| {
             let objects = references.counts.get(node).into_iter().flat_map(HashMap::keys);
             objects.filter(|(plural, ..)| *plural == CLAIMS).cloned().collect()
         });
-        claims.iter().any(|(_, namespace, name)| {
-            let claim = self.cache.get(&keys::object_key("", CLAIMS, Some(namespace), name));
-            claim.is_some_and(|claim| claim.value()["spec"]["volumeName"] == volume)
+        claims.iter().any(|(_, claim_namespace, name)| {
+            let claim = self.cache.get(&keys::object_key("", CLAIMS, Some(claim_namespace), name));
+            let Some(claim) = claim.map(|claim| claim.value()) else { return false };
+            let volume = claim["spec"]["volumeName"].as_str().unwrap_or_default();
+            let volume = self.cache.get(&keys::object_key("", "persistentvolumes", None, volume));
+            volume.is_some_and(|volume| {
+                let volume = volume.value();
+                let bound = &volume["spec"]["claimRef"];
+                bound["namespace"] == **claim_namespace
+                    && bound["name"] == **name
+                    && volume_secrets(&volume["spec"], claim_namespace)
+                        .contains(&(namespace.to_owned(), secret.to_owned()))
+            })
         })
     }
 
-    /// Whether the named pod is bound to the node.
-    fn runs(&self, node: &str, request: &Attributes) -> bool {
-        let key = keys::object_key("", "pods", Some(&request.namespace), &request.name);
-        let bound = |pod: &Value| pod["spec"]["nodeName"] == node;
-        self.cache.get(&key).is_some_and(|pod| bound(&pod.value()))
+    /// Whether the object says that it is of the node.
+    fn is_on(&self, node: &str, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> bool {
+        let object = self.cache.get(&keys::object_key(group, plural, namespace, name));
+        object.is_some_and(|object| object.value()["spec"]["nodeName"] == node)
     }
 
     fn current<T>(&self, read: impl FnOnce(&References) -> T) -> T {
@@ -155,6 +243,79 @@ impl NodeAuthorizer {
         });
         read(references)
     }
+}
+
+/// Whether the request selects by this field, with this value.
+fn selects(request: &Attributes, field: &str, value: &str) -> bool {
+    let selector = FieldSelector::parse(&request.field_selector);
+    selector.is_ok_and(|selector| {
+        selector.requirements().iter().any(|(name, equal, wanted)| *equal && name == field && wanted == value)
+    })
+}
+
+fn lease(node: &str, request: &Attributes) -> Decision {
+    let verb = request.verb.as_str();
+    if !matches!(verb, "get" | "create" | "update" | "patch" | "delete") {
+        return refuse("can only get, create, update, patch, or delete a node lease");
+    }
+    if request.namespace != LEASE_NAMESPACE {
+        return refuse(format!("can only access leases in the \"{LEASE_NAMESPACE}\" system namespace"));
+    }
+    if verb != "create" && request.name != node {
+        return refuse("can only access node lease with the same name as the requesting node");
+    }
+    allow()
+}
+
+fn csi_node(node: &str, request: &Attributes) -> Decision {
+    let verb = request.verb.as_str();
+    if !matches!(verb, "get" | "create" | "update" | "patch" | "delete") {
+        return refuse("can only get, create, update, patch, or delete a CSINode");
+    }
+    if !request.subresource.is_empty() {
+        return refuse("cannot authorize CSINode subresources");
+    }
+    if verb != "create" && request.name != node {
+        return refuse("can only access CSINode with the same name as the requesting node");
+    }
+    allow()
+}
+
+fn node_object(node: &str, request: &Attributes) -> Decision {
+    match (request.subresource.as_str(), request.verb.as_str()) {
+        // Of which node, NodeRestriction sees.
+        ("", "create" | "update" | "patch") | ("status", "update" | "patch") => allow(),
+        ("", "get" | "list" | "watch") if request.name == node => allow(),
+        ("", "get" | "list" | "watch") if request.name.is_empty() => {
+            refuse(format!("node '{node}' cannot read all nodes, only its own Node object"))
+        }
+        ("", "get" | "list" | "watch") => {
+            refuse(format!("node '{node}' cannot read '{}', only its own Node object", request.name))
+        }
+        _ => refuse(""),
+    }
+}
+
+/// The secrets that a kubelet needs for a volume, by namespace and name.
+fn volume_secrets(spec: &Value, claim_namespace: &str) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut secrets = Vec::new();
+    let mut add = |namespace: String, name: String| {
+        if !name.is_empty() {
+            let namespace = if namespace.is_empty() { claim_namespace.to_owned() } else { namespace };
+            secrets.push((namespace, name));
+        }
+    };
+    add(text(&spec["azureFile"]["secretNamespace"]), text(&spec["azureFile"]["secretName"]));
+    for source in ["cephfs", "cinder", "flexVolume", "rbd", "scaleIO", "iscsi", "storageos"] {
+        let reference = &spec[source]["secretRef"];
+        add(text(&reference["namespace"]), text(&reference["name"]));
+    }
+    for reference in ["nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef"] {
+        let reference = &spec["csi"][reference];
+        add(text(&reference["namespace"]), text(&reference["name"]));
+    }
+    secrets
 }
 
 impl References {
@@ -191,7 +352,8 @@ const SECRETS: &str = "secrets";
 const CONFIG_MAPS: &str = "configmaps";
 const CLAIMS: &str = "persistentvolumeclaims";
 const SERVICE_ACCOUNTS: &str = "serviceaccounts";
-const REFERENCED: [&str; 4] = [SECRETS, CONFIG_MAPS, CLAIMS, SERVICE_ACCOUNTS];
+const RESOURCE_CLAIMS: &str = "resourceclaims";
+const REFERENCED: [&str; 5] = [SECRETS, CONFIG_MAPS, CLAIMS, SERVICE_ACCOUNTS, RESOURCE_CLAIMS];
 
 impl Pod {
     fn parse(pod: &Value) -> Self {
@@ -213,6 +375,14 @@ impl Pod {
             }
         }
         objects.insert((SERVICE_ACCOUNTS, text(&spec["serviceAccountName"])));
+        for claim in spec["resourceClaims"].as_array().into_iter().flatten() {
+            objects.insert((RESOURCE_CLAIMS, text(&claim["resourceClaimName"])));
+        }
+        let status = &pod["status"];
+        for claim in status["resourceClaimStatuses"].as_array().into_iter().flatten() {
+            objects.insert((RESOURCE_CLAIMS, text(&claim["resourceClaimName"])));
+        }
+        objects.insert((RESOURCE_CLAIMS, text(&status["extendedResourceClaimStatus"]["resourceClaimName"])));
         objects.retain(|(_, name)| !name.is_empty());
         Self { node: text(&spec["nodeName"]), namespace: text(&metadata["namespace"]), objects }
     }
@@ -243,14 +413,6 @@ fn collect(value: &Value, objects: &mut BTreeSet<(&'static str, String)>) {
         }
         collect(value, objects);
     }
-}
-
-fn reads(verb: &str) -> bool {
-    matches!(verb, "get" | "list" | "watch")
-}
-
-fn writes(verb: &str) -> bool {
-    matches!(verb, "update" | "patch")
 }
 
 #[cfg(test)]

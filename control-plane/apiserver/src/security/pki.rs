@@ -288,15 +288,8 @@ impl Pki {
         let folder = data_dir.join("pki");
         files::create_folder(&folder)?;
         let ca = Ca::load_or_create(&folder)?;
-        let spec = CertificateSpec {
-            common_name: "kube-apiserver".to_owned(),
-            sans: names.sans(),
-            server: true,
-            ..CertificateSpec::default()
-        };
-        let serving = ca.load_or_issue(&folder, "apiserver", &spec)?;
-        let spec = client_spec("kube-apiserver-kubelet-client", GROUP_MASTERS);
-        let kubelet_client = ca.load_or_issue(&folder, "kubelet-client", &spec)?;
+        let serving = ca.load_or_issue(&folder, "apiserver", &serving_spec(names))?;
+        let kubelet_client = ca.load_or_issue(&folder, "kubelet-client", &kubelet_client_spec())?;
         let service_account_key_pem = service_account_key(&folder)?;
         let pki = Self { ca, serving, kubelet_client, service_account_key_pem, folder };
         let admin =
@@ -311,6 +304,18 @@ impl Pki {
             },
         )?;
         Ok(pki)
+    }
+
+    /// Reads the CA and the server's own certificates again, and issues anew those that come close to expiry.
+    ///
+    /// # Errors
+    /// As [`Pki::load_or_create`].
+    pub fn reload(&self, names: &ServerNames) -> Result<Self, PkiError> {
+        let ca = Ca::load_or_create(&self.folder)?;
+        let serving = ca.load_or_issue(&self.folder, "apiserver", &serving_spec(names))?;
+        let kubelet_client = ca.load_or_issue(&self.folder, "kubelet-client", &kubelet_client_spec())?;
+        let service_account_key_pem = self.service_account_key_pem.clone();
+        Ok(Self { ca, serving, kubelet_client, service_account_key_pem, folder: self.folder.clone() })
     }
 
     pub fn ca_path(&self) -> PathBuf {
@@ -345,6 +350,19 @@ pub fn issue_kubeconfig(
     let issued = ca.issue(&CertificateSpec { client: true, ..spec.clone() })?;
     let ca_pem = ca.certificate_pem();
     write_kubeconfig(out, &Kubeconfig { server, ca_pem, user: &spec.common_name, client: &issued })
+}
+
+fn serving_spec(names: &ServerNames) -> CertificateSpec {
+    CertificateSpec {
+        common_name: "kube-apiserver".to_owned(),
+        sans: names.sans(),
+        server: true,
+        ..CertificateSpec::default()
+    }
+}
+
+fn kubelet_client_spec() -> CertificateSpec {
+    client_spec("kube-apiserver-kubelet-client", GROUP_MASTERS)
 }
 
 /// A certificate for a client: a user and a group.

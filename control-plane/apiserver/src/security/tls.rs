@@ -5,18 +5,20 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
+    client::{ResolvesClientCert, danger::HandshakeSignatureValid},
     crypto::CryptoProvider,
     server::{
-        WebPkiClientVerifier,
+        ClientHello, ResolvesServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 
-use super::pki::PkiError;
+use super::pki::{KeyedCertificate, PkiError};
 
 /// Checks chains against the CA certificates of a PEM text: for [`super::authentication::Authenticator::new`].
 ///
@@ -33,22 +35,64 @@ pub fn client_verifier(ca_pem: &str) -> Result<Arc<dyn ClientCertVerifier>, PkiE
         .map_err(|error| PkiError::content("client CA", &error))
 }
 
+/// A certificate that can be replaced while connections are made with it.
+#[derive(Debug)]
+pub struct Live(ArcSwap<CertifiedKey>);
+
+impl Live {
+    /// # Errors
+    /// When certificate and key are not a pair or cannot be read.
+    pub fn new(pair: &KeyedCertificate) -> Result<Arc<Self>, PkiError> {
+        Ok(Arc::new(Self(ArcSwap::from_pointee(certified(pair)?))))
+    }
+
+    /// New connections show another certificate from now on.
+    ///
+    /// # Errors
+    /// As [`Live::new`]; the certificate then stays what it was.
+    pub fn replace(&self, pair: &KeyedCertificate) -> Result<(), PkiError> {
+        self.0.store(Arc::new(certified(pair)?));
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Live {
+    fn resolve(&self, _client_hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl ResolvesClientCert for Live {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn certified(pair: &KeyedCertificate) -> Result<CertifiedKey, PkiError> {
+    let content = |error: &dyn std::error::Error| PkiError::content("certificate", error);
+    let chain = CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| content(&error))?;
+    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|error| content(&error))?;
+    let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| content(&error))?;
+    certified.keys_match().map_err(|error| content(&error))?;
+    Ok(certified)
+}
+
 /// The configuration of a listener: HTTP/2 and HTTP/1.1, client certificates optional.
 ///
 /// # Errors
-/// When certificate and key are not a pair or cannot be read.
-pub fn server_config(certificate_pem: &str, key_pem: &str) -> Result<Arc<ServerConfig>, PkiError> {
-    let content = |error: &dyn std::error::Error| PkiError::content("serving certificate", error);
-    let chain = CertificateDer::pem_slice_iter(certificate_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| content(&error))?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| content(&error))?;
+/// When the TLS library has none of its protocol versions.
+pub fn server_config(certificate: Arc<Live>) -> Result<Arc<ServerConfig>, PkiError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|error| content(&error))?
+        .map_err(|error| PkiError::content("TLS", &error))?
         .with_client_cert_verifier(Arc::new(AnyHolder { provider: provider() }))
-        .with_single_cert(chain, key)
-        .map_err(|error| content(&error))?;
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -7,20 +7,20 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::Value;
 use tracing::{info, warn};
 
+use super::roles;
 use crate::{
+    flow_control,
     handlers::{
         Target,
         create::{Create, place},
         update::Update,
     },
     query::WriteOptions,
-    registry,
+    registry::{self, fields::same},
     security::{GROUP_MASTERS, Identity, bootstrap_roles},
     state::State,
 };
 
-/// Roles with this annotation set to `false` are left as they are.
-const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 /// So many objects are written at a time: they share their syncs to disk.
 const AT_ONCE: usize = 32;
 
@@ -41,7 +41,7 @@ pub(super) async fn reconcile(state: &State) -> anyhow::Result<()> {
     let (namespaces, others): (Vec<Value>, Vec<Value>) =
         objects.into_iter().partition(|object| meta::kind(object) == "Namespace");
     let mut made = 0;
-    for batch in [namespaces, bootstrap_roles(), others] {
+    for batch in [namespaces, bootstrap_roles(), others, flow_control::objects::bootstrap()] {
         made += stream::iter(batch)
             .map(|object| ensure(state, &user, object))
             .buffer_unordered(AT_ONCE)
@@ -53,7 +53,7 @@ pub(super) async fn reconcile(state: &State) -> anyhow::Result<()> {
 }
 
 /// Whether the object had to be made.
-async fn ensure(state: &State, user: &Identity, mut object: Value) -> anyhow::Result<bool> {
+pub(crate) async fn ensure(state: &State, user: &Identity, mut object: Value) -> anyhow::Result<bool> {
     let (group, version) = meta::group_and_version(meta::api_version(&object));
     let target = state
         .kinds
@@ -87,6 +87,15 @@ async fn merge(
     if !is_kept_current(target, namespace, name) {
         return Ok(());
     }
+    if let Some(stored) = state.cache.get(&target.key(namespace, name)) {
+        let stored = target.value(&stored);
+        if roles::points_elsewhere(&stored, wanted) {
+            return recreate(state, user, target, namespace, name, wanted.clone()).await;
+        }
+        if same(&merged(&stored, wanted), &stored) {
+            return Ok(());
+        }
+    }
     let options = WriteOptions::default();
     let update =
         Update { state, user, target, subresource: "", namespace, name, options: &options, admits: true };
@@ -94,61 +103,49 @@ async fn merge(
     Ok(())
 }
 
+/// A binding's role cannot be changed: a binding that points to another role goes and comes back.
+async fn recreate(
+    state: &State,
+    user: &Identity,
+    target: &Target,
+    namespace: &str,
+    name: &str,
+    wanted: Value,
+) -> Result<(), Status> {
+    let key = target.key(namespace, name);
+    if let Some(stored) = state.cache.get(&key) {
+        let deleted = state.cache.delete(&key, stored.revision()).await;
+        deleted.map_err(|error| target.storage_error(name, error))?;
+    }
+    let create = Create { state, user, target, namespace, options: &WriteOptions::default() };
+    create.run(wanted, &mut Vec::new()).await.map(drop)
+}
+
 /// What is brought up to date at every start; the rest is made once and then belongs to the administrator.
 fn is_kept_current(target: &Target, namespace: &str, name: &str) -> bool {
     let is_own_address = (namespace, name) == ("default", "kubernetes");
     match target.resource.plural.as_str() {
         "clusterroles" | "roles" | "clusterrolebindings" | "rolebindings" => true,
+        "flowschemas" | "prioritylevelconfigurations" => true,
         "endpoints" | "endpointslices" => is_own_address,
         _ => false,
     }
 }
 
 fn merged(old: &Value, wanted: &Value) -> Value {
-    let mut new = old.clone();
     match meta::kind(wanted) {
-        "Endpoints" => new["subsets"] = wanted["subsets"].clone(),
-        "EndpointSlice" => {
-            for field in ["endpoints", "ports"] {
-                new[field] = wanted[field].clone();
-            }
-        }
-        _ if meta::annotation(old, AUTOUPDATE) == Some("false") => {}
-        "ClusterRole" if wanted["aggregationRule"].is_object() => {}
-        "ClusterRole" | "Role" => add_missing(&mut new, wanted, "rules"),
-        "ClusterRoleBinding" | "RoleBinding" => add_missing(&mut new, wanted, "subjects"),
-        _ => {}
+        "Endpoints" => with_fields(old, wanted, &["subsets"]),
+        "EndpointSlice" => with_fields(old, wanted, &["endpoints", "ports"]),
+        "FlowSchema" | "PriorityLevelConfiguration" => flow_control::objects::reconciled(old, wanted),
+        "ClusterRole" | "Role" | "ClusterRoleBinding" | "RoleBinding" => roles::reconciled(old, wanted),
+        _ => old.clone(),
+    }
+}
+
+fn with_fields(old: &Value, wanted: &Value, fields: &[&str]) -> Value {
+    let mut new = old.clone();
+    for field in fields {
+        new[*field] = wanted[*field].clone();
     }
     new
-}
-
-fn add_missing(object: &mut Value, wanted: &Value, field: &str) {
-    for item in wanted[field].as_array().into_iter().flatten() {
-        if !object[field].is_array() {
-            object[field] = Value::Array(Vec::new());
-        }
-        if let Some(items) = object[field].as_array_mut()
-            && !items.contains(item)
-        {
-            items.push(item.clone());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_role_gets_back_the_rules_that_were_taken_from_it() {
-        let wanted = json!({"kind": "ClusterRole", "rules": [{"verbs": ["get"]}, {"verbs": ["list"]}]});
-        let old = json!({"kind": "ClusterRole", "metadata": {}, "rules": [{"verbs": ["list"]}, {"verbs": ["own"]}]});
-        let new = merged(&old, &wanted);
-        assert_eq!(new["rules"], json!([{"verbs": ["list"]}, {"verbs": ["own"]}, {"verbs": ["get"]}]));
-        let left_alone =
-            json!({"kind": "ClusterRole", "metadata": {"annotations": {AUTOUPDATE: "false"}}, "rules": []});
-        assert_eq!(merged(&left_alone, &wanted), left_alone);
-    }
 }

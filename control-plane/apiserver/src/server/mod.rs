@@ -25,14 +25,21 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
-use self::body::{Body, BoxError};
+use self::{
+    body::{Body, BoxError},
+    certificates::Certificates,
+    limits::Limits,
+};
 use crate::{
-    admission::Admission,
-    config::{Config, Store},
+    admission::{Admission, View},
+    config::{self, Config, Store},
     discovery::{Discovery, openapi::OpenApi},
+    flow_control::{self, FlowControl},
     kinds::Kinds,
     security::{
         self, Authenticator, Authorizer, Identity,
+        authentication::Options,
+        credentials::StaticTokens,
         pki::{Pki, ServerNames},
         tokens::Tokens,
     },
@@ -42,10 +49,14 @@ use crate::{
 };
 
 pub mod body;
-mod bootstrap;
+pub(crate) mod bootstrap;
+mod certificates;
+mod health;
+pub mod limits;
 pub mod listen;
 pub mod metrics;
 mod pipeline;
+mod roles;
 mod tls;
 
 /// How long connections get to end after the stop.
@@ -55,6 +66,7 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(15);
 pub struct Server {
     state: Arc<State>,
     tls: TlsAcceptor,
+    certificates: Arc<Certificates>,
 }
 
 impl Server {
@@ -74,23 +86,31 @@ impl Server {
         let cache = Cache::start(Arc::clone(&storage)).await.context("cannot load the store")?;
         info!(revision = cache.revision().0, "store is loaded");
         tokio::spawn(compactor::run(storage, config.compaction_interval, stop.clone()));
-        let state = Arc::new(build(config, &pki, cache, stop)?);
-        let tls = security::tls::server_config(&pki.serving.certificate_pem, &pki.serving.key_pem)?;
+        let serving = security::tls::Live::new(&pki.serving)?;
+        let kubelet_client = security::tls::Live::new(&pki.kubelet_client)?;
+        let state = Arc::new(build(config, &pki, Arc::clone(&kubelet_client), cache, stop)?);
+        let tls = security::tls::server_config(Arc::clone(&serving))?;
         bootstrap::reconcile(&state).await.context("cannot write the bootstrap objects")?;
+        flow_control::sync::load(&state);
+        tokio::spawn(flow_control::sync::run(Arc::clone(&state)));
         state.ready.store(true, std::sync::atomic::Ordering::Release);
-        Ok(Self { state, tls: TlsAcceptor::from(tls) })
+        let certificates =
+            Arc::new(Certificates::new(pki, names, serving, kubelet_client, Arc::clone(&state)));
+        tokio::spawn(Arc::clone(&certificates).run());
+        Ok(Self { state, tls: TlsAcceptor::from(tls), certificates })
     }
 
     /// Serves these sockets until the server is stopped and its connections have ended.
     pub async fn serve(&self, listeners: Vec<TcpListener>) {
         let connections = TaskTracker::new();
         let mut acceptors = tokio::task::JoinSet::new();
+        let closing = self.closing();
         for listener in listeners {
             acceptors.spawn(listen::accept(
                 listener,
                 self.tls.clone(),
                 Arc::clone(&self.state),
-                self.state.stop.clone(),
+                closing.clone(),
                 connections.clone(),
             ));
         }
@@ -100,6 +120,23 @@ impl Server {
         let _ = tokio::time::timeout(STOP_TIME_MAX, connections.wait()).await;
     }
 
+    /// Cancelled when connections are no longer accepted: some time after the signal to stop, in which the server says
+    /// that it is not ready.
+    fn closing(&self) -> CancellationToken {
+        let delay = self.state.config.security.shutdown_delay;
+        if delay.is_zero() {
+            return self.state.stop.clone();
+        }
+        let (stop, closing) = (self.state.stop.clone(), CancellationToken::new());
+        let close = closing.clone();
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            tokio::time::sleep(delay).await;
+            close.cancel();
+        });
+        closing
+    }
+
     /// The API for a client in this process, with all of authorization and none of the network.
     pub fn service(&self, identity: Identity) -> LocalService {
         LocalService { state: Arc::clone(&self.state), peer: Arc::new(Peer::Local(identity)) }
@@ -107,6 +144,15 @@ impl Server {
 
     pub fn cache(&self) -> &Arc<Cache> {
         &self.state.cache
+    }
+
+    /// Reads certificates and CAs again now, and issues anew what comes close to expiry; without this, it happens every
+    /// minute.
+    ///
+    /// # Errors
+    /// When a file cannot be used; what was in use stays so.
+    pub fn reload_certificates(&self) -> anyhow::Result<()> {
+        self.certificates.reload()
     }
 }
 
@@ -134,30 +180,73 @@ async fn open(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
     })
 }
 
-fn build(config: Config, pki: &Pki, cache: Arc<Cache>, stop: CancellationToken) -> anyhow::Result<State> {
+fn build(
+    config: Config,
+    pki: &Pki,
+    kubelet_client: Arc<security::tls::Live>,
+    cache: Arc<Cache>,
+    stop: CancellationToken,
+) -> anyhow::Result<State> {
     let schema = api::schema::builtin();
-    let tokens = Arc::new(
-        Tokens::new(&config.issuer(), &pki.service_account_key_pem)
-            .context("the ServiceAccount key cannot be used")?,
-    );
-    let verifier = security::tls::client_verifier(pki.ca.certificate_pem())?;
+    let tokens = Arc::new(tokens(&config, pki)?);
+    let verifier = security::tls::client_verifier(&certificates::client_cas(pki, &config.security)?)?;
+    let authenticator = Authenticator::new(verifier, Arc::clone(&tokens), Arc::clone(&cache) as _)
+        .with(credentials(&config.security)?);
+    let authorizer = Arc::new(Authorizer::new(&cache));
     Ok(State {
         schema,
         kinds: Kinds::new(schema),
-        authenticator: Authenticator::new(verifier, Arc::clone(&tokens), Arc::clone(&cache) as _),
-        authorizer: Authorizer::new(&cache),
+        authenticator,
+        admission: Admission::new(Arc::new(View {
+            cache: Arc::clone(&cache),
+            authorizer: Arc::clone(&authorizer),
+        })),
+        authorizer,
         tokens,
-        admission: Admission::new(Arc::clone(&cache)),
         service_ips: tokio::sync::Mutex::new(ServiceIps::new(&cache, config.service_cidrs.clone())),
         discovery: Discovery::new(schema, config.address().to_string()),
         openapi: OpenApi::default(),
         metrics: metrics::Metrics::default(),
-        kubelet_tls: tls::kubelet(pki.ca.certificate_pem(), &pki.kubelet_client)?,
+        flow_control: FlowControl::new(Limits::seats(&config.security), config.security.request_timeout),
+        limits: Limits::new(&config.security).context("--strict-transport-security-directives")?,
+        kubelet_tls: tls::kubelet(pki.ca.certificate_pem(), kubelet_client)?,
         proxy_tls: tls::proxy()?,
         ready: AtomicBool::new(false),
         stop,
         cache,
         config,
+    })
+}
+
+fn read_file(path: &std::path::Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn tokens(config: &Config, pki: &Pki) -> anyhow::Result<Tokens> {
+    let issuers = config.issuers();
+    let more_keys: Vec<String> = config
+        .security
+        .service_account_key_files
+        .iter()
+        .map(|path| read_file(path))
+        .collect::<Result<_, _>>()?;
+    let tokens = Tokens::new(&issuers[0], &pki.service_account_key_pem)
+        .context("the ServiceAccount key cannot be used")?
+        .with_keys(&more_keys)
+        .context("a file of ServiceAccount keys cannot be used")?;
+    Ok(tokens.with_issuers(&issuers[1..]).with_audiences(&config.security.api_audiences))
+}
+
+fn credentials(config: &config::Security) -> anyhow::Result<Options> {
+    let static_tokens = match &config.token_auth_file {
+        None => StaticTokens::default(),
+        Some(path) => StaticTokens::parse(&read_file(path)?)
+            .map_err(|why| anyhow::anyhow!("the token file {} cannot be used: {why}", path.display()))?,
+    };
+    Ok(Options {
+        anonymous: config.anonymous.clone(),
+        static_tokens,
+        bootstrap_tokens: config.bootstrap_tokens,
     })
 }
 

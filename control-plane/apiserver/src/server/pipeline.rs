@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use serde_json::json;
 use tracing::{error, info, warn};
 
-use super::body::Body;
+use super::{body::Body, health, limits};
 use crate::{
     handlers::{self, Call},
     negotiate::Accepted,
@@ -26,7 +26,6 @@ use crate::{
     security::{
         Attributes, GROUP_MASTERS, Identity,
         impersonation::{ImpersonationError, impersonate},
-        tokens::JWKS_PATH,
     },
     state::{Peer, State},
     subresources::upstream::is_upgrade,
@@ -54,8 +53,8 @@ pub(crate) async fn respond(
     let uri = request.uri().clone();
     let agent = request.headers().get(http::header::USER_AGENT).cloned();
     let _gauge = state.metrics.enter();
-    let mut user = String::new();
-    let handled = handle(Arc::clone(&state), &peer, info.clone(), query, request, &mut user).boxed();
+    let mut seen = Seen::default();
+    let handled = handle(Arc::clone(&state), &peer, info.clone(), query, request, &mut seen).boxed();
     let mut response = match AssertUnwindSafe(handled).catch_unwind().await {
         Ok(Ok(response)) => response,
         Ok(Err(status)) => respond::status(&status),
@@ -74,6 +73,10 @@ pub(crate) async fn respond(
     if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
         response.headers_mut().insert(HeaderName::from_static("audit-id"), id);
     }
+    if let Some(uids) = seen.uids {
+        limits::add_uids(response.headers_mut(), uids);
+    }
+    state.limits.decorate(response.headers_mut());
     let took = began.elapsed();
     let code = response.status().as_u16();
     state.metrics.observe(&info, code, took);
@@ -82,7 +85,7 @@ pub(crate) async fn respond(
         Peer::Network { address, .. } => address.to_string(),
         Peer::Local(_) => "local".to_owned(),
     };
-    let milliseconds = took.as_millis();
+    let (milliseconds, user) = (took.as_millis(), seen.user);
     if code >= 500 || milliseconds >= SLOW_MILLISECONDS {
         info!(%method, %uri, code, milliseconds, user, address, agent, "request");
     } else {
@@ -91,33 +94,63 @@ pub(crate) async fn respond(
     response
 }
 
+/// What is known about a request besides its answer.
+#[derive(Default)]
+struct Seen {
+    user: String,
+    /// Of its FlowSchema and priority level.
+    uids: Option<(HeaderValue, HeaderValue)>,
+}
+
+/// Nothing behind this point needs to know them, and nothing that requests are passed on to may.
+fn strip_credentials(headers: &mut HeaderMap) {
+    headers.remove(http::header::AUTHORIZATION);
+    let impersonation: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
+    for name in impersonation {
+        headers.remove(name);
+    }
+}
+
 async fn handle(
     state: Arc<State>,
     peer: &Peer,
     info: RequestInfo,
     query: Query,
     request: Request<Body>,
-    user_name: &mut String,
+    seen: &mut Seen,
 ) -> Result<Response<Body>, Status> {
-    let user = authenticate(&state, peer, request.headers())?;
+    let user = authenticate(&state, peer, request.headers(), &info.path)?;
     let user = act_as(&state, user, request.headers())?;
-    user_name.clone_from(&user.name);
-    authorize(&state, &user, &info)?;
-    let (parts, body) = request.into_parts();
+    seen.user.clone_from(&user.name);
+    let time = state.limits.time(&info, &query)?;
+    let entry = limits::enter(&state, &user, &info, &query).await;
+    seen.uids = entry.uids;
+    let _leave = match entry.leave {
+        Ok(leave) => leave,
+        Err(refused) => return Ok(*refused),
+    };
+    authorize(&state, &user, &info, &query)?;
+    let (mut parts, body) = request.into_parts();
+    strip_credentials(&mut parts.headers);
     if !info.is_resource {
         return plain(&state, &info, &query, &parts);
     }
     let mut call = Call::new(state, info, user, query, parts, body);
-    let mut response = handlers::dispatch(&mut call).await?;
+    let handled = handlers::dispatch(&mut call);
+    let mut response = match time {
+        Some(time) => tokio::time::timeout(time, handled).await.map_err(|_| limits::timed_out())??,
+        None => handled.await?,
+    };
     respond::add_warnings(&mut response, &call.warnings);
     Ok(response)
 }
 
-fn authenticate(state: &State, peer: &Peer, headers: &HeaderMap) -> Result<Identity, Status> {
+fn authenticate(state: &State, peer: &Peer, headers: &HeaderMap, path: &str) -> Result<Identity, Status> {
     match peer {
         Peer::Local(identity) => Ok(identity.clone()),
         Peer::Network { peer, address } => {
-            state.authenticator.authenticate(peer, headers).map_err(|refused| {
+            state.authenticator.authenticate(peer, headers, path).map_err(|refused| {
                 warn!(%address, reason = %refused, "not authenticated");
                 Status::unauthorized()
             })
@@ -154,10 +187,12 @@ fn with_reason(mut text: String, reason: &str) -> String {
     text
 }
 
-fn authorize(state: &State, user: &Identity, info: &RequestInfo) -> Result<(), Status> {
+fn authorize(state: &State, user: &Identity, info: &RequestInfo, query: &Query) -> Result<(), Status> {
     if user.is_in(GROUP_MASTERS) {
         return Ok(());
     }
+    let selects = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+    let selector = |name| query.get(name).filter(|_| selects).unwrap_or_default().to_owned();
     let attributes = Attributes {
         verb: info.verb.clone(),
         group: info.group.clone(),
@@ -168,6 +203,8 @@ fn authorize(state: &State, user: &Identity, info: &RequestInfo) -> Result<(), S
         name: info.name.clone(),
         path: info.path.clone(),
         is_resource: info.is_resource,
+        field_selector: selector("fieldSelector"),
+        label_selector: selector("labelSelector"),
     };
     let decision = state.authorizer.authorize(user, &attributes);
     if decision.allowed {
@@ -196,17 +233,23 @@ fn plain(
         });
     }
     match segments.as_slice() {
-        ["healthz" | "livez", rest @ ..] => Ok(health("ping", rest, query, true)),
-        ["readyz", rest @ ..] => Ok(health("bootstrap", rest, query, state.ready.load(Ordering::Acquire))),
-        ["version"] => Ok(respond::value(StatusCode::OK, Accepted::JSON, &version::info())),
-        ["metrics"] => Ok(respond::text(StatusCode::OK, state.metrics.text())),
-        ["openid", "v1", "jwks"] => {
-            debug_assert_eq!(path, JWKS_PATH, "the path of the key set");
-            Ok(respond::value(StatusCode::OK, Accepted::JSON, &state.tokens.jwks()))
+        [name @ ("healthz" | "livez" | "readyz"), rest @ ..] => {
+            let is_stopping = state.stop.is_cancelled();
+            Ok(health::answer(name, rest, query, state.ready.load(Ordering::Acquire), is_stopping))
         }
+        ["version"] => Ok(respond::value(StatusCode::OK, Accepted::JSON, &version::info())),
+        ["metrics"] => {
+            Ok(respond::text(StatusCode::OK, state.metrics.text() + &state.flow_control.metrics()))
+        }
+        ["debug", "api_priority_and_fairness", dump] => state
+            .flow_control
+            .dump(dump)
+            .map(|text| respond::text(StatusCode::OK, text))
+            .ok_or_else(Status::resource_not_found),
+        ["openid", "v1", "jwks"] => Ok(public_json("application/jwk-set+json", &state.tokens.jwks())),
         [".well-known", "openid-configuration"] => {
             let address = format!("https://{}", state.config.address());
-            Ok(respond::value(StatusCode::OK, Accepted::JSON, &state.tokens.discovery(&address)))
+            Ok(public_json("application/json", &state.tokens.discovery(&address)))
         }
         ["openapi", "v2"] => state.openapi.v2(&parts.headers),
         ["openapi", "v3", rest @ ..] => state.openapi.v3(rest, &parts.headers),
@@ -225,20 +268,10 @@ fn plain(
     }
 }
 
-/// A health check: `ok`, or each check on a line with `?verbose` or when one fails.
-fn health(check: &str, rest: &[&str], query: &Query, is_good: bool) -> Response<Body> {
-    if rest.first().is_some_and(|name| !matches!(*name, "" | "ping") && *name != check) {
-        return respond::text(StatusCode::NOT_FOUND, "404 page not found\n");
-    }
-    if is_good && !query.flag("verbose") {
-        return respond::text(StatusCode::OK, "ok");
-    }
-    let sign = if is_good { '+' } else { '-' };
-    let word = if is_good { "ok" } else { "failed: the bootstrap objects are not there yet" };
-    let mut text = format!("[+]ping ok\n[{sign}]{check} {word}\n");
-    if check == "ping" {
-        text = "[+]ping ok\n".to_owned();
-    }
-    text.push_str(if is_good { "check passed\n" } else { "check failed\n" });
-    respond::text(if is_good { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR }, text)
+/// What whoever verifies tokens may keep for an hour.
+fn public_json(content_type: &'static str, value: &serde_json::Value) -> Response<Body> {
+    let mut response = respond::bytes(StatusCode::OK, content_type, value.to_string());
+    let kept = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(http::header::CACHE_CONTROL, kept);
+    response
 }

@@ -9,28 +9,24 @@ use rustls::{
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::CryptoProvider,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 
-use crate::security::pki::KeyedCertificate;
+use crate::security::tls::Live;
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
 /// For kubelets: their certificates must be of our CA, and name the address that is dialled.
-pub fn kubelet(ca_pem: &str, client: &KeyedCertificate) -> anyhow::Result<Arc<ClientConfig>> {
+pub fn kubelet(ca_pem: &str, client: Arc<Live>) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
         roots.add(certificate.context("CA certificate")?).context("CA certificate")?;
     }
-    let chain = CertificateDer::pem_slice_iter(client.certificate_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .context("kubelet client certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(client.key_pem.as_bytes()).context("kubelet client key")?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)?;
+        .with_client_cert_resolver(client);
     Ok(Arc::new(config))
 }
 

@@ -11,6 +11,7 @@ use crate::{
     server::body::Body,
 };
 
+mod access_review;
 pub mod binding;
 pub mod eviction;
 pub mod pod_streams;

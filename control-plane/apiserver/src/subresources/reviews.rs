@@ -1,20 +1,18 @@
 //! Questions to the authenticator and the authorizer: the kinds of `authentication.k8s.io` and `authorization.k8s.io`
 //! that are created to be answered and never stored.
 
-use std::collections::BTreeMap;
-
-use api::{field::FieldError, schema::Resource, status::Status};
+use api::{schema::Resource, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{admit, token::strings};
+use super::{access_review, admit, token::strings};
 use crate::{
     decode::Expected,
     handlers::{Call, Target},
     negotiate,
     query::WriteOptions,
     respond,
-    security::{Attributes, Identity},
+    security::{Identity, rbac::Rule},
     server::body::Body,
 };
 
@@ -45,15 +43,14 @@ pub async fn handle(call: &mut Call, resource: &'static Resource) -> Result<Resp
     let status = match resource.plural.as_str() {
         "tokenreviews" => token_review(call, &review)?,
         "selfsubjectreviews" => json!({"userInfo": user_info(&call.user)}),
-        "selfsubjectrulesreviews" => rules_review(call, resource, &review)?,
-        "selfsubjectaccessreviews" => access_review(call, resource, &review, &call.user)?,
-        plural => {
-            if plural == "localsubjectaccessreviews" {
-                check_local(call, resource, &review)?;
-            }
-            let user = subject(resource, &review)?;
-            access_review(call, resource, &review, &user)?
-        }
+        "selfsubjectrulesreviews" => rules_review(call, &review)?,
+        _ => access_review::answer(
+            &call.state.authorizer,
+            &resource.kind,
+            &review,
+            &call.user,
+            &call.info.namespace,
+        )?,
     };
     review["status"] = status;
     review["metadata"] = match resource.plural.as_str() {
@@ -81,97 +78,32 @@ fn token_review(call: &Call, review: &Value) -> Result<Value, Status> {
     }
     let audiences = strings(&review["spec"]["audiences"]);
     Ok(match call.state.authenticator.authenticate_token(token, &audiences) {
-        Ok(verified) => {
-            let mut status = json!({"authenticated": true, "user": user_info(&verified.identity)});
-            if !verified.audiences.is_empty() {
-                status["audiences"] = json!(verified.audiences);
-            }
-            status
-        }
+        Ok(verified) => json!({
+            "authenticated": true,
+            "user": user_info(&verified.identity),
+            "audiences": verified.audiences,
+        }),
         Err(error) => json!({"user": {}, "error": error.to_string()}),
     })
 }
 
-fn invalid(resource: &Resource, errors: Vec<FieldError>) -> Status {
-    Status::invalid(&resource.group, &resource.kind, "", errors)
-}
-
-fn subject(resource: &Resource, review: &Value) -> Result<Identity, Status> {
-    let spec = &review["spec"];
-    let text = |field: &str| spec[field].as_str().unwrap_or_default().to_owned();
-    let user = Identity {
-        name: text("user"),
-        uid: text("uid"),
-        groups: strings(&spec["groups"]),
-        extra: spec["extra"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(key, values)| (key.to_ascii_lowercase(), strings(values)))
-            .collect::<BTreeMap<_, _>>(),
-    };
-    if user.name.is_empty() && user.groups.is_empty() {
-        let error = FieldError::invalid("spec.user", "", "at least one of user or group must be specified");
-        return Err(invalid(resource, vec![error]));
-    }
-    Ok(user)
-}
-
-fn check_local(call: &Call, resource: &Resource, review: &Value) -> Result<(), Status> {
-    let namespace = review["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
-    if namespace == call.info.namespace {
-        return Ok(());
-    }
-    let error =
-        FieldError::invalid("spec.resourceAttributes.namespace", namespace, "must match metadata.namespace");
-    Err(invalid(resource, vec![error]))
-}
-
-fn access_review(call: &Call, resource: &Resource, review: &Value, user: &Identity) -> Result<Value, Status> {
-    let spec = &review["spec"];
-    let (object, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    let why = match (object.is_object(), path.is_object()) {
-        (true, true) => "cannot be specified in combination with resourceAttributes",
-        (false, false) => "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        _ => "",
-    };
-    if !why.is_empty() {
-        let error = FieldError::invalid("spec.nonResourceAttributes", path.clone(), why);
-        return Err(invalid(resource, vec![error]));
-    }
-    let text = |from: &Value, field: &str| from[field].as_str().unwrap_or_default().to_owned();
-    let attributes = if object.is_object() {
-        Attributes {
-            verb: text(object, "verb"),
-            group: text(object, "group"),
-            version: text(object, "version"),
-            resource: text(object, "resource"),
-            subresource: text(object, "subresource"),
-            namespace: text(object, "namespace"),
-            name: text(object, "name"),
-            path: String::new(),
-            is_resource: true,
-        }
-    } else {
-        Attributes { verb: text(path, "verb"), path: text(path, "path"), ..Attributes::default() }
-    };
-    let decision = call.state.authorizer.authorize(user, &attributes);
-    let mut status = json!({"allowed": decision.allowed});
-    if !decision.reason.is_empty() {
-        status["reason"] = json!(decision.reason);
-    }
-    Ok(status)
-}
-
-fn rules_review(call: &Call, resource: &Resource, review: &Value) -> Result<Value, Status> {
+fn rules_review(call: &Call, review: &Value) -> Result<Value, Status> {
     let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
     if namespace.is_empty() {
-        return Err(invalid(resource, vec![FieldError::required("spec.namespace", "")]));
+        return Err(Status::bad_request("no namespace on request"));
     }
     let rules = call.state.authorizer.rules_for(&call.user, namespace);
-    let (paths, objects): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.is_for_paths());
-    let values = |rules: Vec<&crate::security::rbac::Rule>| -> Vec<Value> {
-        rules.into_iter().map(crate::security::rbac::Rule::to_value).collect()
+    let of = |is_wanted: fn(&Rule) -> bool| -> Vec<Value> {
+        rules.iter().filter(|rule| is_wanted(rule)).map(Rule::to_value).collect()
     };
-    Ok(json!({"resourceRules": values(objects), "nonResourceRules": values(paths), "incomplete": false}))
+    let mut status = json!({
+        "resourceRules": of(|rule| !rule.resources.is_empty()),
+        "nonResourceRules": of(Rule::is_for_paths),
+        "incomplete": false,
+    });
+    if call.user.node().is_some() {
+        status["incomplete"] = json!(true);
+        status["evaluationError"] = json!("node authorizer does not support user rule resolution");
+    }
+    Ok(status)
 }

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use apiserver::{
     Config, Server, Store,
+    config::Security,
     security::pki::{Ca, KeyedCertificate, client_spec},
     server::listen,
 };
@@ -60,6 +61,10 @@ impl TestServer {
 
     /// Starts on a folder that may hold the store of an earlier server.
     pub async fn start_in(folder: TempDir) -> Self {
+        Self::start_with(folder, Security::default()).await
+    }
+
+    pub async fn start_with(folder: TempDir, security: Security) -> Self {
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let config = Config {
@@ -73,6 +78,7 @@ impl TestServer {
             cluster_domain: "cluster.local".to_owned(),
             compaction_interval: apiserver::storage::compactor::INTERVAL,
             sans: Vec::new(),
+            security,
         };
         let stop = CancellationToken::new();
         let server = Arc::new(open(&config, &stop).await);
@@ -174,6 +180,14 @@ impl Client {
             tokio::time::sleep(DEADLINE * 3).await;
         });
         response
+    }
+
+    /// The certificate that the server shows to a new connection.
+    pub async fn server_certificate(&self) -> Vec<u8> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::IpAddress(self.address.ip().into());
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
     }
 
     fn request(

@@ -60,7 +60,7 @@ fn a_certificate_of_our_ca_gives_its_subject() {
     let (authenticator, _) = authenticator(&ca);
     let issued = ca.issue(&client_spec("system:node:n1", "system:nodes")).unwrap();
     let peer = authenticator.peer(Some(&chain(&issued)));
-    let identity = authenticator.authenticate(&peer, &HeaderMap::new()).unwrap();
+    let identity = authenticator.authenticate(&peer, &HeaderMap::new(), "/api").unwrap();
     assert_eq!(identity.name, "system:node:n1");
     assert_eq!(identity.groups, ["system:nodes", GROUP_AUTHENTICATED]);
     assert!(identity.extra[CREDENTIAL_ID][0].starts_with("X509SHA256="));
@@ -79,14 +79,16 @@ fn certificates_that_are_not_for_us_are_refused() {
         let peer = authenticator.peer(Some(&chain(&issued)));
         let Peer::Refused { subject, .. } = &peer else { panic!("{case}: {peer:?}") };
         assert!(subject.contains("CN=root"), "{case}: {subject}");
-        let error = authenticator.authenticate(&peer, &HeaderMap::new()).unwrap_err();
+        let error = authenticator.authenticate(&peer, &HeaderMap::new(), "/api").unwrap_err();
         assert!(error.to_string().contains("CN=root"), "{case}: {error}");
     }
     let nameless = ours.issue(&client_spec("", "system:masters")).unwrap();
     let peer = authenticator.peer(Some(&chain(&nameless)));
     assert!(matches!(peer, Peer::Refused { .. }), "{peer:?}");
     let garbage = [CertificateDer::from(vec![1, 2, 3])];
-    assert!(authenticator.authenticate(&authenticator.peer(Some(&garbage)), &HeaderMap::new()).is_err());
+    assert!(
+        authenticator.authenticate(&authenticator.peer(Some(&garbage)), &HeaderMap::new(), "/api").is_err()
+    );
 }
 
 #[test]
@@ -94,14 +96,14 @@ fn a_certificate_that_expires_during_a_connection_is_refused_from_then_on() {
     let (authenticator, _) = authenticator(&ca("kubernetes"));
     let identity = Identity::internal("jane", &[]);
     let expired = Peer::Certificate { identity, not_after: 1 };
-    assert!(authenticator.authenticate(&expired, &HeaderMap::new()).is_err());
+    assert!(authenticator.authenticate(&expired, &HeaderMap::new(), "/api").is_err());
 }
 
 #[test]
 fn without_credentials_a_request_is_anonymous() {
     let (authenticator, _) = authenticator(&ca("kubernetes"));
     let peer = authenticator.peer(None);
-    let identity = authenticator.authenticate(&peer, &HeaderMap::new()).unwrap();
+    let identity = authenticator.authenticate(&peer, &HeaderMap::new(), "/api").unwrap();
     assert_eq!(identity, Identity::anonymous());
     assert_eq!(
         (identity.name.as_str(), &identity.groups[..]),
@@ -129,7 +131,7 @@ fn one_good_credential_is_enough_and_a_bad_one_alone_is_not_anonymous() {
         (&bad, &bad_token, None),
     ];
     for (peer, headers, expected) in cases {
-        let name = authenticator.authenticate(peer, headers).ok().map(|identity| identity.name);
+        let name = authenticator.authenticate(peer, headers, "/api").ok().map(|identity| identity.name);
         assert_eq!(name.as_deref(), expected, "{peer:?} {headers:?}");
     }
 }
@@ -155,7 +157,7 @@ async fn handshake(ca: &Ca, client: &KeyedCertificate) -> Vec<CertificateDer<'st
     let spec =
         CertificateSpec { common_name: "server".into(), sans, server: true, ..CertificateSpec::default() };
     let serving = ca.issue(&spec).unwrap();
-    let server = tls::server_config(&serving.certificate_pem, &serving.key_pem).unwrap();
+    let server = tls::server_config(tls::Live::new(&serving).unwrap()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca.certificate_pem().as_bytes()) {
         roots.add(certificate.unwrap()).unwrap();

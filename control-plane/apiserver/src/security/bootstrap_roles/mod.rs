@@ -44,6 +44,12 @@ pub fn bootstrap_roles() -> Vec<Value> {
     objects
 }
 
+/// The rules of `system:node`: what nodes may that needs no look at an object.
+pub(super) fn node_rules() -> Vec<Rule> {
+    let role = cluster::ROLES.iter().find(|role| role.name == "system:node");
+    role.into_iter().flat_map(|role| role.rules).map(|line| parse_rule(line)).collect()
+}
+
 fn controller(name: &str) -> String {
     format!("{CONTROLLER_PREFIX}{name}")
 }

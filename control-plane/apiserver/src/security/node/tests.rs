@@ -15,6 +15,7 @@ fn pod(name: &str, node: &str) -> Value {
             "nodeName": node,
             "serviceAccountName": "robot",
             "imagePullSecrets": [{ "name": "pull" }],
+            "resourceClaims": [{ "name": "g", "resourceClaimName": "gpu" }],
             "initContainers": [{ "envFrom": [{ "configMapRef": { "name": "from" } }] }],
             "containers": [{
                 "env": [{ "name": "A", "valueFrom": { "secretKeyRef": { "name": "env", "key": "k" } } }],
@@ -75,6 +76,10 @@ async fn put(cache: &Cache, plural: &str, name: &str, value: Value) {
     }
 }
 
+async fn put_cluster(cache: &Cache, group: &str, plural: &str, name: &str, value: Value) {
+    cache.create(&keys::object_key(group, plural, None, name), value).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_agent_reads_what_the_pods_of_its_node_refer_to() {
     let (cache, authorizer, _folder) = cluster().await;
@@ -123,6 +128,19 @@ async fn an_agent_does_not_read_or_write_what_is_not_its_own() {
     put(&cache, "pods", "mirror", mirror).await;
     put(&cache, "persistentvolumeclaims", "claim", json!({ "metadata": {}, "spec": { "volumeName": "v" } }))
         .await;
+    let volume = |claim: &str| {
+        json!({ "metadata": {}, "spec": {
+            "claimRef": { "namespace": "ns", "name": claim },
+            "csi": { "nodeStageSecretRef": { "namespace": "storage", "name": "stage" } },
+        } })
+    };
+    put_cluster(&cache, "", "persistentvolumes", "v", volume("claim")).await;
+    put_cluster(&cache, "", "persistentvolumes", "stolen", volume("elsewhere")).await;
+    for (name, node) in [("mine", "n1"), ("theirs", "n2")] {
+        let object = json!({ "metadata": {}, "spec": { "nodeName": node } });
+        put_cluster(&cache, "storage.k8s.io", "volumeattachments", name, object.clone()).await;
+        put_cluster(&cache, "resource.k8s.io", "resourceslices", name, object).await;
+    }
     let cases = [
         (false, "get core/secrets ns other"),
         (false, "get core/secrets other env"),
@@ -132,22 +150,33 @@ async fn an_agent_does_not_read_or_write_what_is_not_its_own() {
         (false, "get core/secrets ns wanted"),
         (false, "create core/serviceaccounts/token ns other"),
         (true, "patch core/nodes/status - n1"),
-        (false, "patch core/nodes/status - n2"),
         (true, "update core/nodes - n1"),
-        (false, "update core/nodes - n2"),
         (false, "delete core/nodes - n1"),
+        (false, "get core/nodes/proxy - n1"),
         (true, "create core/nodes - -"),
-        (true, "list core/nodes - -"),
         (true, "update coordination.k8s.io/leases kube-node-lease n1"),
         (false, "update coordination.k8s.io/leases kube-node-lease n2"),
         (false, "update coordination.k8s.io/leases kube-system n1"),
+        (false, "list coordination.k8s.io/leases kube-node-lease -"),
         (true, "patch core/pods/status ns p"),
-        (false, "patch core/pods/status ns other"),
         (false, "patch core/pods ns p"),
         (true, "delete core/pods ns p"),
-        (false, "delete core/pods ns other"),
+        (false, "deletecollection core/pods ns -"),
         (true, "get core/persistentvolumes - v"),
         (false, "get core/persistentvolumes - w"),
+        (false, "get core/persistentvolumes - stolen"),
+        (false, "list core/persistentvolumes - -"),
+        (true, "get core/secrets storage stage"),
+        (false, "get core/secrets storage other"),
+        (true, "get storage.k8s.io/volumeattachments - mine"),
+        (false, "get storage.k8s.io/volumeattachments - theirs"),
+        (true, "update resource.k8s.io/resourceslices - mine"),
+        (false, "update resource.k8s.io/resourceslices - theirs"),
+        (false, "list resource.k8s.io/resourceslices - -"),
+        (true, "get resource.k8s.io/resourceclaims ns gpu"),
+        (false, "get resource.k8s.io/resourceclaims ns other"),
+        (true, "patch storage.k8s.io/csinodes - n1"),
+        (false, "patch storage.k8s.io/csinodes - n2"),
         (true, "create core/configmaps kube-system -"),
         (false, "create core/configmaps ns -"),
         (false, "create core/pods/exec ns p"),
@@ -164,5 +193,36 @@ async fn an_agent_does_not_read_or_write_what_is_not_its_own() {
         );
     }
     let reason = authorizer.authorize(&agent("n1"), &asks("get core/secrets ns other")).reason;
-    assert_eq!(reason, "no relationship found between node \"n1\" and this object");
+    assert_eq!(reason, "no relationship found between node 'n1' and this object");
+}
+
+/// The Node authorizer alone: in a cluster, our agents hold more rights by a role.
+#[tokio::test]
+async fn an_agent_sees_its_own_node_and_the_pods_on_it() {
+    let (cache, _, _folder) = cluster().await;
+    put(&cache, "pods", "p", pod("p", "n1")).await;
+    put(&cache, "pods", "other", pod("other", "n2")).await;
+    let authorizer = NodeAuthorizer::new(&cache);
+    let decide = |question: &str, selector: &str| {
+        let request = Attributes { field_selector: selector.to_owned(), ..asks(question) };
+        let decision = authorizer.authorize("n1", &request);
+        if decision.allowed { "yes".to_owned() } else { decision.reason }
+    };
+    assert_eq!(decide("get core/pods ns p", ""), "yes");
+    assert_eq!(
+        decide("get core/pods ns other", ""),
+        "no relationship found between node 'n1' and this object"
+    );
+    let unselected = "can only list/watch pods with spec.nodeName field selector";
+    assert_eq!(decide("list core/pods - -", ""), unselected);
+    assert_eq!(decide("list core/pods - -", "spec.nodeName!=n1"), unselected);
+    assert_eq!(decide("watch core/pods - -", "spec.nodeName=n2"), unselected);
+    assert_eq!(decide("watch core/pods - -", "status.phase!=Failed,spec.nodeName=n1"), "yes");
+    assert_eq!(decide("list resource.k8s.io/resourceslices - -", "spec.nodeName=n1"), "yes");
+    assert_eq!(decide("get core/nodes - n1", ""), "yes");
+    assert_eq!(
+        decide("list core/nodes - -", ""),
+        "node 'n1' cannot read all nodes, only its own Node object"
+    );
+    assert_eq!(decide("get core/nodes - n2", ""), "node 'n1' cannot read 'n2', only its own Node object");
 }

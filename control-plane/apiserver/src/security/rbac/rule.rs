@@ -70,7 +70,7 @@ impl Rule {
     }
 
     /// Whether this rule grants all that `wanted`, an atom of [`Rule::atoms`], grants.
-    pub(super) fn covers(&self, wanted: &Self) -> bool {
+    pub(crate) fn covers(&self, wanted: &Self) -> bool {
         let every = |have: &[String], want: &[String]| want.iter().all(|item| has(have, item));
         if !every(&self.verbs, &wanted.verbs) {
             return false;
@@ -93,7 +93,7 @@ impl Rule {
     }
 
     /// The rule as rules of one verb, one group, one resource, one name each.
-    pub(super) fn atoms(&self) -> Vec<Self> {
+    pub(crate) fn atoms(&self) -> Vec<Self> {
         let mut atoms = Vec::new();
         let names: Vec<Vec<String>> = match &self.resource_names[..] {
             [] => vec![Vec::new()],
@@ -126,8 +126,8 @@ impl Rule {
         let fields = [
             ("APIGroups", &self.api_groups),
             ("Resources", &self.resources),
-            ("ResourceNames", &self.resource_names),
             ("NonResourceURLs", &self.non_resource_urls),
+            ("ResourceNames", &self.resource_names),
             ("Verbs", &self.verbs),
         ];
         for (name, list) in fields {

@@ -148,12 +148,13 @@ impl Tables {
         if missing.is_empty() {
             return Ok(());
         }
-        let missing: Vec<String> = compact(missing).iter().map(Rule::describe).collect();
+        let missing: std::collections::BTreeSet<String> =
+            compact(missing).iter().map(Rule::describe).collect();
         Err(format!(
             "user {:?} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
             identity.name,
             format!("{:?}", identity.groups).replace(", ", " "),
-            missing.join("\n")
+            missing.into_iter().collect::<Vec<_>>().join("\n")
         ))
     }
 

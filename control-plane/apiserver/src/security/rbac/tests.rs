@@ -69,6 +69,7 @@ fn asks(question: &str) -> Attributes {
         name: word(3),
         path: String::new(),
         is_resource: true,
+        ..Attributes::default()
     }
 }
 
@@ -296,14 +297,14 @@ async fn roles_and_bindings_are_written_by_those_who_hold_escalate_or_bind_or_th
     let person = |name: &str| Identity::internal(name, &[]);
     let get = role("Role", "ns", "x", rules(&["get"], "", "pods"));
     let delete = role("Role", "ns", "x", rules(&["delete"], "", "pods"));
-    assert_eq!(authorizer.check_role_write(&person("jane"), "ns", &get), Ok(()));
-    assert!(authorizer.check_role_write(&person("jane"), "ns", &delete).is_err());
-    assert!(authorizer.check_role_write(&person("jane"), "", &get).is_err(), "held in ns only");
-    assert_eq!(authorizer.check_role_write(&person("eve"), "ns", &delete), Ok(()));
-    assert!(authorizer.check_role_write(&person("eve"), "other", &delete).is_err());
+    assert_eq!(authorizer.check_role_write(&person("jane"), "ns", "", &get, None), Ok(()));
+    assert!(authorizer.check_role_write(&person("jane"), "ns", "", &delete, None).is_err());
+    assert!(authorizer.check_role_write(&person("jane"), "", "", &get, None).is_err(), "held in ns only");
+    assert_eq!(authorizer.check_role_write(&person("eve"), "ns", "", &delete, None), Ok(()));
+    assert!(authorizer.check_role_write(&person("eve"), "other", "", &delete, None).is_err());
     let mut aggregated = role("ClusterRole", "", "a", json!([]));
     aggregated["aggregationRule"] = json!({ "clusterRoleSelectors": [{ "matchLabels": { "a": "b" } }] });
-    assert!(authorizer.check_role_write(&person("jane"), "", &aggregated).is_err());
+    assert!(authorizer.check_role_write(&person("jane"), "", "", &aggregated, None).is_err());
     let bind = |role: &str| binding("ns", "new", ("ClusterRole", role), user("mallory"));
     assert_eq!(authorizer.check_binding_write(&person("jane"), "ns", &bind("reader")), Ok(()));
     assert!(authorizer.check_binding_write(&person("jane"), "ns", &bind("writer")).is_err());
@@ -312,7 +313,7 @@ async fn roles_and_bindings_are_written_by_those_who_hold_escalate_or_bind_or_th
     assert!(authorizer.check_binding_write(&person("bob"), "other", &bind("writer")).is_err());
     let root =
         Identity { groups: vec![GROUP_MASTERS.to_owned(), GROUP_AUTHENTICATED.to_owned()], ..person("root") };
-    assert_eq!(authorizer.check_role_write(&root, "", &aggregated), Ok(()));
+    assert_eq!(authorizer.check_role_write(&root, "", "", &aggregated, None), Ok(()));
     assert_eq!(authorizer.check_binding_write(&root, "", &bind("absent")), Ok(()));
     assert!(authorizer.authorize(&root, &asks("delete core/nodes - n")).allowed);
     assert_eq!(authorizer.rules_for(&root, "ns").len(), 2);

@@ -2,6 +2,8 @@ use std::collections::HashMap;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, jwk};
+
 use super::*;
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -80,8 +82,8 @@ fn time_is_judged() {
     let tokens = tokens();
     let token = tokens.issue(&spec(), NOW).unwrap().token;
     let at = |now| tokens.verify(&token, &[], &objects(), now);
-    assert!(at(NOW).is_ok() && at(NOW + 3600).is_ok());
-    assert_eq!(at(NOW + 3700), Err(TokenError::Expired(100)));
+    assert!(at(NOW).is_ok() && at(NOW + 3660).is_ok());
+    assert_eq!(at(NOW + 3700), Err(TokenError::Expired));
     assert_eq!(at(NOW - 3600), Err(TokenError::NotYet));
 }
 
@@ -101,16 +103,11 @@ fn audiences_are_judged() {
 
 #[test]
 fn foreign_and_forged_tokens_are_refused() {
-    let tokens = tokens();
+    let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let tokens = Tokens::new(ISSUER, &key).unwrap();
     let good = tokens.issue(&spec(), NOW).unwrap().token;
     let stranger = Tokens::new(ISSUER, &rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-    let key = &tokens.signing;
-    let other_issuer = Tokens {
-        issuer: "https://elsewhere".to_owned(),
-        signing: key.clone(),
-        verifying: tokens.verifying.clone(),
-        key: tokens.key.clone(),
-    };
+    let elsewhere = Tokens::new("https://elsewhere", &key).unwrap();
     let parts: Vec<&str> = good.split('.').collect();
     let claims = URL_SAFE_NO_PAD.decode(parts[1]).unwrap();
     let claims = String::from_utf8(claims).unwrap().replace("robot", "admin");
@@ -118,27 +115,38 @@ fn foreign_and_forged_tokens_are_refused() {
     let none = format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), parts[1]);
     let hmac = {
         // The public key as an HMAC secret: the mistake of verifiers that trust the token's own algorithm.
-        let secret =
-            EncodingKey::from_secret(tokens.key.thumbprint(jwk::ThumbprintHash::SHA256).unwrap().as_bytes());
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &json!({ "iss": ISSUER }), &secret).unwrap()
+        let secret = EncodingKey::from_secret(tokens.signing.id.as_bytes());
+        jsonwebtoken::encode(
+            &Header { kid: Some(tokens.signing.id.clone()), ..Header::new(Algorithm::HS256) },
+            &json!({ "iss": ISSUER }),
+            &secret,
+        )
+        .unwrap()
+    };
+    let no_id = {
+        let header = Header { kid: None, ..Header::new(Algorithm::ES256) };
+        let key = EncodingKey::from_ec_pem(rcgen::KeyPair::generate().unwrap().serialize_pem().as_bytes());
+        jsonwebtoken::encode(&header, &json!({ "iss": ISSUER }), &key.unwrap()).unwrap()
     };
     let cases = [
-        ("another key", stranger.issue(&spec(), NOW).unwrap().token),
-        ("another issuer", other_issuer.issue(&spec(), NOW).unwrap().token),
-        ("changed claims", forged),
-        ("no algorithm", none),
-        ("another algorithm", hmac),
-        ("no signature", format!("{}.{}.", parts[0], parts[1])),
-        ("cut", good[..good.len() - 4].to_owned()),
-        ("garbage", "garbage".to_owned()),
-        ("empty", String::new()),
+        ("another key", stranger.issue(&spec(), NOW).unwrap().token, TokenError::UnknownKey),
+        ("another key that is not named", no_id, TokenError::Signature),
+        ("another issuer", elsewhere.issue(&spec(), NOW).unwrap().token, TokenError::Foreign),
+        ("changed claims", forged, TokenError::Signature),
+        ("no algorithm", none, TokenError::Foreign),
+        ("another algorithm", hmac, TokenError::Signature),
+        ("no signature", format!("{}.{}.", parts[0], parts[1]), TokenError::Signature),
+        ("cut", good[..good.len() - 4].to_owned(), TokenError::Signature),
+        ("garbage", "garbage".to_owned(), TokenError::Foreign),
+        ("empty", String::new(), TokenError::Foreign),
     ];
-    for (case, token) in cases {
-        let refused = tokens.verify(&token, &[], &objects(), NOW);
-        assert!(matches!(refused, Err(TokenError::Foreign(_))), "{case}: {refused:?}");
+    for (case, token, wanted) in cases {
+        assert_eq!(tokens.verify(&token, &[], &objects(), NOW), Err(wanted), "{case}");
     }
     assert!(tokens.verify(&good, &[], &objects(), NOW).is_ok());
 }
+
+const GONE: &str = "service account token has been invalidated";
 
 #[test]
 fn a_token_ends_with_what_it_is_bound_to() {
@@ -150,23 +158,23 @@ fn a_token_ends_with_what_it_is_bound_to() {
     let node = tokens.issue(&TokenSpec { node: reference("n1"), ..spec() }, NOW).unwrap().token;
     let secret = tokens.issue(&TokenSpec { secret: reference("s"), ..spec() }, NOW).unwrap().token;
     let unbound = |token: &str, objects: Objects, what: &str| {
-        let expected = TokenError::Unbound { what: what.to_owned() };
+        let expected = TokenError::Unbound(what.to_owned());
         assert_eq!(tokens.verify(token, &[], &objects, NOW), Err(expected));
     };
-    unbound(&pod, Objects::default().with("pods", "web"), "serviceaccount robot");
-    unbound(&pod, Objects::default().with("serviceaccounts", "robot"), "pod web");
-    unbound(&secret, objects(), "secret s");
-    unbound(&node, Objects::default().with("serviceaccounts", "robot"), "node n1");
+    unbound(&pod, Objects::default().with("pods", "web"), "serviceaccounts \"robot\" not found");
+    unbound(&pod, Objects::default().with("serviceaccounts", "robot"), GONE);
+    unbound(&secret, objects(), GONE);
+    unbound(&node, Objects::default().with("serviceaccounts", "robot"), GONE);
     let no_node = Objects::default().with("serviceaccounts", "robot").with("pods", "web");
     assert!(tokens.verify(&pod, &[], &no_node, NOW).is_ok(), "a pod's token does not need the node");
     let mut reborn = objects();
     reborn.0.get_mut(&("pods", "web".to_owned())).unwrap().uid = "another".to_owned();
-    unbound(&pod, reborn, "pod web");
+    unbound(&pod, reborn, "pod UID (another) does not match service account pod ref claim (uid-web)");
     let mut deleted = objects();
     deleted.0.get_mut(&("pods", "web".to_owned())).unwrap().deletion = Some(NOW - 30);
     assert!(tokens.verify(&pod, &[], &deleted, NOW).is_ok(), "while the pod shuts down");
     deleted.0.get_mut(&("pods", "web".to_owned())).unwrap().deletion = Some(NOW - 61);
-    unbound(&pod, deleted, "pod web");
+    unbound(&pod, deleted, GONE);
 }
 
 #[test]
@@ -180,8 +188,68 @@ fn the_published_key_verifies_tokens() {
     validation.set_audience(&[ISSUER]);
     validation.validate_exp = false;
     assert!(jsonwebtoken::decode::<Value>(&token, &key, &validation).is_ok());
+    assert_eq!(tokens.jwks()["keys"][0]["use"], "sig");
     assert!(tokens.jwks()["keys"][0].get("d").is_none(), "the private part stays here");
     let discovery = tokens.discovery("https://10.89.0.10:6443");
     assert_eq!(discovery["issuer"], ISSUER);
     assert_eq!(discovery["jwks_uri"], "https://10.89.0.10:6443/openid/v1/jwks");
+}
+
+#[test]
+fn a_replaced_key_still_verifies() {
+    let old_key = rcgen::KeyPair::generate().unwrap();
+    let old = Tokens::new(ISSUER, &old_key.serialize_pem()).unwrap();
+    let token = old.issue(&spec(), NOW).unwrap().token;
+    let new = tokens();
+    assert_eq!(new.verify(&token, &[], &objects(), NOW), Err(TokenError::UnknownKey));
+    let both = tokens().with_keys(&[old_key.public_key_pem()]).unwrap();
+    assert!(both.verify(&token, &[], &objects(), NOW).is_ok());
+    assert_eq!(both.jwks()["keys"].as_array().unwrap().len(), 2);
+    assert!(tokens().with_keys(&["nothing".to_owned()]).is_err());
+}
+
+#[test]
+fn several_issuers_are_known_and_the_first_signs() {
+    let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let old = Tokens::new("https://old", &key).unwrap().with_audiences(&[ISSUER.to_owned()]);
+    let new =
+        Tokens::new(ISSUER, &key).unwrap().with_issuers(&["https://old".to_owned()]).with_audiences(&[]);
+    let token = old.issue(&spec(), NOW).unwrap().token;
+    assert_eq!(new.verify(&token, &[], &objects(), NOW).unwrap().audiences, [ISSUER]);
+    assert_eq!(new.audiences(), [ISSUER, "https://old"]);
+}
+
+/// A Secret that holds a token.
+struct WithSecret(Objects, Value);
+
+impl BoundObjects for WithSecret {
+    fn find(&self, plural: &str, namespace: Option<&str>, name: &str) -> Option<Live> {
+        self.0.find(plural, namespace, name)
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Option<Value> {
+        ((namespace, name) == ("ns", "robot-token")).then(|| self.1.clone())
+    }
+}
+
+#[test]
+fn a_token_in_a_secret_lives_as_long_as_the_secret_holds_it() {
+    let tokens = tokens();
+    let token = tokens.issue_legacy("ns", &reference("robot").unwrap(), "robot-token").unwrap();
+    let secret = |token: &str, labels: Value| {
+        let kept = base64::engine::general_purpose::STANDARD.encode(token);
+        WithSecret(objects(), json!({"metadata": {"labels": labels}, "data": {"token": kept}}))
+    };
+    let verify = |objects: &dyn BoundObjects| tokens.verify(&token, &[], objects, NOW);
+    let verified = verify(&secret(&token, json!({}))).unwrap();
+    assert_eq!(verified.identity.name, "system:serviceaccount:ns:robot");
+    assert_eq!(verified.audiences, [ISSUER]);
+    let refused = |objects: &dyn BoundObjects| verify(objects).unwrap_err().to_string();
+    assert_eq!(refused(&objects()), "Token has been invalidated");
+    assert_eq!(refused(&secret("other", json!({}))), "Token does not match server's copy");
+    let marked = refused(&secret(&token, json!({"kubernetes.io/legacy-token-invalid-since": "2026-01-01"})));
+    assert!(marked.contains("has been marked invalid"), "{marked}");
+    let mut reborn = secret(&token, json!({}));
+    reborn.0.0.get_mut(&("serviceaccounts", "robot".to_owned())).unwrap().uid = "another".to_owned();
+    assert_eq!(refused(&reborn), "service account UID (another) does not match claim (uid-robot)");
 }
