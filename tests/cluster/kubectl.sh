@@ -11,7 +11,7 @@ work=$(mktemp -d)
 namespace=session
 cd "$work"
 cleanup() {
-    kubectl delete namespace "$namespace" --wait=false --ignore-not-found >/dev/null 2>&1 || true
+    kubectl delete namespace "$namespace" --timeout=60s --ignore-not-found >/dev/null 2>&1 || true
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -241,7 +241,8 @@ spec:
   volumes: [{name: data, emptyDir: {}}]
 YAML
 k apply -f talker.yaml
-k wait --for=condition=Ready pod/talker --timeout=90s
+k wait --for='jsonpath={.status.containerStatuses[0].restartCount}=1' pod/talker --timeout=60s
+k wait --for=condition=Ready pod/talker --timeout=60s
 k get pod talker
 says "1/1" "Running" "1 ("
 k logs talker
@@ -296,9 +297,9 @@ k rollout status deployment/web --timeout=60s
 
 section "delete: by file, by label, at once"
 k delete -f changed.yaml
-is 'deployment.apps "web" deleted from '"$namespace namespace"
+says 'deployment.apps "web" deleted'
 k delete pod -l kind=alone --grace-period=1
-is 'pod "alone" deleted from '"$namespace namespace"
+says 'pod "alone" deleted'
 k run stubborn --image=busybox:1.36 -- sleep 3600
 k wait --for=condition=Ready pod/stubborn --timeout=60s
 k delete pod stubborn --grace-period=0 --force

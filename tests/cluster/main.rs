@@ -1,6 +1,7 @@
 //! The cluster tier: real containerd, kubectl and kernel, on the cluster that `cargo xtask test cluster` made.
 
 mod bad_input;
+mod dual_stack;
 mod failures;
 mod kubectl;
 mod network;

@@ -129,7 +129,7 @@ fn no_node_has_a_netfilter_rule_and_each_knows_the_others_blocks_by_bgp() {
                 "get node {} -o jsonpath={{.status.addresses[?(@.type==\"InternalIP\")].address}}",
                 other.node
             ));
-            let host = host.ok();
+            let host = host.ok().split(' ').next().unwrap_or_default().to_owned();
             let block = block_of(&other.address);
             let learned = routes.lines().any(|route| {
                 route.starts_with(&block) && route.contains(&host) && route.contains("proto 180")

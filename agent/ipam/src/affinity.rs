@@ -90,9 +90,9 @@ pub fn plan(pools: &[Pool], node: &str, affinities: &[Affinity], allocator: &All
     }
     if actions.is_empty() {
         for pool in pools {
-            if allocator.free(pool)
-                < FREE_MIN.min(1 << (crate::pool::bits(pool.cidr()) - pool.cidr().prefix()))
-            {
+            let addresses =
+                1usize.checked_shl(u32::from(crate::pool::bits(pool.cidr()) - pool.cidr().prefix()));
+            if allocator.free(pool) < addresses.map_or(FREE_MIN, |addresses| FREE_MIN.min(addresses)) {
                 actions.push(claim_next(pool, node, &by_block));
             }
         }
@@ -109,7 +109,7 @@ fn claim_next(pool: &Pool, node: &str, taken: &BTreeMap<IpNetwork, &Affinity>) -
     // One more probe than blocks are taken finds a free one where there is one.
     let probes = count.min(taken.len() as u64 + 1);
     (0..probes)
-        .filter_map(|step| pool.block((start + step) % count))
+        .filter_map(|step| pool.block(((u128::from(start) + u128::from(step)) % u128::from(count)) as u64))
         .find(|block| !taken.contains_key(block))
         .map_or(Action::Exhausted(pool.cidr()), Action::Claim)
 }

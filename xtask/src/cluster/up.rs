@@ -64,6 +64,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<()> {
             && cluster.ip_family == arguments.ip_family;
         if same {
             run::say("the cluster is up already");
+            run::step("waiting for Ready nodes", || ready(arguments.nodes))?;
             return super::status();
         }
         run::say("another cluster is up: taking it down first");

@@ -205,3 +205,21 @@ fn one_more_block_is_claimed_before_the_last_address_is_gone() {
     let actions = plan(&[pool()], "a", &[own], &allocator);
     assert!(matches!(actions[..], [Action::Claim(other)] if other != block), "{actions:?}");
 }
+
+#[test]
+fn pools_with_more_blocks_than_a_word_counts_are_claimed_from_as_others_are() {
+    for cidr in ["fd00:10:244::/64", "fd00:10:244::/58", "fd00::/8", "::/0"] {
+        let pool = Pool::with_default_blocks(cidr.parse().unwrap()).unwrap();
+        let mut taken: Vec<Affinity> = Vec::new();
+        for node in ["a", "b", "c", "a"] {
+            let actions = plan(&[pool], node, &taken, &Allocator::default());
+            let claim = actions.iter().find_map(|action| match action {
+                Action::Claim(block) => Some(*block),
+                _ => None,
+            });
+            let block = claim.unwrap_or_else(|| panic!("{node} claims nothing of {cidr}: {actions:?}"));
+            assert!(pool.owns(block) && taken.iter().all(|other| other.block != block), "{block}");
+            taken.push(Affinity { block, node: "other".to_owned(), state: State::Confirmed, sequence: 1 });
+        }
+    }
+}

@@ -117,16 +117,26 @@ async fn over_tcp(server: SocketAddr, query: &[u8]) -> Result<Vec<u8>> {
     timeout(WAIT, exchange).await.context("no answer")?
 }
 
+/// As getaddrinfo does: the first candidate that has an address of either family.
 pub(crate) async fn addresses(name: &str) -> Result<Vec<IpAddr>> {
-    let records = Resolver::from_system()?.records(name, RecordType::A, false).await?;
-    Ok(records
-        .into_iter()
-        .filter_map(|record| match record.data {
-            RData::A(address) => Some(IpAddr::V4(address.0)),
-            RData::AAAA(address) => Some(IpAddr::V6(address.0)),
-            _ => None,
-        })
-        .collect())
+    let resolver = Resolver::from_system()?;
+    let mut last = ResponseCode::NXDomain;
+    for candidate in resolver.candidates(name) {
+        let mut found = Vec::new();
+        for kind in [RecordType::A, RecordType::AAAA] {
+            let answer = resolver.exchange(&candidate, kind, false).await?;
+            last = answer.metadata.response_code;
+            found.extend(answer.answers.into_iter().filter_map(|record| match record.data {
+                RData::A(address) => Some(IpAddr::V4(address.0)),
+                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+                _ => None,
+            }));
+        }
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    bail!("{name}: {last}")
 }
 
 pub(crate) async fn print(name: &str, kind: &str, tcp: bool) -> Result<()> {
