@@ -8,7 +8,10 @@
 //! Kinds are data: a row of `api::schema` and a strategy of `registry`. Handlers never know kinds.
 
 pub mod admission;
+pub mod audit;
+pub mod callout;
 pub mod config;
+pub mod context;
 pub mod conversion;
 pub mod decode;
 pub mod discovery;

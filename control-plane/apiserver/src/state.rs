@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::Admission,
+    callout::Callout,
     config::Config,
     discovery::{Discovery, openapi::OpenApi},
     flow_control::FlowControl,
@@ -39,6 +40,8 @@ pub struct State {
     pub authorizer: Arc<Authorizer>,
     pub tokens: Arc<Tokens>,
     pub admission: Admission,
+    /// How webhooks and aggregated servers are called.
+    pub callout: Arc<Callout>,
     pub service_ips: tokio::sync::Mutex<ServiceIps>,
     pub discovery: Discovery,
     pub openapi: OpenApi,

@@ -33,6 +33,7 @@ mod taint_nodes_by_condition;
 #[cfg(test)]
 mod tests;
 mod view;
+pub mod webhook;
 
 use std::{fmt, sync::Arc};
 

@@ -58,7 +58,8 @@ impl<'a> Pass<'a> {
 
     /// After the stage's last call.
     pub fn end(&mut self, object: &Value) {
-        if self.round == 0 {
+        let may_be_asked = !self.reinvocation.asked.is_empty() || !self.reinvocation.due.is_empty();
+        if self.round == 0 && may_be_asked {
             self.reinvocation.output = Some(object.clone());
         }
     }

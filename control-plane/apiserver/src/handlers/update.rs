@@ -112,12 +112,10 @@ impl<'a> Update<'a> {
                 .await?
                 .ok_or_else(|| self.target.not_found(self.name))?;
             let mut said = Vec::new();
-            match self.attempt(&key, &object, &mut said, transform).await? {
-                Some(value) => {
-                    warnings.append(&mut said);
-                    return Ok(value);
-                }
-                None => continue,
+            let attempt = self.attempt(&key, &object, &mut said, transform).await;
+            if let Some(ended) = attempt.transpose() {
+                warnings.append(&mut said);
+                return ended;
             }
         }
         Err(self.modified())

@@ -34,6 +34,7 @@ pub(crate) mod storage;
 mod table;
 #[cfg(test)]
 mod tests;
+pub(crate) mod webhooks;
 mod workload;
 
 use api::{field::FieldError, schema::Resource};

@@ -8,6 +8,7 @@ use super::{
     fields::*,
     rules::Errors,
     table::{AGE, NAME, NAME_AND_AGE, NAME_AND_CREATED, NONE, UNSET, human_duration, number, or},
+    webhooks::{self, default_match},
 };
 
 /// A kind that is data only.
@@ -118,8 +119,8 @@ pub(super) fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("storage.k8s.io", "volumeattachments") => &VOLUME_ATTACHMENTS,
         ("storage.k8s.io", "volumeattributesclasses") => &VOLUME_ATTRIBUTES_CLASSES,
         ("certificates.k8s.io", "certificatesigningrequests") => &CertificateSigningRequests,
-        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => &MUTATING_WEBHOOKS,
-        ("admissionregistration.k8s.io", "validatingwebhookconfigurations") => &VALIDATING_WEBHOOKS,
+        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => &webhooks::MUTATING,
+        ("admissionregistration.k8s.io", "validatingwebhookconfigurations") => &webhooks::VALIDATING,
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => &VALIDATING_POLICIES,
         ("admissionregistration.k8s.io", "mutatingadmissionpolicies") => &MUTATING_POLICIES,
         (
@@ -430,41 +431,6 @@ fn request_state(request: &Value) -> String {
         state.push_str(",Issued");
     }
     state
-}
-
-const WEBHOOK_COLUMNS: &[Column] =
-    &[NAME, Column::new("Webhooks", "integer", |o, _| items(o, "/webhooks").len().into()), AGE];
-
-static MUTATING_WEBHOOKS: Plain = Plain::new(WEBHOOK_COLUMNS)
-    .default(|object| {
-        default_webhooks(object);
-        each(object, "webhooks").for_each(|webhook| set_default(webhook, "reinvocationPolicy", "Never"));
-    })
-    .with_generation()
-    .needs_resource_version();
-static VALIDATING_WEBHOOKS: Plain =
-    Plain::new(WEBHOOK_COLUMNS).default(default_webhooks).with_generation().needs_resource_version();
-
-fn default_webhooks(configuration: &mut Value) {
-    for webhook in each(configuration, "webhooks") {
-        set_default(webhook, "failurePolicy", "Fail");
-        default_match(webhook);
-        set_default(webhook, "timeoutSeconds", 10);
-        for rule in each(webhook, "rules") {
-            set_default(rule, "scope", "*");
-        }
-        if let Some(service) =
-            existing(webhook, "clientConfig").and_then(|config| existing(config, "service"))
-        {
-            set_default(service, "port", 443);
-        }
-    }
-}
-
-fn default_match(resources: &mut Value) {
-    set_default(resources, "matchPolicy", "Equivalent");
-    set_default(resources, "namespaceSelector", json!({}));
-    set_default(resources, "objectSelector", json!({}));
 }
 
 fn default_policy(policy: &mut Value) {

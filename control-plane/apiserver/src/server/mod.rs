@@ -31,7 +31,8 @@ use self::{
     limits::Limits,
 };
 use crate::{
-    admission::{Admission, View},
+    admission::{Admission, View, webhook::Webhooks},
+    callout::{Callout, ConversionWebhooks},
     config::{self, Config, Store},
     discovery::{Discovery, openapi::OpenApi},
     flow_control::{self, FlowControl},
@@ -193,16 +194,20 @@ fn build(
     let authenticator = Authenticator::new(verifier, Arc::clone(&tokens), Arc::clone(&cache) as _)
         .with(credentials(&config.security)?);
     let authorizer = Arc::new(Authorizer::new(&cache));
+    let callout = Arc::new(Callout::new(Arc::clone(&cache) as _, None));
+    let kinds = Kinds::new(schema);
+    kinds.set_webhook(Arc::new(ConversionWebhooks(Arc::clone(&callout))));
+    let view = View { cache: Arc::clone(&cache), authorizer: Arc::clone(&authorizer) };
+    let admission = Admission::new(Arc::new(view))
+        .with(Arc::new(Webhooks::new(Arc::clone(&cache), Arc::clone(&callout))));
     Ok(State {
         schema,
-        kinds: Kinds::new(schema),
+        kinds,
         authenticator,
-        admission: Admission::new(Arc::new(View {
-            cache: Arc::clone(&cache),
-            authorizer: Arc::clone(&authorizer),
-        })),
+        admission,
         authorizer,
         tokens,
+        callout,
         service_ips: tokio::sync::Mutex::new(ServiceIps::new(&cache, config.service_cidrs.clone())),
         discovery: Discovery::new(schema, config.address().to_string()),
         openapi: OpenApi::default(),

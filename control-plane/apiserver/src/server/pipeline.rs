@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use super::{body::Body, health, limits};
 use crate::{
+    context::{self, RequestContext},
     handlers::{self, Call},
     negotiate::Accepted,
     query::Query,
@@ -137,11 +138,13 @@ async fn handle(
         return plain(&state, &info, &query, &parts);
     }
     let mut call = Call::new(state, info, user, query, parts, body);
-    let handled = handlers::dispatch(&mut call);
-    let mut response = match time {
-        Some(time) => tokio::time::timeout(time, handled).await.map_err(|_| limits::timed_out())??,
-        None => handled.await?,
+    let context = RequestContext::new(time);
+    let handled = context::within(context, handlers::dispatch(&mut call));
+    let answer = match time {
+        Some(time) => tokio::time::timeout(time, handled).await.unwrap_or_else(|_| Err(limits::timed_out())),
+        None => handled.await,
     };
+    let mut response = answer.unwrap_or_else(|status| respond::status(&status));
     respond::add_warnings(&mut response, &call.warnings);
     Ok(response)
 }

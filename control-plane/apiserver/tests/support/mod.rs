@@ -2,6 +2,8 @@
 
 #![expect(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod webhook;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use apiserver::{
@@ -35,7 +37,7 @@ pub struct TestServer {
     serving: JoinHandle<()>,
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
