@@ -220,6 +220,11 @@ impl Status {
         Self::failure(406, "NotAcceptable", message)
     }
 
+    /// 406 for a shape that the answer cannot take.
+    pub fn not_acceptable_shape(message: impl Into<String>) -> Self {
+        Self::failure(406, "NotAcceptable", message)
+    }
+
     /// `message` says the limit, such as `limit is 3145728`.
     pub fn request_entity_too_large(message: impl fmt::Display) -> Self {
         Self::failure(413, "RequestEntityTooLarge", format!("Request entity too large: {message}"))

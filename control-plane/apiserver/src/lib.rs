@@ -19,6 +19,7 @@ pub mod flow_control;
 pub mod handlers;
 pub mod kinds;
 pub mod negotiate;
+pub mod protobuf;
 pub mod query;
 pub mod registry;
 pub mod request;

@@ -14,8 +14,11 @@ mod tests;
 mod write;
 
 pub use self::{
-    read::{decode, is_encoded},
-    write::{encode, encode_message, encode_partial, list_message, metadata_of, watch_event},
+    read::{decode, identity, is_encoded},
+    write::{
+        encode, encode_any, encode_message, encode_partial, list_message, list_metadata, metadata_of,
+        watch_frame, watch_frame_of,
+    },
 };
 
 /// The first bytes of every encoded object.

@@ -47,6 +47,27 @@ pub fn decode(schema: &Schema, ty: TypeId, bytes: &[u8]) -> Result<Value, Protob
     Ok(Value::Object(object))
 }
 
+/// `apiVersion` and `kind` that an object's envelope states.
+///
+/// # Errors
+/// Where the bytes are no envelope.
+pub fn identity(bytes: &[u8]) -> Result<(String, String), ProtobufError> {
+    let unknown = bytes.strip_prefix(MAGIC).ok_or(ProtobufError::NoMagic)?;
+    let mut found = (String::new(), String::new());
+    for part in Parts::new(unknown, "the envelope") {
+        if let (1, Wire::Bytes(meta)) = part? {
+            for part in Parts::new(meta, "the envelope's typeMeta") {
+                match part? {
+                    (1, Wire::Bytes(text)) => found.0 = utf8(text, "apiVersion")?,
+                    (2, Wire::Bytes(text)) => found.1 = utf8(text, "kind")?,
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn insert_text(object: &mut Map<String, Value>, name: &str, text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     if !text.is_empty() {

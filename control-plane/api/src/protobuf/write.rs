@@ -4,7 +4,7 @@
 use base64::Engine as _;
 use serde_json::{Map, Value};
 
-use super::{envelope, field_head};
+use super::{ENVELOPE_TAIL, envelope, field_head, push_text};
 use crate::{
     meta,
     schema::{Alternative, Field, Schema, Shape, Type, TypeId},
@@ -31,6 +31,27 @@ pub fn encode_partial(schema: &Schema, metadata: &Value) -> Vec<u8> {
     field_one(schema, OBJECT_META, metadata)
 }
 
+/// A whole object of any built-in kind, also of the kinds that no type of the table stands for: those of
+/// `PartialObjectMetadata`. `None` for other kinds.
+pub fn encode_any(schema: &Schema, value: &Value) -> Option<Vec<u8>> {
+    let (group, version) = meta::group_and_version(meta::api_version(value));
+    let message = match (group, meta::kind(value)) {
+        ("meta.k8s.io", "PartialObjectMetadata") => encode_partial(schema, &value["metadata"]),
+        ("meta.k8s.io", "PartialObjectMetadataList") => {
+            let items = value["items"].as_array().into_iter().flatten();
+            let items: Vec<_> = items.map(|item| encode_partial(schema, &item["metadata"])).collect();
+            list_message(schema, &value["metadata"], items.iter().map(Vec::as_slice))
+        }
+        (group, kind) => encode_message(schema, schema.type_of(group, version, kind)?, value),
+    };
+    Some(envelope(meta::api_version(value), meta::kind(value), &message))
+}
+
+/// The message of a list's metadata, as the list's first field.
+pub fn list_metadata(schema: &Schema, metadata: &Value) -> Vec<u8> {
+    field_one(schema, LIST_META, metadata)
+}
+
 /// The message of a list whose items are messages already. The list's own fields come first, as Go writes them.
 pub fn list_message<'a>(
     schema: &Schema,
@@ -45,15 +66,27 @@ pub fn list_message<'a>(
     message
 }
 
-/// A `WatchEvent` (without envelope, as in a stream) that carries an object in its envelope.
-pub fn watch_event(kind: &str, object: &[u8]) -> Vec<u8> {
-    let raw = field_head(1, object.len());
-    let mut event = Vec::with_capacity(object.len() + kind.len() + 20);
-    super::push_text(&mut event, 1, kind);
-    super::push_key(&mut event, 2, raw.len() + object.len());
-    event.extend(raw);
-    event.extend_from_slice(object);
-    event
+/// A frame of a watch: four bytes of length, highest first, and a `WatchEvent` (without envelope) that carries an object
+/// in its envelope, of which `head` is the part before the message.
+pub fn watch_frame(kind: &str, head: &[u8], message: &[u8]) -> Vec<u8> {
+    let object = head.len() + message.len() + ENVELOPE_TAIL.len();
+    let raw = field_head(1, object);
+    let field = field_head(2, raw.len() + object);
+    let mut text = Vec::with_capacity(kind.len() + 2);
+    push_text(&mut text, 1, kind);
+    let length = text.len() + field.len() + raw.len() + object;
+    let mut frame = Vec::with_capacity(length + 4);
+    frame.extend_from_slice(&(length as u32).to_be_bytes());
+    for part in [&text, &field, &raw, head, message, ENVELOPE_TAIL.as_slice()] {
+        frame.extend_from_slice(part);
+    }
+    frame
+}
+
+/// A frame of a watch that carries a whole object, envelope and all.
+pub fn watch_frame_of(kind: &str, object: &[u8]) -> Vec<u8> {
+    let message = object.strip_suffix(ENVELOPE_TAIL).unwrap_or(object);
+    watch_frame(kind, &[], message)
 }
 
 /// The part of an object's message that holds its `metadata`: the message of a `PartialObjectMetadata`, where the type

@@ -281,6 +281,11 @@ impl Schema {
         resources.find(|found| found.group == group && found.version == version && found.plural == plural)
     }
 
+    /// Whether anything is served under a group and version.
+    pub fn has_resource(&self, group: &str, version: &str) -> bool {
+        self.resources.iter().any(|found| found.group == group && found.version == version)
+    }
+
     /// The resource that stores a kind.
     pub fn kind(&self, group: &str, version: &str, kind: &str) -> Option<&Resource> {
         let mut resources = self.resources.iter();

@@ -44,7 +44,7 @@ impl OpenApi {
             let make = || Document::new(openapi::v2_protobuf().into(), V2_PROTOBUF_WRITTEN);
             self.document("v2 protobuf", || Some(make()))?
         } else {
-            negotiate::accepted(headers, &[])?;
+            negotiate::accepted_document(headers)?;
             self.document("v2", || Some(Document::json(&openapi::v2())))?
         };
         Ok(document.respond(headers))
@@ -52,7 +52,7 @@ impl OpenApi {
 
     /// `path` is what follows `/openapi/v3`: nothing for the index, else `api/v1` or `apis/GROUP/VERSION`.
     pub fn v3(&self, path: &[&str], headers: &HeaderMap) -> Result<Response<Body>, Status> {
-        negotiate::accepted(headers, &[])?;
+        negotiate::accepted_document(headers)?;
         let json = |value: Option<serde_json::Value>| value.as_ref().map(Document::json);
         let document = match path {
             [] | [""] => self.document("v3", || json(Some(openapi::v3_index())))?,

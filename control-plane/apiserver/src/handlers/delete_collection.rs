@@ -14,7 +14,7 @@ use crate::{query::ListOptions, respond, server::body::Body};
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
     let selection = ListOptions::parse(&call.query, false)?;
     let options = options(call).await?;
-    let accepted = crate::negotiate::accepted(&call.headers, &[])?;
+    let accepted = call.accepted_whole()?;
     let namespace = call.info.namespace.clone();
     let page = select(&call.state.cache, target, &namespace, &selection).await?;
     let mut items: Vec<Value> = Vec::with_capacity(page.items.len());

@@ -14,13 +14,14 @@ use api::status::Status;
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use futures::stream;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Call, Target, target::storage_status};
 use crate::{
-    negotiate::{Accepted, Encoding, Shape},
+    negotiate::{self, Accepted, Encoding, Shape},
+    protobuf,
     query::{ListOptions, VersionMatch},
     respond,
     server::body::{self, Body},
@@ -110,7 +111,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
             answer(call, target, accepted, &page)
         }
         Err(Refusal::Status(status)) => Err(status),
-        Err(Refusal::Expired(token)) => Ok(expired(&token)),
+        Err(Refusal::Expired(token)) => Ok(expired(&call.headers, &token)),
     }
 }
 
@@ -135,10 +136,10 @@ const EXPIRED: &str = "The provided continue parameter is too old to display a c
                        chunk was returned and now may show up in the list.";
 
 /// 410 with a token that goes on from the same place in the newest state.
-fn expired(token: &ContinueToken) -> Response<Body> {
+fn expired(headers: &HeaderMap, token: &ContinueToken) -> Response<Body> {
     let mut value = Status::expired(EXPIRED).to_value();
     value["metadata"]["continue"] = json!(ContinueToken::new(-1, &token.start).text());
-    respond::value(StatusCode::GONE, Accepted::JSON, &value)
+    respond::value(StatusCode::GONE, negotiate::for_error(headers), &value)
 }
 
 async fn find_page(
@@ -238,7 +239,19 @@ fn page(
 
 fn answer(call: &Call, target: &Target, accepted: Accepted, page: &Page) -> Result<Response<Body>, Status> {
     let value = match accepted.shape {
-        Shape::Object if accepted.encoding == Encoding::Json => return Ok(stream_json(target, page)),
+        Shape::Object if accepted.is_plain(Encoding::Json) => {
+            return Ok(in_pieces(accepted, json_pieces(target, page)));
+        }
+        Shape::PartialObjectMetadata => {
+            return Err(Status::not_acceptable_shape(format!(
+                "you requested PartialObjectMetadata, but the requested object is a list ({}List)",
+                target.go_kind()
+            )));
+        }
+        Shape::Object | Shape::PartialObjectMetadataList if accepted.encoding == Encoding::Protobuf => {
+            let items = page.items.iter().map(|object| &**object);
+            return Ok(in_pieces(accepted, protobuf::list(accepted, target, &page.metadata(), items)));
+        }
         Shape::Object => {
             let items: Vec<Value> = page.items.iter().map(|object| target.value(object)).collect();
             json!({
@@ -253,7 +266,7 @@ fn answer(call: &Call, target: &Target, accepted: Accepted, page: &Page) -> Resu
             let rows = page.items.iter().map(|object| tabler.row(target.value(object))).collect();
             tabler.table(page.metadata(), rows, true)
         }
-        Shape::PartialObjectMetadata | Shape::PartialObjectMetadataList => {
+        Shape::PartialObjectMetadataList => {
             let item = |object: &Arc<Object>| partial(&target.value(object), accepted.meta_version);
             let items: Vec<Value> = page.items.iter().map(item).collect();
             json!({
@@ -268,7 +281,7 @@ fn answer(call: &Call, target: &Target, accepted: Accepted, page: &Page) -> Resu
 }
 
 /// The list as its head, the cached bytes of its items with commas between, and its tail.
-fn stream_json(target: &Target, page: &Page) -> Response<Body> {
+fn json_pieces(target: &Target, page: &Page) -> Vec<Bytes> {
     let head = format!(
         "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
         target.resource.list_kind(),
@@ -284,8 +297,12 @@ fn stream_json(target: &Target, page: &Page) -> Response<Body> {
         pieces.push(target.json(object));
     }
     pieces.push(Bytes::from_static(b"]}\n"));
+    pieces
+}
+
+fn in_pieces(accepted: Accepted, pieces: Vec<Bytes>) -> Response<Body> {
     let size: usize = pieces.iter().map(Bytes::len).sum();
-    let mut response = respond::bytes(StatusCode::OK, "application/json", Bytes::new());
+    let mut response = respond::bytes(StatusCode::OK, accepted.content_type(), Bytes::new());
     *response.body_mut() = if size < STREAM_BYTES {
         let mut whole = BytesMut::with_capacity(size);
         pieces.iter().for_each(|piece| whole.extend_from_slice(piece));

@@ -17,7 +17,8 @@ use serde_json::Value;
 
 use crate::{
     decode::{self, Document, Expected},
-    negotiate::{self, Accepted, Encoding, Shape},
+    negotiate::{self, Accepted, BodyEncoding, Encoding, Offer, Shape},
+    protobuf,
     query::{FieldValidation, Query},
     request::RequestInfo,
     respond,
@@ -93,6 +94,11 @@ impl Call {
     ) -> Result<Option<Document>, Status> {
         let encoding = negotiate::body_encoding(&self.headers);
         let bytes = body::read(self.take_body()).await?;
+        if encoding.as_ref().is_ok_and(|encoding| *encoding == BodyEncoding::Protobuf)
+            && !std::ptr::eq(schema, self.state.schema)
+        {
+            return Err(negotiate::no_protobuf());
+        }
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -133,15 +139,31 @@ impl Call {
 
     /// The answer's form where an object is answered with.
     pub fn accepted_object(&self) -> Result<Accepted, Status> {
-        negotiate::accepted(&self.headers, &[Shape::Table, Shape::PartialObjectMetadata])
+        self.accepted(&[Shape::Table, Shape::PartialObjectMetadata, Shape::PartialObjectMetadataList], false)
     }
 
-    /// The answer's form where a list or a watch is answered with.
+    /// The answer's form where a list is answered with.
     pub fn accepted_list(&self) -> Result<Accepted, Status> {
-        negotiate::accepted(
-            &self.headers,
-            &[Shape::Table, Shape::PartialObjectMetadataList, Shape::PartialObjectMetadata],
-        )
+        self.accepted_object()
+    }
+
+    /// The answer's form where it cannot be a Table and the like.
+    pub fn accepted_whole(&self) -> Result<Accepted, Status> {
+        self.accepted(&[], false)
+    }
+
+    /// The form of the objects of a watch.
+    pub fn accepted_stream(&self) -> Result<Accepted, Status> {
+        self.accepted(&[Shape::Table, Shape::PartialObjectMetadata, Shape::PartialObjectMetadataList], true)
+    }
+
+    fn accepted(&self, shapes: &[Shape], stream: bool) -> Result<Accepted, Status> {
+        let info = &self.info;
+        let protobuf =
+            info.subresource == "scale" || self.state.schema.has_resource(&info.group, &info.version);
+        let mut accepted = Offer { shapes, protobuf, stream }.accepted(&self.headers)?;
+        accepted.pretty |= negotiate::wants_pretty(&self.headers, self.query.get("pretty"));
+        Ok(accepted)
     }
 
     pub fn tabler(&self, target: &Target, accepted: Accepted) -> Result<Tabler, Status> {
@@ -169,8 +191,12 @@ impl Call {
                 let rows = vec![tabler.row(object)];
                 tabler.table(metadata, rows, true)
             }
-            Shape::PartialObjectMetadata | Shape::PartialObjectMetadataList => {
-                partial(&object, accepted.meta_version)
+            Shape::PartialObjectMetadata => partial(&object, accepted.meta_version),
+            Shape::PartialObjectMetadataList => {
+                let kind = target.go_kind();
+                return Err(Status::not_acceptable_shape(format!(
+                    "you requested PartialObjectMetadataList, but the requested object is not a list ({kind})"
+                )));
             }
         };
         Ok(respond::value(code, accepted, &value))
@@ -184,8 +210,12 @@ impl Call {
         code: http::StatusCode,
         object: &crate::storage::cache::Object,
     ) -> Result<Response<Body>, Status> {
-        if accepted.shape == Shape::Object && accepted.encoding == Encoding::Json && !target.is_converted() {
-            return Ok(respond::cached(code, accepted, object.json()));
+        if accepted.is_plain(Encoding::Json) && !target.is_converted() {
+            return Ok(respond::bytes(code, accepted.content_type(), object.json().clone()));
+        }
+        let partial = accepted.shape == Shape::PartialObjectMetadata;
+        if accepted.encoding == Encoding::Protobuf && (partial || accepted.shape == Shape::Object) {
+            return Ok(protobuf::object(code, accepted, target, object));
         }
         self.answer(target, accepted, code, target.value(object))
     }

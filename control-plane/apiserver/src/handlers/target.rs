@@ -3,7 +3,8 @@
 use std::{borrow::Cow, sync::Arc};
 
 use api::{
-    schema::{Resource, Schema},
+    protobuf::{encode_message, encode_partial},
+    schema::{Resource, Schema, builtin},
     selector::FieldSelector,
     shared::Shared,
     status::Status,
@@ -38,7 +39,7 @@ impl Target {
     /// A built-in resource.
     pub fn new(resource: &'static Resource) -> Self {
         Self {
-            schema: api::schema::builtin().into(),
+            schema: builtin().into(),
             resource: resource.into(),
             strategy: registry::strategy(&resource.group, &resource.plural).into(),
             form: Form::of(resource),
@@ -182,6 +183,30 @@ impl Target {
         }
     }
 
+    /// The object's protobuf message, without envelope; cached, unless it must be converted. Of a custom resource it is
+    /// the metadata alone.
+    pub fn protobuf(&self, object: &Object) -> Bytes {
+        match &self.form {
+            Form::Stored if !self.is_custom => object.protobuf(|value| self.protobuf_of(value)).clone(),
+            Form::Stored => object.protobuf(|value| encode_partial(builtin(), &value["metadata"])).clone(),
+            Form::Builtin(_) | Form::Custom(_) => self.protobuf_of(&self.value(object)).into(),
+        }
+    }
+
+    /// As [`Target::protobuf`], under another revision.
+    pub fn protobuf_at(&self, object: &Object, revision: Revision) -> Bytes {
+        let mut value = self.value(object);
+        api::meta::set_resource_version(&mut value, &revision.0.to_string());
+        self.protobuf_of(&value).into()
+    }
+
+    fn protobuf_of(&self, value: &Value) -> Vec<u8> {
+        if self.is_custom {
+            return encode_partial(builtin(), &value["metadata"]);
+        }
+        encode_message(&self.schema, self.resource.ty, value)
+    }
+
     /// As [`Target::json`], under another revision.
     pub fn json_at(&self, object: &Object, revision: Revision) -> Bytes {
         if matches!(self.form, Form::Stored) {
@@ -231,6 +256,12 @@ impl Target {
             "metadata.namespace" => Some(meta.namespace.clone()),
             name => fields().iter().find(|(field, _)| *field == name).map(|(_, value)| value.clone()),
         })
+    }
+
+    /// The kind as Go names its type in errors: `*core.Pod`.
+    pub fn go_kind(&self) -> String {
+        let group = self.resource.group.split('.').next().filter(|group| !group.is_empty());
+        format!("*{}.{}", group.unwrap_or("core"), self.resource.kind)
     }
 
     pub fn not_found(&self, name: &str) -> Status {

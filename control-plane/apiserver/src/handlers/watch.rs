@@ -1,4 +1,5 @@
-//! WATCH: the state to begin with where it is asked for, then every change, then bookmarks, as lines of JSON.
+//! WATCH: the state to begin with where it is asked for, then every change, then bookmarks, as lines of JSON or
+//! frames of protobuf.
 //!
 //! | resourceVersion | sendInitialEvents | begins with                                     |
 //! |-----------------|-------------------|-------------------------------------------------|
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Call, Target, target::storage_status};
 use crate::{
     negotiate::{Accepted, Encoding, Shape},
+    protobuf,
     query::ListOptions,
     respond::{self, watch_frame},
     server::body::{self, Body},
@@ -38,7 +40,7 @@ use crate::{
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
-    let accepted = Accepted { encoding: Encoding::Json, ..call.accepted_list()? };
+    let accepted = call.accepted_stream()?;
     let mut options = ListOptions::parse(&call.query, true)?;
     if let Some(selector) = &options.fields {
         target.check_fields(selector)?;
@@ -70,7 +72,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         guard: Counted::new(Arc::clone(&call.state)),
         last: false,
     };
-    let mut response = respond::bytes(StatusCode::OK, "application/json", Bytes::new());
+    let mut response = respond::bytes(StatusCode::OK, accepted.stream_type(), Bytes::new());
     *response.body_mut() = body::stream(frames(source));
     Ok(response)
 }
@@ -114,7 +116,7 @@ async fn begin(
         let after = (version > 0).then_some(Revision(version));
         return Ok(match cache.watch(prefix, after) {
             Ok(watch) => Begin { frames: VecDeque::new(), watch: Some(watch) },
-            Err(error) => Begin { frames: VecDeque::from([error_frame(&error)]), watch: None },
+            Err(error) => Begin { frames: VecDeque::from([error_frame(encoder.accepted, &error)]), watch: None },
         });
     }
     if version > 0 {
@@ -138,7 +140,7 @@ async fn begin(
 }
 
 /// The error that ends a stream, as a frame.
-fn error_frame(error: &StorageError) -> Bytes {
+fn error_frame(accepted: Accepted, error: &StorageError) -> Bytes {
     let status = match error {
         StorageError::Compacted { requested, oldest } => {
             Status::expired(format!("too old resource version: {} ({})", requested.0, oldest.0))
@@ -146,11 +148,18 @@ fn error_frame(error: &StorageError) -> Bytes {
         StorageError::Lagged => Status::expired("the watch fell too far behind and was closed; list again"),
         other => storage_status(other),
     };
-    status_frame(&status)
+    status_frame(accepted, &status)
 }
 
-fn status_frame(status: &Status) -> Bytes {
-    watch_frame("ERROR", status.to_value().to_string().as_bytes())
+fn status_frame(accepted: Accepted, status: &Status) -> Bytes {
+    value_frame(accepted, "ERROR", &status.to_value())
+}
+
+fn value_frame(accepted: Accepted, kind: &str, value: &Value) -> Bytes {
+    match accepted.encoding {
+        Encoding::Protobuf => protobuf::frame_of_value(kind, value),
+        Encoding::Json | Encoding::Yaml => watch_frame(kind, value.to_string().as_bytes()),
+    }
 }
 
 struct Source {
@@ -203,7 +212,7 @@ impl Source {
                 Ok(Delivery::Event(event)) => {
                     if let Err(status) = self.encoder.prepare(&event).await {
                         self.last = true;
-                        return Some(status_frame(&status));
+                        return Some(status_frame(self.encoder.accepted, &status));
                     }
                     if let Some(frame) = self.encoder.event(&self.options, &event) {
                         return Some(frame);
@@ -211,7 +220,7 @@ impl Source {
                 }
                 Err(error) => {
                     self.last = true;
-                    return Some(error_frame(&error));
+                    return Some(error_frame(self.encoder.accepted, &error));
                 }
             }
         }
@@ -248,6 +257,9 @@ impl Encoder {
     }
 
     fn frame(&mut self, kind: &str, object: &Object, at: Option<Revision>) -> Bytes {
+        if self.accepted.encoding == Encoding::Protobuf {
+            return protobuf::frame(kind, self.accepted, &self.target, object, at);
+        }
         let json = match at {
             None => self.target.json(object),
             Some(revision) => self.target.json_at(object, revision),
@@ -286,6 +298,6 @@ impl Encoder {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": meta_version, "metadata": metadata})
             }
         };
-        watch_frame("BOOKMARK", object.to_string().as_bytes())
+        value_frame(self.accepted, "BOOKMARK", &object)
     }
 }

@@ -20,7 +20,7 @@ use super::{body::Body, health, limits};
 use crate::{
     context::{self, RequestContext},
     handlers::{self, Call},
-    negotiate::Accepted,
+    negotiate::{self, Accepted},
     query::Query,
     request::RequestInfo,
     respond,
@@ -53,12 +53,13 @@ pub(crate) async fn respond(
     let method = request.method().clone();
     let uri = request.uri().clone();
     let agent = request.headers().get(http::header::USER_AGENT).cloned();
+    let error_form = negotiate::for_error(request.headers());
     let _gauge = state.metrics.enter();
     let mut seen = Seen::default();
     let handled = handle(Arc::clone(&state), &peer, info.clone(), query, request, &mut seen).boxed();
     let mut response = match AssertUnwindSafe(handled).catch_unwind().await {
         Ok(Ok(response)) => response,
-        Ok(Err(status)) => respond::status(&status),
+        Ok(Err(status)) => respond::status(error_form, &status),
         Err(panic) => {
             let text = panic
                 .downcast_ref::<&str>()
@@ -66,9 +67,9 @@ pub(crate) async fn respond(
                 .or_else(|| panic.downcast_ref::<String>().cloned())
                 .unwrap_or_default();
             error!(%method, %uri, panic = text, "a handler panicked");
-            respond::status(&Status::internal(
-                "this request caused apiserver to panic. Look in the logs for details",
-            ))
+            let status =
+                Status::internal("this request caused apiserver to panic. Look in the logs for details");
+            respond::status(error_form, &status)
         }
     };
     if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {

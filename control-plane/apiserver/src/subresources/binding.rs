@@ -49,7 +49,7 @@ pub async fn handle(call: &mut Call) -> Result<Response<Body>, Status> {
     update.run(&mut call.warnings, &mut |pod| bind(pod, &binding, node, &now())).await?;
     let mut status = Status::success(None).to_value();
     status["code"] = json!(201);
-    Ok(respond::value(StatusCode::CREATED, crate::negotiate::Accepted::JSON, &status))
+    Ok(respond::value(StatusCode::CREATED, crate::negotiate::for_error(&call.headers), &status))
 }
 
 /// The pod with its node. A pod is bound once.

@@ -14,7 +14,7 @@ use crate::{
         target::read,
         update::{Update, check_name},
     },
-    negotiate::Accepted,
+    negotiate,
     query::{DeleteOptions, WriteOptions},
     respond,
     server::body::Body,
@@ -56,7 +56,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     delete.run(&mut call.warnings).await?;
     let mut status = Status::success(None).to_value();
     status["code"] = json!(201);
-    Ok(respond::value(StatusCode::CREATED, Accepted::JSON, &status))
+    Ok(respond::value(StatusCode::CREATED, negotiate::for_error(&call.headers), &status))
 }
 
 /// Whether losing the pod takes nothing away from its application.

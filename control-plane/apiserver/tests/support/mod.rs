@@ -146,6 +146,7 @@ pub struct Answer {
     pub headers: HeaderMap,
     pub body: Value,
     pub text: String,
+    pub bytes: Bytes,
 }
 
 impl Answer {
@@ -220,6 +221,7 @@ impl Client {
             headers: parts.headers,
             body: serde_json::from_slice(&bytes).unwrap_or_default(),
             text: String::from_utf8_lossy(&bytes).into_owned(),
+            bytes,
         }
     }
 
@@ -254,7 +256,8 @@ impl Client {
     pub async fn watch_as(&self, path: &str, headers: &[(&str, &str)]) -> Events {
         let response = self.exchange(self.request("GET", path, headers, Vec::new())).await;
         assert_eq!(response.status(), StatusCode::OK);
-        Events { body: response.into_body(), buffer: BytesMut::new() }
+        let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
+        Events { content_type, body: response.into_body(), buffer: BytesMut::new() }
     }
 
     /// Asks to switch protocols; returns the answer for the caller to upgrade or read.
@@ -266,6 +269,7 @@ impl Client {
 
 /// The events of a watch.
 pub struct Events {
+    pub content_type: String,
     body: Incoming,
     buffer: BytesMut,
 }
@@ -277,6 +281,21 @@ impl Events {
             if let Some(at) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(at + 1);
                 return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("an event in time")?;
+            self.buffer.extend_from_slice(&frame.unwrap().into_data().unwrap());
+        }
+    }
+
+    /// The content of the next length-delimited frame; `None` at the end of the stream.
+    pub async fn next_frame(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(length) = self.buffer.first_chunk::<4>() {
+                let length = u32::from_be_bytes(*length) as usize;
+                if self.buffer.len() >= 4 + length {
+                    let frame = self.buffer.split_to(4 + length).freeze();
+                    return Some(frame.slice(4..));
+                }
             }
             let frame = tokio::time::timeout(DEADLINE, self.body.frame()).await.expect("an event in time")?;
             self.buffer.extend_from_slice(&frame.unwrap().into_data().unwrap());

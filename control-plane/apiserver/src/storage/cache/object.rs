@@ -55,6 +55,7 @@ pub struct Object {
     version_at: Range<usize>,
     meta: Meta,
     fields: OnceLock<Vec<(&'static str, String)>>,
+    protobuf: OnceLock<Bytes>,
 }
 
 impl Object {
@@ -67,7 +68,7 @@ impl Object {
         let at = metadata_start(stored)
             .ok_or_else(|| serde::de::Error::custom(format!("{key} has no metadata object")))?;
         let (json, version_at) = splice(stored, at..at, revision);
-        Ok(Self { key, revision, json, version_at, meta: partial.metadata, fields: OnceLock::new() })
+        Ok(Self { key, revision, json, version_at, meta: partial.metadata, fields: OnceLock::new(), protobuf: OnceLock::new() })
     }
 
     /// # Errors
@@ -120,6 +121,11 @@ impl Object {
         self.fields.get_or_init(|| compute(&self.value()))
     }
 
+    /// The object's protobuf message (without envelope), made from the parsed object at the first call and kept.
+    pub fn protobuf(&self, encode: impl FnOnce(&Value) -> Vec<u8>) -> &Bytes {
+        self.protobuf.get_or_init(|| encode(&self.value()).into())
+    }
+
     /// This object as its deletion at `revision` shows it.
     pub(super) fn deleted_at(&self, revision: Revision) -> Self {
         let (json, version_at) = splice(&self.json, self.version_at.clone(), revision);
@@ -130,6 +136,7 @@ impl Object {
             version_at,
             meta: self.meta.clone(),
             fields: self.fields.clone(),
+            protobuf: OnceLock::new(),
         }
     }
 }
