@@ -1,9 +1,11 @@
 //! Strict JSON: what serde_json reads, plus the fields that a document names twice.
 
-use std::{cell::RefCell, fmt};
+use std::{cell::RefCell, collections::HashSet, fmt};
 
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+
+use crate::schema::{Schema, Shape, TypeId};
 
 /// How many duplicates are reported; a document of nothing else must not answer with itself.
 const DUPLICATES_MAX: usize = 100;
@@ -118,6 +120,124 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 }
 
+/// What is wrong with a document that was read already, in its own order: fields that `ty` does not have, and fields that
+/// it has and the document names twice. What is below an unknown field, or in an object whose fields nobody knows, is
+/// not looked at.
+pub fn strict_errors(schema: &Schema, ty: TypeId, bytes: &[u8]) -> Vec<String> {
+    let found = RefCell::new(Vec::new());
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let root = Shape::Ref(ty);
+    let checked = Check { schema, shape: Some(&root), path: &Path::Root, found: &found };
+    // It is JSON: the document was read before.
+    let _ = checked.deserialize(&mut deserializer);
+    found.into_inner()
+}
+
+/// Checks one value; no shape means that anything goes.
+struct Check<'a> {
+    schema: &'a Schema,
+    shape: Option<&'a Shape>,
+    path: &'a Path<'a>,
+    found: &'a RefCell<Vec<String>>,
+}
+
+impl<'a> Check<'a> {
+    fn report(&self, what: &str, path: &Path<'_>) {
+        let mut found = self.found.borrow_mut();
+        let text = format!("{what} field {}", crate::field::quote(&path.to_string()));
+        if found.len() < DUPLICATES_MAX && !found.contains(&text) {
+            found.push(text);
+        }
+    }
+
+    fn at<'b>(&self, path: &'b Path<'b>, shape: Option<&'b Shape>) -> Check<'b>
+    where
+        'a: 'b,
+    {
+        Check { schema: self.schema, shape, path, found: self.found }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Check<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        match self.shape.map(|shape| self.schema.resolve(shape)) {
+            Some(Shape::Ref(_) | Shape::Map(_) | Shape::List(_)) => deserializer.deserialize_any(self),
+            _ => deserializer.deserialize_ignored_any(IgnoredAny).map(drop),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Check<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
+        let item = match self.shape.map(|shape| self.schema.resolve(shape)) {
+            Some(Shape::List(item)) => Some(&**item),
+            _ => None,
+        };
+        for index in 0.. {
+            let path = Path::Item(self.path, index);
+            if sequence.next_element_seed(self.at(&path, item))?.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let mut seen = HashSet::new();
+        while let Some(name) = entries.next_key::<String>()? {
+            let path = Path::Field(self.path, &name);
+            let (is_known, shape) = match self.shape.map(|shape| self.schema.resolve(shape)) {
+                Some(Shape::Ref(id)) => match self.schema.get(*id).field(&name) {
+                    Some(field) => (true, Some(&field.shape)),
+                    None => (false, None),
+                },
+                Some(Shape::Map(value)) => (true, Some(&**value)),
+                _ => (true, None),
+            };
+            if !is_known {
+                self.report("unknown", &path);
+            } else if seen.contains(&name) {
+                self.report("duplicate", &path);
+            }
+            entries.next_value_seed(self.at(&path, shape))?;
+            seen.insert(name);
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -131,6 +251,28 @@ mod tests {
         let (value, duplicates) = parse_strict(text).unwrap();
         assert_eq!(value, json!({"spec": {"replicas": 2, "list": [{"a": 1}, {"a": 2}]}}));
         assert_eq!(duplicates, ["duplicate field \"spec.list[1].a\"", "duplicate field \"spec.replicas\""]);
+    }
+
+    #[test]
+    fn strict_errors_stand_in_the_order_of_the_document() {
+        let schema = crate::schema::builtin();
+        let ty = schema.type_of("apps", "v1", "Deployment").unwrap();
+        let body = br#"{"metadata":{"name":"a","name":"b","unknownMeta":1,"labels":{"x":"1","x":"2"}},
+            "spec":{"unknown1":{"a":1,"a":2},"unknownDupe":1,"unknownDupe":2,"paused":true,"paused":false,
+            "template":{"spec":{"containers":[{"unknownNested":1,"imagePullPolicy":"A","imagePullPolicy":"B"}]}}}}"#;
+        assert_eq!(
+            strict_errors(schema, ty, body),
+            [
+                "duplicate field \"metadata.name\"",
+                "unknown field \"metadata.unknownMeta\"",
+                "duplicate field \"metadata.labels.x\"",
+                "unknown field \"spec.unknown1\"",
+                "unknown field \"spec.unknownDupe\"",
+                "duplicate field \"spec.paused\"",
+                "unknown field \"spec.template.spec.containers[0].unknownNested\"",
+                "duplicate field \"spec.template.spec.containers[0].imagePullPolicy\"",
+            ]
+        );
     }
 
     #[test]

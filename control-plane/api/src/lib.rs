@@ -17,3 +17,4 @@ pub mod selector;
 pub mod shared;
 pub mod status;
 pub mod time;
+pub mod yaml;

@@ -2,8 +2,9 @@
 //! field validation that the request asks for.
 
 use api::{
+    field::FieldError,
     json, meta, protobuf,
-    schema::{Schema, TypeId},
+    schema::{Schema, TypeId, builtin},
     status::Status,
 };
 use serde_json::Value;
@@ -31,14 +32,22 @@ pub fn parse(
         BodyEncoding::Protobuf => protobuf::decode(schema, expected.ty, bytes)
             .map(|value| Document { value, duplicates: Vec::new() })
             .map_err(|error| Status::bad_request(format!("error decoding the body as protobuf: {error}"))),
-        BodyEncoding::Json => parse_json(bytes)
-            .map_err(|error| Status::bad_request(format!("error decoding the body as JSON: {error}"))),
+        BodyEncoding::Json => {
+            let mut document = parse_json(bytes)
+                .map_err(|error| Status::bad_request(format!("error decoding the body as JSON: {error}")))?;
+            // What is unknown and what is there twice is told in the order of the document; of custom resources, which
+            // have no Go type, it is not.
+            if !document.duplicates.is_empty() && std::ptr::eq(schema, builtin()) {
+                document.duplicates = json::strict_errors(schema, expected.ty, bytes);
+            }
+            Ok(document)
+        }
         BodyEncoding::Yaml => {
             let text = std::str::from_utf8(bytes)
                 .map_err(|error| Status::bad_request(format!("the body is no UTF-8 text: {error}")))?;
-            let value = serde_saphyr::from_str(text)
+            let (value, duplicates) = api::yaml::parse_strict(text)
                 .map_err(|error| Status::bad_request(format!("error decoding the body as YAML: {error}")))?;
-            Ok(Document { value, duplicates: Vec::new() })
+            Ok(Document { value, duplicates })
         }
     }
 }
@@ -70,6 +79,44 @@ impl Expected<'_> {
         validation: FieldValidation,
         warnings: &mut Vec<String>,
     ) -> Result<Value, Status> {
+        let (value, mut strict) = self.read(schema, document)?;
+        match validation {
+            FieldValidation::Warn => warnings.append(&mut strict),
+            FieldValidation::Strict if !strict.is_empty() => {
+                return Err(Status::undecodable(self.kind, self.version(), strict_text(strict)));
+            }
+            FieldValidation::Ignore | FieldValidation::Strict => {}
+        }
+        Ok(value)
+    }
+
+    /// As [`Expected::decode`], of an object that a patch made: errors are those of the patch.
+    pub fn decode_patched(
+        self,
+        schema: &Schema,
+        document: Document,
+        validation: FieldValidation,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, Status> {
+        let invalid = |value: &Value, why: String| {
+            let error = FieldError::invalid("patch", value.to_string(), why);
+            Status::invalid("", "", "", vec![error])
+        };
+        let patched =
+            if validation == FieldValidation::Strict { document.value.clone() } else { Value::Null };
+        let (value, mut strict) = self.read(schema, document)?;
+        match validation {
+            FieldValidation::Warn => warnings.append(&mut strict),
+            FieldValidation::Strict if !strict.is_empty() => {
+                return Err(invalid(&patched, strict_text(strict)));
+            }
+            FieldValidation::Ignore | FieldValidation::Strict => {}
+        }
+        Ok(value)
+    }
+
+    /// The object, and what a strict reading does not forgive.
+    fn read(&self, schema: &Schema, document: Document) -> Result<(Value, Vec<String>), Status> {
         let Document { mut value, duplicates } = document;
         if !value.is_object() {
             let found = match &value {
@@ -88,18 +135,13 @@ impl Expected<'_> {
         if let Some(error) = decoded.errors.first() {
             return Err(Status::undecodable(self.kind, self.version(), error));
         }
-        let mut strict = decoded.unknown;
-        strict.extend(duplicates);
-        match validation {
-            FieldValidation::Ignore => {}
-            FieldValidation::Warn => warnings.append(&mut strict),
-            FieldValidation::Strict if strict.is_empty() => {}
-            FieldValidation::Strict => {
-                let why = format!("strict decoding error: {}", strict.join(", "));
-                return Err(Status::undecodable(self.kind, self.version(), why));
+        let mut strict = duplicates;
+        for unknown in decoded.unknown {
+            if !strict.contains(&unknown) {
+                strict.push(unknown);
             }
         }
-        Ok(value)
+        Ok((value, strict))
     }
 
     fn check_kind(&self, value: &mut Value) -> Result<(), Status> {
@@ -118,6 +160,16 @@ impl Expected<'_> {
         value["kind"] = Value::from(self.kind);
         Ok(())
     }
+}
+
+/// The text of an error that holds all that a strict reading found; the lines of YAML are one error.
+fn strict_text(errors: Vec<String>) -> String {
+    let (lines, mut others): (Vec<_>, Vec<_>) =
+        errors.into_iter().partition(|error| error.starts_with("line ") && error.ends_with(" in map"));
+    if !lines.is_empty() {
+        others.insert(0, format!("yaml: unmarshal errors:\n  {}", lines.join("\n  ")));
+    }
+    format!("strict decoding error: {}", others.join(", "))
 }
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ fn encoded(object: &Value) -> Vec<u8> {
 /// Sends protobuf and takes nothing else; returns the answer decoded.
 async fn exchange(client: &Client, method: &str, path: &str, object: Option<&Value>) -> Answer {
     let body = object.map(encoded).unwrap_or_default();
-    let mut answer = client.send(method, path, &[("content-type", PROTOBUF), ("accept", PROTOBUF)], body).await;
+    let mut answer =
+        client.send(method, path, &[("content-type", PROTOBUF), ("accept", PROTOBUF)], body).await;
     assert_eq!(answer.headers["content-type"], PROTOBUF, "{}", answer.text);
     answer.body = decoded(&answer.bytes);
     answer
@@ -205,7 +206,9 @@ async fn what_cannot_be_had_is_refused_with_the_list_of_what_can() {
         format!("only the following media types are accepted: {types}")
     );
     assert_eq!(
-        send("POST", "*/*", "application/cbor", b"\xd9\xd9\xf7\xa0").await.refuse(415, "UnsupportedMediaType"),
+        send("POST", "*/*", "application/cbor", b"\xd9\xd9\xf7\xa0")
+            .await
+            .refuse(415, "UnsupportedMediaType"),
         format!("the body of the request was in an unknown format - accepted media types include: {types}")
     );
     let table = format!("{PROTOBUF};as=Table;g=meta.k8s.io;v=v1");

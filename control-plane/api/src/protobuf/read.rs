@@ -446,4 +446,3 @@ fn raw_json(bytes: &[u8], path: &str) -> Result<Option<Value>, ProtobufError> {
     }
     Ok(None)
 }
-

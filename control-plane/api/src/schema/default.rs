@@ -2,13 +2,42 @@
 
 use serde_json::Value;
 
-use super::{Schema, Shape, Type, TypeId};
+use super::{Schema, Shape, Type, TypeId, is_zero};
 use crate::field::{FieldError, child, index, key};
 
 impl Schema {
     /// Fills fields that have a `+default` and are absent or null, also inside lists and maps.
     pub fn default(&self, ty: TypeId, value: &mut Value) {
         self.default_object(self.get(ty), value);
+    }
+
+    /// Takes out what decoding would: zeros in optional fields that are no pointers in Go. An object that rules changed
+    /// is stored in the form that it will be read in, whatever the client's encoding.
+    pub fn prune_zeros(&self, ty: TypeId, value: &mut Value) {
+        self.prune_object(ty, value, true);
+    }
+
+    fn prune_object(&self, ty: TypeId, value: &mut Value, is_root: bool) {
+        let (ty, Value::Object(object)) = (self.get(ty), value) else { return };
+        object.retain(|name, value| {
+            let Some(field) = ty.field(name) else { return true };
+            let shape = self.resolve(&field.shape);
+            match (shape, &mut *value) {
+                (Shape::Ref(id), value) => self.prune_object(*id, value, false),
+                (Shape::List(item), Value::Array(items)) => {
+                    if let Shape::Ref(id) = self.resolve(item) {
+                        items.iter_mut().for_each(|item| self.prune_object(*id, item, false));
+                    }
+                }
+                (Shape::Map(item), Value::Object(entries)) => {
+                    if let Shape::Ref(id) = self.resolve(item) {
+                        entries.values_mut().for_each(|item| self.prune_object(*id, item, false));
+                    }
+                }
+                _ => {}
+            }
+            is_root && name == "metadata" || !field.omits_zero() || !is_zero(shape, value)
+        });
     }
 
     /// Names required fields that are absent or null, also inside lists and maps; an empty value counts as present.

@@ -129,7 +129,8 @@ fn stated(fields: &[Field], resolve: impl Fn(&Shape) -> Option<Shape>) -> Box<[u
 
 /// The indices of the fields that protobuf knows, in the order of their tags.
 pub(crate) fn by_tag(fields: &[Field]) -> Box<[u16]> {
-    let mut order: Vec<u16> = (0..).zip(fields).filter(|(_, field)| !field.tags.is_empty()).map(|(i, _)| i).collect();
+    let mut order: Vec<u16> =
+        (0..).zip(fields).filter(|(_, field)| !field.tags.is_empty()).map(|(i, _)| i).collect();
     order.sort_by_key(|i| &fields[usize::from(*i)].tags);
     order.into()
 }

@@ -40,7 +40,16 @@ pub(super) fn parse(text: &'static str) -> Vec<Type> {
 fn parse_type(header: &'static str, description_line: u32) -> Type {
     let mut parts = header.split('\t');
     let name = Cow::Borrowed(parts.next().expect("split yields at least one part"));
-    let mut ty = Type { name, fields: Vec::new(), by_tag: Box::default(), stated: Box::default(), leaf: None, atomic: false, gvk: None, description_line };
+    let mut ty = Type {
+        name,
+        fields: Vec::new(),
+        by_tag: Box::default(),
+        stated: Box::default(),
+        leaf: None,
+        atomic: false,
+        gvk: None,
+        description_line,
+    };
     for attribute in parts {
         match attribute.split_once('=') {
             Some(("gvk", gvk)) => {

@@ -163,6 +163,7 @@ impl Create<'_> {
         if state.cache.get(&key).is_some() {
             return Err(exists());
         }
+        target.canonicalize(&mut object);
         let claim = service::claim(state, target, &mut object, None, self.options.dry_run).await?;
         if self.options.dry_run {
             return Ok(object);

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use api::status::Status;
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
-use futures::stream;
 use http::{HeaderMap, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -308,7 +307,7 @@ fn in_pieces(accepted: Accepted, pieces: Vec<Bytes>) -> Response<Body> {
         pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
         body::full(whole.freeze())
     } else {
-        body::stream(stream::iter(pieces.into_iter().map(Ok)))
+        body::pieces(pieces)
     };
     response
 }

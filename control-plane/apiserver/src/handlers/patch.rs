@@ -23,6 +23,9 @@ const MERGE_PATCH: &str = "application/merge-patch+json";
 const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
 const APPLY: &str = "application/apply-patch+yaml";
 
+/// So many operations are looked at for what they should not have.
+const STRICT_OPERATIONS_MAX: usize = 100;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PatchKind {
     Json,
@@ -62,7 +65,7 @@ impl Patch {
             _ => return Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE])),
         };
         let bytes = body::read(call.take_body()).await?;
-        let Document { value, duplicates } = decode::parse_json(&bytes)
+        let Document { value, mut duplicates } = decode::parse_json(&bytes)
             .map_err(|error| Status::bad_request(format!("error decoding the patch: {error}")))?;
         let fits = match kind {
             PatchKind::Json => value.is_array(),
@@ -71,6 +74,9 @@ impl Patch {
         if !fits {
             let needed = if kind == PatchKind::Json { "an array of operations" } else { "an object" };
             return Err(Status::bad_request(format!("error decoding the patch: it must be {needed}")));
+        }
+        if kind == PatchKind::Json {
+            duplicates = strict_operations(&value, &duplicates);
         }
         Ok(Self { kind, value, duplicates })
     }
@@ -86,7 +92,7 @@ impl Patch {
     ) -> Result<Value, Status> {
         let patched = self.merge(schema, expected.ty, old)?;
         let duplicates = self.duplicates.clone();
-        expected.decode(schema, Document { value: patched, duplicates }, validation, warnings)
+        expected.decode_patched(schema, Document { value: patched, duplicates }, validation, warnings)
     }
 
     fn merge(&self, schema: &Schema, ty: TypeId, old: &Value) -> Result<Value, Status> {
@@ -105,6 +111,21 @@ impl Patch {
             PatchError::TooLarge(text) => Status::request_entity_too_large(text),
         })
     }
+}
+
+/// What is unknown or twice in the operations of a JSON Patch, by operation.
+fn strict_operations(operations: &Value, duplicates: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    let operations = operations.as_array().into_iter().flatten().filter_map(Value::as_object);
+    for (index, operation) in operations.enumerate().take(STRICT_OPERATIONS_MAX) {
+        let unknown =
+            operation.keys().filter(|name| !matches!(name.as_str(), "op" | "path" | "from" | "value"));
+        found.extend(unknown.map(|name| format!("json patch unknown field \"[{index}].{name}\"")));
+        let own = format!("duplicate field \"[{index}].");
+        let twice = duplicates.iter().filter(|text| text.starts_with(&own));
+        found.extend(twice.map(|text| format!("json patch {text}")));
+    }
+    found
 }
 
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {

@@ -258,6 +258,13 @@ impl Target {
         })
     }
 
+    /// Gives an object the form in which it is stored, the same from every encoding.
+    pub fn canonicalize(&self, value: &mut Value) {
+        if !self.is_custom {
+            self.schema.prune_zeros(self.resource.ty, value);
+        }
+    }
+
     /// The kind as Go names its type in errors: `*core.Pod`.
     pub fn go_kind(&self) -> String {
         let group = self.resource.group.split('.').next().filter(|group| !group.is_empty());

@@ -192,6 +192,7 @@ impl<'a> Update<'a> {
         old: &Value,
     ) -> Result<Option<Value>, Status> {
         let Self { state, target, .. } = *self;
+        target.canonicalize(&mut new);
         let claim = service::claim(state, target, &mut new, Some(old), self.options.dry_run).await?;
         if self.options.dry_run {
             return Ok(Some(new));

@@ -116,7 +116,9 @@ async fn begin(
         let after = (version > 0).then_some(Revision(version));
         return Ok(match cache.watch(prefix, after) {
             Ok(watch) => Begin { frames: VecDeque::new(), watch: Some(watch) },
-            Err(error) => Begin { frames: VecDeque::from([error_frame(encoder.accepted, &error)]), watch: None },
+            Err(error) => {
+                Begin { frames: VecDeque::from([error_frame(encoder.accepted, &error)]), watch: None }
+            }
         });
     }
     if version > 0 {
@@ -281,7 +283,7 @@ impl Encoder {
     }
 
     fn bookmark(&self, revision: Revision, ends_initial_events: bool) -> Bytes {
-        let mut metadata = json!({"resourceVersion": revision.0.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": revision.0.to_string()});
         if ends_initial_events {
             metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
         }
@@ -292,7 +294,12 @@ impl Encoder {
                 json!({"kind": resource.kind, "apiVersion": resource.group_version(), "metadata": metadata})
             }
             Shape::Table => {
-                json!({"kind": "Table", "apiVersion": meta_version, "metadata": metadata, "columnDefinitions": [], "rows": []})
+                let object = json!({
+                    "kind": resource.kind, "apiVersion": resource.group_version(), "metadata": metadata,
+                });
+                let rows = self.tabler.iter().map(|tabler| tabler.row(object.clone())).collect();
+                let metadata = json!({"resourceVersion": metadata["resourceVersion"]});
+                self.tabler.as_ref().map(|tabler| tabler.table(metadata, rows, false)).unwrap_or_default()
             }
             Shape::PartialObjectMetadata | Shape::PartialObjectMetadataList => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": meta_version, "metadata": metadata})

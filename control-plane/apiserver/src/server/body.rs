@@ -1,9 +1,15 @@
 //! The one body type of requests and responses inside the server, and reading a body within its limit.
 
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use api::status::Status;
 use bytes::Bytes;
 use futures::{FutureExt as _, Stream, StreamExt};
-use http_body::{Body as _, Frame};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody};
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -22,6 +28,40 @@ pub fn empty() -> Body {
 
 pub fn stream(frames: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Body {
     StreamBody::new(frames.map(|item| item.map(Frame::data))).boxed_unsync()
+}
+
+/// A body of pieces that are there already, sent one by one: its length is known, and no copy of the whole is made.
+pub fn pieces(pieces: Vec<Bytes>) -> Body {
+    let left = pieces.iter().map(|piece| piece.len() as u64).sum();
+    Pieces { pieces: pieces.into_iter(), left }.map_err(|never| match never {}).boxed_unsync()
+}
+
+struct Pieces {
+    pieces: std::vec::IntoIter<Bytes>,
+    left: u64,
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.pieces.next().map(|piece| {
+            self.left -= piece.len() as u64;
+            Ok(Frame::data(piece))
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
 }
 
 /// Bytes that are read and thrown away of a body that is refused: a client that still writes when the connection is

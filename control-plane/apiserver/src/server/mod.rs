@@ -52,6 +52,7 @@ use crate::{
 pub mod body;
 pub(crate) mod bootstrap;
 mod certificates;
+mod gzip;
 mod health;
 pub mod limits;
 pub mod listen;

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use serde_json::json;
 use tracing::{error, info, warn};
 
-use super::{body::Body, health, limits};
+use super::{body::Body, gzip, health, limits};
 use crate::{
     context::{self, RequestContext},
     handlers::{self, Call},
@@ -54,6 +54,7 @@ pub(crate) async fn respond(
     let uri = request.uri().clone();
     let agent = request.headers().get(http::header::USER_AGENT).cloned();
     let error_form = negotiate::for_error(request.headers());
+    let takes_gzip = method == http::Method::GET && gzip::is_asked_for(request.headers());
     let _gauge = state.metrics.enter();
     let mut seen = Seen::default();
     let handled = handle(Arc::clone(&state), &peer, info.clone(), query, request, &mut seen).boxed();
@@ -79,6 +80,9 @@ pub(crate) async fn respond(
         limits::add_uids(response.headers_mut(), uids);
     }
     state.limits.decorate(response.headers_mut());
+    if takes_gzip {
+        response = gzip::compress(response);
+    }
     let took = began.elapsed();
     let code = response.status().as_u16();
     state.metrics.observe(&info, code, took);

@@ -68,7 +68,15 @@ impl Object {
         let at = metadata_start(stored)
             .ok_or_else(|| serde::de::Error::custom(format!("{key} has no metadata object")))?;
         let (json, version_at) = splice(stored, at..at, revision);
-        Ok(Self { key, revision, json, version_at, meta: partial.metadata, fields: OnceLock::new(), protobuf: OnceLock::new() })
+        Ok(Self {
+            key,
+            revision,
+            json,
+            version_at,
+            meta: partial.metadata,
+            fields: OnceLock::new(),
+            protobuf: OnceLock::new(),
+        })
     }
 
     /// # Errors
