@@ -210,8 +210,9 @@ mod tests {
         let ty = schema.type_of("apps", "v1", "Deployment").unwrap();
         let expected = Expected { group_version: "apps/v1", kind: "Deployment", ty };
         let body = br#"{"metadata":{"name":"a"},"spec":{"foo":1,"replicas":1,"replicas":2}}"#;
+        let read = |body| parse(body, BodyEncoding::Json, schema, expected).unwrap();
         let strict = expected
-            .decode(schema, parse_json(body).unwrap(), FieldValidation::Strict, &mut Vec::new())
+            .decode(schema, read(body), FieldValidation::Strict, &mut Vec::new())
             .unwrap_err();
         assert_eq!(
             strict.message,
@@ -220,7 +221,7 @@ mod tests {
         );
         let mut warnings = Vec::new();
         let value =
-            expected.decode(schema, parse_json(body).unwrap(), FieldValidation::Warn, &mut warnings).unwrap();
+            expected.decode(schema, read(body), FieldValidation::Warn, &mut warnings).unwrap();
         assert_eq!(warnings, ["unknown field \"spec.foo\"", "duplicate field \"spec.replicas\""]);
         assert_eq!(value["spec"].get("foo"), None);
     }
