@@ -211,17 +211,15 @@ mod tests {
         let expected = Expected { group_version: "apps/v1", kind: "Deployment", ty };
         let body = br#"{"metadata":{"name":"a"},"spec":{"foo":1,"replicas":1,"replicas":2}}"#;
         let read = |body| parse(body, BodyEncoding::Json, schema, expected).unwrap();
-        let strict = expected
-            .decode(schema, read(body), FieldValidation::Strict, &mut Vec::new())
-            .unwrap_err();
+        let strict =
+            expected.decode(schema, read(body), FieldValidation::Strict, &mut Vec::new()).unwrap_err();
         assert_eq!(
             strict.message,
             "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: \
              unknown field \"spec.foo\", duplicate field \"spec.replicas\""
         );
         let mut warnings = Vec::new();
-        let value =
-            expected.decode(schema, read(body), FieldValidation::Warn, &mut warnings).unwrap();
+        let value = expected.decode(schema, read(body), FieldValidation::Warn, &mut warnings).unwrap();
         assert_eq!(warnings, ["unknown field \"spec.foo\"", "duplicate field \"spec.replicas\""]);
         assert_eq!(value["spec"].get("foo"), None);
     }

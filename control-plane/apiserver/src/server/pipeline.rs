@@ -149,7 +149,8 @@ async fn handle(
         Some(time) => tokio::time::timeout(time, handled).await.unwrap_or_else(|_| Err(limits::timed_out())),
         None => handled.await,
     };
-    let mut response = answer.unwrap_or_else(|status| respond::status(&status));
+    let mut response =
+        answer.unwrap_or_else(|status| respond::status(negotiate::for_error(&call.headers), &status));
     respond::add_warnings(&mut response, &call.warnings);
     Ok(response)
 }
