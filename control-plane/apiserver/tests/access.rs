@@ -134,8 +134,31 @@ async fn access_reviews_answer_for_others_and_impersonation_needs_the_right() {
     let message = alice.send("GET", PODS, &as_bob, Vec::new()).await.refuse(403, "Forbidden");
     assert_eq!(
         message,
-        "users \"bob\" is forbidden: User \"alice\" cannot impersonate resource \"users\" in API group \"\" at the \
-         cluster scope"
+        "pods is forbidden: User \"alice\" cannot impersonate-on:user-info:list resource \"pods\" in API group \"\" in the \
+         namespace \"default\""
+    );
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let role = json!({"metadata": {"name": "actor"}, "rules": [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["impersonate-on:user-info:list"]},
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["users"], "resourceNames": ["system:kube-scheduler"],
+            "verbs": ["impersonate:user-info"]}]});
+    admin.post(&format!("{rbac}/clusterroles"), &role).await.expect(201);
+    let binding = json!({"metadata": {"name": "actor"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "actor"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "alice"}]});
+    admin.post(&format!("{rbac}/clusterrolebindings"), &binding).await.expect(201);
+    let as_scheduler = [("impersonate-user", "system:kube-scheduler")];
+    alice.send("GET", PODS, &as_scheduler, Vec::new()).await.expect(200);
+    let message =
+        alice.send("GET", &format!("{PODS}/x"), &as_scheduler, Vec::new()).await.refuse(403, "Forbidden");
+    assert!(message.contains("cannot impersonate-on:user-info:get resource \"pods\""), "{message}");
+    let message = alice.send("GET", PODS, &as_bob, Vec::new()).await.refuse(403, "Forbidden");
+    assert!(
+        message.starts_with(
+            "users.authentication.k8s.io \"bob\" is forbidden: User \"alice\" cannot \
+                             impersonate:user-info resource \"users\""
+        ),
+        "{message}"
     );
     server.stop().await;
 }

@@ -9,6 +9,7 @@ use apiserver::{
     security::{
         authentication::Anonymous,
         pki::{Ca, CertificateSpec, KeyedCertificate, client_spec},
+        tokens::{Reference, TokenSpec, Tokens},
     },
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -75,6 +76,24 @@ fn dated(server: &TestServer, from_days: i64, to_days: i64) -> KeyedCertificate 
     KeyedCertificate { certificate_pem: certificate.pem(), key_pem: leaf.serialize_pem() }
 }
 
+/// Tokens for the account of these claims that the server's own key signed: expired, not valid yet, of another issuer.
+fn signed_by_the_server(server: &TestServer, claims: &Value) -> (String, String, String) {
+    let key = std::fs::read_to_string(server.folder.path().join("pki/sa.key")).unwrap();
+    let issuer = claims["iss"].as_str().unwrap();
+    let account = &claims["kubernetes.io"]["serviceaccount"];
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let spec = TokenSpec {
+        namespace: "default".to_owned(),
+        service_account: Some(Reference { name: text(&account["name"]), uid: text(&account["uid"]) }),
+        audiences: vec![issuer.to_owned()],
+        expiration_seconds: 3600,
+        ..TokenSpec::default()
+    };
+    let now = jiff::Timestamp::now().as_second();
+    let issue = |issuer: &str, now: i64| Tokens::new(issuer, &key).unwrap().issue(&spec, now).unwrap().token;
+    (issue(issuer, now - 7200), issue(issuer, now + 3600), issue("https://elsewhere", now))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_that_are_not_good_are_refused_whatever_they_claim() {
     let server = TestServer::start().await;
@@ -101,7 +120,11 @@ async fn credentials_that_are_not_good_are_refused_whatever_they_claim() {
     with_token(&server, &genuine).post(WHO_AM_I, &json!({})).await.expect(201);
     let header = json!({"alg": "none"}).to_string();
     let parts: Vec<&str> = genuine.split('.').collect();
+    let (expired, early, foreign_issuer) = signed_by_the_server(&server, &claims(&genuine));
     let tokens = [
+        ("expired", expired),
+        ("not valid yet", early),
+        ("of another issuer, with our key", foreign_issuer),
         (
             "claims of another",
             tampered(&genuine, 1, |claims| {
@@ -180,6 +203,35 @@ async fn every_verb_is_denied_to_whom_it_is_not_granted() {
                 assert!(message.ends_with(&wanted), "{message}");
             }
         }
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_on_one_name_is_one_to_list_and_watch_that_name() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let role = json!({"metadata": {"name": "one"}, "rules": [{"apiGroups": [""], "resources": ["configmaps"],
+        "resourceNames": ["mine"], "verbs": ["get", "list", "watch", "deletecollection"]}]});
+    admin.post(&format!("{rbac}/roles"), &role).await.expect(201);
+    let binding = json!({"metadata": {"name": "one"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "one"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "alice"}]});
+    admin.post(&format!("{rbac}/rolebindings"), &binding).await.expect(201);
+    let alice = server.client("alice", "people");
+    let path = "/api/v1/namespaces/default/configmaps";
+    alice.get(&format!("{path}?fieldSelector=metadata.name%3Dmine")).await.expect(200);
+    let watch = format!("{path}?fieldSelector=metadata.name%3Dmine&watch=1&timeoutSeconds=1");
+    assert_eq!(alice.get(&watch).await.code, 200);
+    for refused in [
+        path.to_owned(),
+        format!("{path}?fieldSelector=metadata.name%3Dyours"),
+        format!("{path}?fieldSelector=metadata.name!%3Dmine"),
+        format!("{path}?labelSelector=a%3Db"),
+        format!("{path}/yours"),
+    ] {
+        alice.get(&refused).await.refuse(403, "Forbidden");
     }
     server.stop().await;
 }

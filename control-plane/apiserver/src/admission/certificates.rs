@@ -135,3 +135,117 @@ fn with_request<T>(
     let (_, parsed) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| error.to_string())?;
     Ok(read(&parsed))
 }
+
+#[cfg(test)]
+mod tests {
+    use api::schema::builtin;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        admission::{Options, tests::Objects},
+        handlers::Target,
+        kinds::Kinds,
+        security::Identity,
+    };
+
+    /// Lets everybody have a verb on a signer.
+    struct Allowing(&'static str, &'static str);
+
+    impl Lookup for Allowing {
+        fn get(&self, _group: &str, _plural: &str, _namespace: &str, _name: &str) -> Option<Value> {
+            None
+        }
+
+        fn list(&self, _group: &str, _plural: &str, _namespace: &str) -> Vec<Value> {
+            Vec::new()
+        }
+
+        fn allows(&self, _user: &Identity, attributes: &Attributes) -> bool {
+            attributes.resource == "signers"
+                && (attributes.verb.as_str(), attributes.name.as_str()) == (self.0, self.1)
+        }
+    }
+
+    fn judge(
+        plugin: &dyn Plugin,
+        lookup: &dyn Lookup,
+        subresource: &str,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), String> {
+        let resource = builtin().resources().iter().find(|r| r.plural == REQUESTS).unwrap();
+        let (kinds, target) = (Kinds::new(builtin()), Target::new(resource));
+        let request = Request {
+            operation: if old.is_some() { Operation::Update } else { Operation::Create },
+            kinds: &kinds,
+            target: &target,
+            subresource,
+            namespace: "",
+            name: "c",
+            user: &Identity::default(),
+            old,
+            dry_run: false,
+            options: Options::None,
+        };
+        plugin.validate(&request, object, lookup).map_err(|status| status.message)
+    }
+
+    #[test]
+    fn approving_and_signing_need_rights_on_the_signer() {
+        let old = json!({"spec": {"signerName": "example.com/a"}});
+        let nobody = Objects::default();
+        let refused = judge(&CertificateApproval, &nobody, "approval", &old, Some(&old)).unwrap_err();
+        assert_eq!(
+            refused,
+            "certificatesigningrequests.certificates.k8s.io \"c\" is forbidden: user not permitted to approve requests \
+             with signerName \"example.com/a\""
+        );
+        for lookup in [Allowing("approve", "example.com/a"), Allowing("approve", "example.com/*")] {
+            assert_eq!(judge(&CertificateApproval, &lookup, "approval", &old, Some(&old)), Ok(()));
+        }
+        assert!(
+            judge(&CertificateApproval, &Allowing("sign", "example.com/a"), "approval", &old, Some(&old))
+                .is_err()
+        );
+        assert_eq!(
+            judge(&CertificateSigning, &nobody, "status", &old, Some(&old)),
+            Ok(()),
+            "nothing is signed"
+        );
+        let mut signed = old.clone();
+        signed["status"] = json!({"certificate": "eA=="});
+        assert!(judge(&CertificateSigning, &nobody, "status", &signed, Some(&old)).is_err());
+        assert_eq!(
+            judge(&CertificateSigning, &Allowing("sign", "example.com/*"), "status", &signed, Some(&old)),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn nobody_asks_for_a_certificate_of_the_masters() {
+        let request = |organization: &str, signer: &str| {
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, "jane");
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+            let pem = base64::engine::general_purpose::STANDARD.encode(pem);
+            json!({"spec": {"signerName": signer, "request": pem}})
+        };
+        let judge =
+            |object: &Value| judge(&CertificateSubjectRestriction, &Objects::default(), "", object, None);
+        let refused = judge(&request("system:masters", API_CLIENT_SIGNER)).unwrap_err();
+        assert!(
+            refused.ends_with(
+                "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"
+            ),
+            "{refused}"
+        );
+        assert_eq!(judge(&request("people", API_CLIENT_SIGNER)), Ok(()));
+        assert_eq!(judge(&request("system:masters", "example.com/a")), Ok(()));
+        assert!(judge(&json!({"spec": {"signerName": API_CLIENT_SIGNER, "request": "eA=="}})).is_err());
+        let asked = request("people", API_CLIENT_SIGNER);
+        assert_eq!(common_name(text(&asked, "/spec/request")).as_deref(), Ok("jane"));
+    }
+}

@@ -48,6 +48,7 @@ pub use self::{
     view::View,
 };
 use crate::{
+    context,
     handlers::Target,
     kinds::Kinds,
     query::{DeleteOptions, WriteOptions},
@@ -331,7 +332,7 @@ impl Admission {
             PLUGINS.iter().try_for_each(|plugin| plugin.judge(request, object, &*self.lookup, &mut remarks));
         warnings.append(&mut remarks.warnings);
         for (key, value) in remarks.annotations {
-            tracing::debug!(key, value, user = request.user.name, name = request.name, "admission remarks");
+            context::annotate(&key, || value);
         }
         verdict?;
         for extension in &self.extensions {

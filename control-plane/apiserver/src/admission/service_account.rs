@@ -75,7 +75,9 @@ impl Plugin for ServiceAccount {
         }
         let account = find(request, name, lookup)?;
         let enforced = entries(&account, "/metadata/annotations").get(ENFORCE_MOUNTABLE);
-        if enforced.is_some_and(|value| value == "true") {
+        let is_true =
+            |value: &Value| matches!(value.as_str(), Some("1" | "t" | "T" | "true" | "True" | "TRUE"));
+        if enforced.is_some_and(is_true) {
             only_mountable(request, object, &account, list)?;
         }
         Ok(())
@@ -142,7 +144,8 @@ fn mirror(request: &Request<'_>, pod: &Value) -> Result<(), Status> {
         return Err(request.forbidden("a mirror pod may not reference service accounts"));
     }
     let volumes = items(pod, "/spec/volumes");
-    if volumes.iter().any(|volume| present(volume, "/secret")) || !secret_names(pod, "containers").is_empty()
+    if volumes.iter().any(|volume| present(volume, "/secret"))
+        || ["containers", "initContainers"].iter().any(|list| !secret_names(pod, list).is_empty())
     {
         return Err(request.forbidden("a mirror pod may not reference secrets"));
     }
@@ -172,6 +175,24 @@ fn only_mountable(request: &Request<'_>, pod: &Value, account: &Value, list: &st
             return Err(
                 request.forbidden(format!("{what} referencing secret.secretName=\"{name}\" {unreferenced}"))
             );
+        }
+    }
+    if list == "containers" {
+        only_own_pull_secrets(request, pod, account)?;
+    }
+    Ok(())
+}
+
+fn only_own_pull_secrets(request: &Request<'_>, pod: &Value, account: &Value) -> Result<(), Status> {
+    let own = items(account, "/imagePullSecrets");
+    for (i, secret) in items(pod, "/spec/imagePullSecrets").iter().enumerate() {
+        let name = text(secret, "/name");
+        if !own.iter().any(|secret| text(secret, "/name") == name) {
+            let account = text(account, "/metadata/name");
+            return Err(request.forbidden(format!(
+                "imagePullSecrets[{i}].name=\"{name}\" is not allowed because service account {account} does not \
+                 reference that imagePullSecret"
+            )));
         }
     }
     Ok(())

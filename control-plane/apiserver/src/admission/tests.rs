@@ -498,3 +498,90 @@ async fn a_pod_waits_for_the_default_account_of_a_new_namespace() {
     let stored = create("", "pods").admit(lookup, pod(json!({}))).await.unwrap();
     assert_eq!(stored["spec"]["serviceAccountName"], "default");
 }
+
+#[tokio::test]
+async fn a_claim_grows_only_where_its_class_allows() {
+    let claim = |size: &str| {
+        json!({ "metadata": { "name": "data" }, "spec": { "storageClassName": "fast",
+            "resources": { "requests": { "storage": size } } }, "status": { "phase": "Bound" } })
+    };
+    let objects = |expands: bool| {
+        Objects::cluster().with("storageclasses", "", "fast", json!({ "allowVolumeExpansion": expands }))
+    };
+    let mut attempt = create("", "persistentvolumeclaims");
+    attempt.operation = Operation::Update;
+    attempt.old = Some(claim("1Gi"));
+    assert!(attempt.admit(objects(true), claim("2Gi")).await.is_ok());
+    assert!(attempt.admit(objects(false), claim("1Gi")).await.is_ok());
+    assert!(
+        attempt
+            .refusal(objects(false), claim("2Gi"))
+            .await
+            .ends_with("the storageclass that provisions the pvc must support resize")
+    );
+    let mut pending = claim("1Gi");
+    pending["status"]["phase"] = json!("Pending");
+    attempt.old = Some(pending);
+    assert!(
+        attempt
+            .refusal(objects(true), claim("2Gi"))
+            .await
+            .ends_with("Only bound persistent volume claims can be expanded")
+    );
+}
+
+#[tokio::test]
+async fn a_pod_is_not_resized_beyond_its_node() {
+    let sized = |generation: i64, cpu: &str| {
+        json!({ "metadata": { "name": "web", "namespace": "default", "generation": generation },
+            "spec": { "nodeName": "n1", "serviceAccountName": "default", "containers": [
+                { "name": "web", "image": "nginx", "resources": { "requests": { "cpu": cpu } } }] } })
+    };
+    let node = |system: &str| {
+        let node = json!({ "metadata": { "labels": { "kubernetes.io/os": system } },
+            "status": { "allocatable": { "cpu": "2", "memory": "1Gi" } } });
+        Objects::cluster().with("nodes", "", "n1", node)
+    };
+    let mut attempt = create("", "pods");
+    attempt.operation = Operation::Update;
+    attempt.subresource = "resize";
+    attempt.old = Some(sized(1, "1"));
+    assert!(attempt.admit(node("linux"), sized(2, "2")).await.is_ok());
+    let refused = attempt.admit(node("linux"), sized(2, "3")).await.unwrap_err();
+    assert!(
+        refused.message.ends_with(
+            "node didn't have enough allocatable resources: cpu, requested: 3000, allocatable: 2000"
+        ),
+        "{refused}"
+    );
+    assert_eq!(refused.details.unwrap()["causes"][0]["reason"], "NodeCapacity");
+    assert!(
+        attempt
+            .refusal(node("windows"), sized(2, "1"))
+            .await
+            .ends_with("pod resize is only supported on linux nodes, node \"n1\" is \"windows\"")
+    );
+}
+
+#[tokio::test]
+async fn a_node_changes_nothing_of_a_claim_but_its_progress() {
+    let claim = |capacity: &str, label: &str| {
+        json!({ "metadata": { "name": "data", "labels": { "a": label } }, "spec": { "volumeName": "v" },
+            "status": { "phase": "Bound", "capacity": { "storage": capacity } } })
+    };
+    let mut attempt = create("", "persistentvolumeclaims").by_node("n1");
+    attempt.operation = Operation::Update;
+    attempt.subresource = "status";
+    attempt.old = Some(claim("1Gi", "x"));
+    assert!(attempt.admit(Objects::cluster(), claim("2Gi", "x")).await.is_ok());
+    assert!(
+        attempt
+            .refusal(Objects::cluster(), claim("1Gi", "y"))
+            .await
+            .contains("is not allowed to update fields other than status.quantity and status.conditions")
+    );
+    attempt.subresource = "";
+    assert!(
+        attempt.refusal(Objects::cluster(), claim("1Gi", "x")).await.ends_with("may only update PVC status")
+    );
+}

@@ -1,10 +1,13 @@
 //! Acting as somebody else: the `Impersonate-*` headers, each judged by the authorizer.
+//!
+//! Constrained modes come first (KEP 5284): they need a right to impersonate and one to do what the request does while
+//! impersonating (`impersonate-on:MODE:VERB`). The old way, where the verb `impersonate` opens everything, comes last.
 
 use http::HeaderMap;
 
 use super::{
-    Attributes, Authorizer, GROUP_AUTHENTICATED, GROUP_SERVICE_ACCOUNTS, GROUP_UNAUTHENTICATED, Identity,
-    USER_ANONYMOUS, USER_SERVICE_ACCOUNT_PREFIX,
+    Attributes, Authorizer, GROUP_AUTHENTICATED, GROUP_MASTERS, GROUP_NODES, GROUP_SERVICE_ACCOUNTS,
+    GROUP_UNAUTHENTICATED, Identity, USER_ANONYMOUS, USER_NODE_PREFIX, USER_SERVICE_ACCOUNT_PREFIX,
 };
 
 const USER: &str = "impersonate-user";
@@ -12,40 +15,209 @@ const UID: &str = "impersonate-uid";
 const GROUP: &str = "impersonate-group";
 const EXTRA_PREFIX: &str = "impersonate-extra-";
 const AUTHENTICATION_GROUP: &str = "authentication.k8s.io";
+/// Of a ServiceAccount's token, the node that it is used on.
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImpersonationError {
     /// Headers that make no sense together: 400.
     #[error("{0}")]
     BadRequest(String),
-    /// The right to act as that user, group, uid or extra is missing: 403 on these attributes.
+    /// A right is missing: 403 on these attributes.
     #[error("{reason}")]
     Forbidden { attributes: Box<Attributes>, reason: String },
 }
 
-/// The identity that the headers ask for; `None` when they ask for none.
+/// The identity that the headers ask for; `None` when they ask for none. `request` is what is to be done under it.
 ///
 /// # Errors
-/// When the headers are malformed, or `identity` may not impersonate each part.
+/// When the headers are malformed, or `identity` may not impersonate in any of the modes; the error is that of the first.
 pub fn impersonate(
     identity: &Identity,
     headers: &HeaderMap,
+    request: &Attributes,
     authorizer: &Authorizer,
 ) -> Result<Option<Identity>, ImpersonationError> {
     let Some(wanted) = wanted(headers)? else { return Ok(None) };
-    for attributes in questions(&wanted) {
-        let decision = authorizer.authorize(identity, &attributes);
-        if !decision.allowed {
-            let attributes = Box::new(attributes);
-            return Err(ImpersonationError::Forbidden { attributes, reason: decision.reason });
+    let mut first = None;
+    for mode in Mode::ALL.into_iter().filter(|mode| mode.applies(&wanted, identity)) {
+        match mode.check(identity, &wanted, request, authorizer) {
+            Ok(()) => return Ok(Some(mode.complete(wanted))),
+            Err(error) => drop(first.get_or_insert(error)),
         }
     }
-    Ok(Some(complete(wanted)))
+    Err(first.expect("the last mode applies to everybody"))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// A ServiceAccount acts as the node that it runs on.
+    AssociatedNode,
+    ArbitraryNode,
+    ServiceAccount,
+    /// Anybody who is neither a node nor a ServiceAccount.
+    UserInfo,
+    Legacy,
+}
+
+impl Mode {
+    const ALL: [Self; 5] =
+        [Self::AssociatedNode, Self::ArbitraryNode, Self::ServiceAccount, Self::UserInfo, Self::Legacy];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::AssociatedNode => "associated-node",
+            Self::ArbitraryNode => "arbitrary-node",
+            Self::ServiceAccount => "serviceaccount",
+            Self::UserInfo => "user-info",
+            Self::Legacy => "",
+        }
+    }
+
+    fn verb(self) -> String {
+        if self == Self::Legacy { "impersonate".to_owned() } else { format!("impersonate:{}", self.name()) }
+    }
+
+    fn applies(self, wanted: &Identity, requestor: &Identity) -> bool {
+        let only_name = wanted.uid.is_empty() && wanted.groups.is_empty() && wanted.extra.is_empty();
+        let (node, account) = (node_of(wanted), account_of(wanted));
+        match self {
+            Self::AssociatedNode => {
+                let own = requestor.extra.get(NODE_NAME).and_then(|names| names.first());
+                only_name
+                    && account_of(requestor).is_some()
+                    && node.is_some_and(|node| own.is_some_and(|own| own == node))
+            }
+            Self::ArbitraryNode => only_name && node.is_some(),
+            Self::ServiceAccount => only_name && account.is_some(),
+            Self::UserInfo => node.is_none() && account.is_none(),
+            Self::Legacy => true,
+        }
+    }
+
+    fn check(
+        self,
+        requestor: &Identity,
+        wanted: &Identity,
+        request: &Attributes,
+        authorizer: &Authorizer,
+    ) -> Result<(), ImpersonationError> {
+        let mut questions = Vec::new();
+        if self != Self::Legacy {
+            let verb = format!("impersonate-on:{}:{}", self.name(), request.verb);
+            questions.push(Attributes { verb, ..request.clone() });
+        }
+        questions.extend(self.questions(wanted));
+        for attributes in questions {
+            let decision = authorizer.authorize(requestor, &attributes);
+            if !decision.allowed {
+                return Err(forbidden(attributes, decision.reason));
+            }
+        }
+        if self != Self::Legacy { self.check_sense(wanted) } else { Ok(()) }
+    }
+
+    /// What no constrained mode lets through, whatever the rights.
+    fn check_sense(self, wanted: &Identity) -> Result<(), ImpersonationError> {
+        let refuse = |resource: &str, name: &str, why: &str| {
+            Err(forbidden(self.question(resource, "", "", name), why.to_owned()))
+        };
+        if wanted.is_in("") {
+            return refuse("groups", "", "impersonating the empty string group is not allowed");
+        }
+        if wanted.is_in(GROUP_MASTERS) {
+            return refuse("groups", GROUP_MASTERS, "impersonating the system:masters group is not allowed");
+        }
+        for (key, values) in &wanted.extra {
+            if key.is_empty() {
+                return refuse(
+                    "userextras",
+                    "",
+                    "impersonating the empty string key in extra is not allowed",
+                );
+            }
+            if values.iter().any(String::is_empty) {
+                return refuse(
+                    "userextras",
+                    "",
+                    "impersonating the empty string value in extra is not allowed",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn question(self, resource: &str, subresource: &str, namespace: &str, name: &str) -> Attributes {
+        let is_old_kind = matches!(resource, "users" | "groups" | "serviceaccounts");
+        let group = if self == Self::Legacy && is_old_kind { "" } else { AUTHENTICATION_GROUP };
+        Attributes {
+            verb: self.verb(),
+            group: group.to_owned(),
+            version: "v1".to_owned(),
+            resource: resource.to_owned(),
+            subresource: subresource.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            is_resource: true,
+            ..Attributes::default()
+        }
+    }
+
+    /// The rights that an impersonation needs.
+    fn questions(self, wanted: &Identity) -> Vec<Attributes> {
+        let node = node_of(wanted).filter(|_| self != Self::Legacy);
+        let mut questions = vec![match (node, account_of(wanted)) {
+            (Some(_), _) if self == Self::AssociatedNode => self.question("nodes", "", "", "*"),
+            (Some(node), _) => self.question("nodes", "", "", node),
+            (None, Some((namespace, name))) => self.question("serviceaccounts", "", namespace, name),
+            (None, None) => self.question("users", "", "", &wanted.name),
+        }];
+        if !wanted.uid.is_empty() {
+            questions.push(self.question("uids", "", "", &wanted.uid));
+        }
+        questions.extend(wanted.groups.iter().map(|group| self.question("groups", "", "", group)));
+        for (key, values) in &wanted.extra {
+            questions.extend(values.iter().map(|value| self.question("userextras", key, "", value)));
+        }
+        questions
+    }
+
+    /// Adds the groups that follow from the name.
+    fn complete(self, mut wanted: Identity) -> Identity {
+        if self != Self::Legacy && node_of(&wanted).is_some() {
+            wanted.groups = vec![GROUP_NODES.to_owned()];
+        }
+        let account = account_of(&wanted).map(|(namespace, _)| namespace.to_owned());
+        if let Some(namespace) = account
+            && wanted.groups.is_empty()
+        {
+            wanted.groups =
+                vec![GROUP_SERVICE_ACCOUNTS.to_owned(), format!("{GROUP_SERVICE_ACCOUNTS}:{namespace}")];
+        }
+        let own = if wanted.name == USER_ANONYMOUS { GROUP_UNAUTHENTICATED } else { GROUP_AUTHENTICATED };
+        if !wanted.is_in(own) && !wanted.is_in(GROUP_UNAUTHENTICATED) {
+            wanted.groups.push(own.to_owned());
+        }
+        wanted
+    }
+}
+
+fn forbidden(attributes: Attributes, reason: String) -> ImpersonationError {
+    ImpersonationError::Forbidden { attributes: Box::new(attributes), reason }
+}
+
+fn node_of(identity: &Identity) -> Option<&str> {
+    identity.name.strip_prefix(USER_NODE_PREFIX).filter(|node| !node.is_empty())
+}
+
+/// Namespace and name of a ServiceAccount.
+fn account_of(identity: &Identity) -> Option<(&str, &str)> {
+    let (namespace, name) = identity.name.strip_prefix(USER_SERVICE_ACCOUNT_PREFIX)?.split_once(':')?;
+    (!namespace.is_empty() && !name.is_empty() && !name.contains(':')).then_some((namespace, name))
 }
 
 /// What the headers say, nothing added.
 fn wanted(headers: &HeaderMap) -> Result<Option<Identity>, ImpersonationError> {
-    let bad = |text: String| Err(ImpersonationError::BadRequest(text));
     let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
     let mut wanted = Identity::default();
     let mut any = false;
@@ -58,9 +230,8 @@ fn wanted(headers: &HeaderMap) -> Result<Option<Identity>, ImpersonationError> {
         } else if name == GROUP {
             wanted.groups.push(text(value));
         } else if let Some(key) = name.strip_prefix(EXTRA_PREFIX) {
-            let Some(key) = percent_decoded(key) else {
-                return bad(format!("header {name}: the key is not percent-encoded UTF-8"));
-            };
+            // A key that is not encoded well is taken as it is.
+            let key = percent_decoded(key).unwrap_or_else(|| key.to_owned());
             wanted.extra.entry(key).or_default().push(text(value));
         } else {
             continue;
@@ -68,54 +239,10 @@ fn wanted(headers: &HeaderMap) -> Result<Option<Identity>, ImpersonationError> {
         any = true;
     }
     if any && wanted.name.is_empty() {
-        return bad("requested impersonation of groups, uid or extra without impersonating a user".to_owned());
+        let why = "requested impersonation of groups, uid or extra without impersonating a user name";
+        return Err(ImpersonationError::BadRequest(why.to_owned()));
     }
     Ok(any.then_some(wanted))
-}
-
-/// The rights that an impersonation needs.
-fn questions(wanted: &Identity) -> Vec<Attributes> {
-    let question = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| Attributes {
-        verb: "impersonate".to_owned(),
-        group: group.to_owned(),
-        version: "v1".to_owned(),
-        resource: resource.to_owned(),
-        subresource: subresource.to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        is_resource: true,
-        ..Attributes::default()
-    };
-    let account = wanted.name.strip_prefix(USER_SERVICE_ACCOUNT_PREFIX).and_then(|rest| rest.split_once(':'));
-    let mut questions = vec![match account {
-        Some((namespace, name)) => question("", "serviceaccounts", "", namespace, name),
-        None => question("", "users", "", "", &wanted.name),
-    }];
-    questions.extend(wanted.groups.iter().map(|group| question("", "groups", "", "", group)));
-    if !wanted.uid.is_empty() {
-        questions.push(question(AUTHENTICATION_GROUP, "uids", "", "", &wanted.uid));
-    }
-    for (key, values) in &wanted.extra {
-        questions
-            .extend(values.iter().map(|value| question(AUTHENTICATION_GROUP, "userextras", key, "", value)));
-    }
-    questions
-}
-
-/// Adds the groups that follow from the name.
-fn complete(mut wanted: Identity) -> Identity {
-    let account = wanted.name.strip_prefix(USER_SERVICE_ACCOUNT_PREFIX).and_then(|rest| rest.split_once(':'));
-    if let Some((namespace, _)) = account
-        && wanted.groups.is_empty()
-    {
-        wanted.groups =
-            vec![GROUP_SERVICE_ACCOUNTS.to_owned(), format!("{GROUP_SERVICE_ACCOUNTS}:{namespace}")];
-    }
-    let own = if wanted.name == USER_ANONYMOUS { GROUP_UNAUTHENTICATED } else { GROUP_AUTHENTICATED };
-    if !wanted.is_in(GROUP_AUTHENTICATED) && !wanted.is_in(GROUP_UNAUTHENTICATED) {
-        wanted.groups.push(own.to_owned());
-    }
-    wanted
 }
 
 /// RFC 3986, section 2.1; header names are in lower case.
@@ -149,6 +276,15 @@ mod tests {
         headers
     }
 
+    fn asked(mode: Mode, wanted: &Identity) -> Vec<String> {
+        mode.questions(wanted)
+            .into_iter()
+            .map(|a| {
+                format!("{} {}/{}/{} {} {}", a.verb, a.group, a.resource, a.subresource, a.namespace, a.name)
+            })
+            .collect()
+    }
+
     #[test]
     fn without_headers_nobody_is_impersonated() {
         assert_eq!(wanted(&headers(&[("accept", "*/*")])), Ok(None));
@@ -163,33 +299,73 @@ mod tests {
     fn each_part_is_asked_for() {
         let found = wanted(&headers(&[
             (USER, "jane"),
+            (UID, "7"),
             (GROUP, "a"),
             (GROUP, "b"),
             ("impersonate-extra-acme.com%2fproject", "x"),
         ]));
         let found = found.unwrap().unwrap();
-        let asked: Vec<_> =
-            questions(&found).into_iter().map(|a| (a.resource, a.subresource, a.name)).collect();
-        let part = |r: &str, s: &str, n: &str| (r.to_owned(), s.to_owned(), n.to_owned());
-        let expected = [
-            part("users", "", "jane"),
-            part("groups", "", "a"),
-            part("groups", "", "b"),
-            part("userextras", "acme.com/project", "x"),
-        ];
-        assert_eq!(asked, expected);
-        assert_eq!(complete(found).groups, ["a", "b", GROUP_AUTHENTICATED]);
+        assert_eq!(
+            asked(Mode::Legacy, &found),
+            [
+                "impersonate /users/  jane",
+                "impersonate authentication.k8s.io/uids/  7",
+                "impersonate /groups/  a",
+                "impersonate /groups/  b",
+                "impersonate authentication.k8s.io/userextras/acme.com/project  x",
+            ]
+        );
+        assert_eq!(
+            asked(Mode::UserInfo, &found)[0],
+            "impersonate:user-info authentication.k8s.io/users/  jane"
+        );
+        assert_eq!(Mode::Legacy.complete(found).groups, ["a", "b", GROUP_AUTHENTICATED]);
     }
 
     #[test]
     fn a_service_account_is_asked_for_in_its_namespace_and_gets_its_groups() {
         let found = wanted(&headers(&[(USER, "system:serviceaccount:ns:robot")])).unwrap().unwrap();
-        let question = questions(&found).remove(0);
-        assert_eq!(
-            (&*question.resource, &*question.namespace, &*question.name),
-            ("serviceaccounts", "ns", "robot")
-        );
+        assert_eq!(asked(Mode::Legacy, &found), ["impersonate /serviceaccounts/ ns robot"]);
         let groups = ["system:serviceaccounts", "system:serviceaccounts:ns", GROUP_AUTHENTICATED];
-        assert_eq!(complete(found).groups, groups);
+        assert_eq!(Mode::Legacy.complete(found).groups, groups);
+    }
+
+    #[test]
+    fn modes_apply_to_whom_they_are_for() {
+        let named = |name: &str| Identity { name: name.to_owned(), ..Identity::default() };
+        let modes = |wanted: &Identity, requestor: &Identity| -> Vec<Mode> {
+            Mode::ALL.into_iter().filter(|mode| mode.applies(wanted, requestor)).collect()
+        };
+        let alice = named("alice");
+        assert_eq!(modes(&named("bob"), &alice), [Mode::UserInfo, Mode::Legacy]);
+        assert_eq!(modes(&named("system:node:n1"), &alice), [Mode::ArbitraryNode, Mode::Legacy]);
+        let account = named("system:serviceaccount:ns:agent");
+        assert_eq!(modes(&account, &alice), [Mode::ServiceAccount, Mode::Legacy]);
+        let mut agent = account.clone();
+        agent.extra.insert(NODE_NAME.to_owned(), vec!["n1".to_owned()]);
+        assert_eq!(
+            modes(&named("system:node:n1"), &agent),
+            [Mode::AssociatedNode, Mode::ArbitraryNode, Mode::Legacy]
+        );
+        let mut with_group = named("system:node:n1");
+        with_group.groups.push("x".to_owned());
+        assert_eq!(modes(&with_group, &agent), [Mode::Legacy]);
+        assert_eq!(
+            asked(Mode::AssociatedNode, &named("system:node:n1")),
+            ["impersonate:associated-node authentication.k8s.io/nodes/  *"]
+        );
+        let node = Mode::ArbitraryNode.complete(named("system:node:n1"));
+        assert_eq!(node.groups, [GROUP_NODES, GROUP_AUTHENTICATED]);
+    }
+
+    #[test]
+    fn masters_are_impersonated_the_old_way_only() {
+        let root = Identity {
+            name: "root".to_owned(),
+            groups: vec![GROUP_MASTERS.to_owned()],
+            ..Identity::default()
+        };
+        let error = Mode::UserInfo.check_sense(&root).unwrap_err();
+        assert_eq!(error.to_string(), "impersonating the system:masters group is not allowed");
     }
 }

@@ -148,6 +148,11 @@ impl Server {
         &self.state.cache
     }
 
+    /// Who issues and verifies the cluster's ServiceAccount tokens.
+    pub fn tokens(&self) -> &Arc<Tokens> {
+        &self.state.tokens
+    }
+
     /// Reads certificates and CAs again now, and issues anew what comes close to expiry; without this, it happens every
     /// minute.
     ///

@@ -100,6 +100,9 @@ pub(crate) async fn respond(
     response
 }
 
+/// Begins the headers of [`impersonate`].
+const IMPERSONATE_PREFIX: &str = "impersonate-";
+
 /// What is known about a request besides its answer.
 #[derive(Default)]
 struct Seen {
@@ -112,7 +115,7 @@ struct Seen {
 fn strip_credentials(headers: &mut HeaderMap) {
     headers.remove(http::header::AUTHORIZATION);
     let impersonation: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
+        headers.keys().filter(|name| name.as_str().starts_with(IMPERSONATE_PREFIX)).cloned().collect();
     for name in impersonation {
         headers.remove(name);
     }
@@ -127,7 +130,7 @@ async fn handle(
     seen: &mut Seen,
 ) -> Result<Response<Body>, Status> {
     let user = authenticate(&state, peer, request.headers(), &info.path)?;
-    let user = act_as(&state, user, request.headers())?;
+    let user = act_as(&state, user, request.headers(), &info, &query)?;
     seen.user.clone_from(&user.name);
     let time = state.limits.time(&info, &query)?;
     let entry = limits::enter(&state, &user, &info, &query).await;
@@ -167,14 +170,24 @@ fn authenticate(state: &State, peer: &Peer, headers: &HeaderMap, path: &str) -> 
     }
 }
 
-fn act_as(state: &State, user: Identity, headers: &HeaderMap) -> Result<Identity, Status> {
-    match impersonate(&user, headers, &state.authorizer) {
+fn act_as(
+    state: &State,
+    user: Identity,
+    headers: &HeaderMap,
+    info: &RequestInfo,
+    query: &Query,
+) -> Result<Identity, Status> {
+    if !headers.keys().any(|name| name.as_str().starts_with(IMPERSONATE_PREFIX)) {
+        return Ok(user);
+    }
+    match impersonate(&user, headers, &attributes_of(info, query), &state.authorizer) {
         Ok(None) => Ok(user),
         Ok(Some(other)) => Ok(other),
         Err(ImpersonationError::BadRequest(text)) => Err(Status::bad_request(text)),
         Err(ImpersonationError::Forbidden { attributes, reason }) => {
             let info = RequestInfo {
-                is_resource: true,
+                is_resource: attributes.is_resource,
+                path: attributes.path.clone(),
                 verb: attributes.verb.clone(),
                 group: attributes.group.clone(),
                 namespace: attributes.namespace.clone(),
@@ -185,6 +198,25 @@ fn act_as(state: &State, user: Identity, headers: &HeaderMap) -> Result<Identity
             let why = with_reason(info.forbidden_text(&user.name), &reason);
             Err(Status::forbidden(&attributes.group, &attributes.resource, &attributes.name, why))
         }
+    }
+}
+
+/// What a request asks of the authorizer.
+fn attributes_of(info: &RequestInfo, query: &Query) -> Attributes {
+    let selects = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+    let selector = |name| query.get(name).filter(|_| selects).unwrap_or_default().to_owned();
+    Attributes {
+        verb: info.verb.clone(),
+        group: info.group.clone(),
+        version: info.version.clone(),
+        resource: info.resource.clone(),
+        subresource: info.subresource.clone(),
+        namespace: info.namespace.clone(),
+        name: info.name.clone(),
+        path: info.path.clone(),
+        is_resource: info.is_resource,
+        field_selector: selector("fieldSelector"),
+        label_selector: selector("labelSelector"),
     }
 }
 
@@ -200,21 +232,7 @@ fn authorize(state: &State, user: &Identity, info: &RequestInfo, query: &Query) 
     if user.is_in(GROUP_MASTERS) {
         return Ok(());
     }
-    let selects = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
-    let selector = |name| query.get(name).filter(|_| selects).unwrap_or_default().to_owned();
-    let attributes = Attributes {
-        verb: info.verb.clone(),
-        group: info.group.clone(),
-        version: info.version.clone(),
-        resource: info.resource.clone(),
-        subresource: info.subresource.clone(),
-        namespace: info.namespace.clone(),
-        name: info.name.clone(),
-        path: info.path.clone(),
-        is_resource: info.is_resource,
-        field_selector: selector("fieldSelector"),
-        label_selector: selector("labelSelector"),
-    };
+    let attributes = attributes_of(info, query);
     let decision = state.authorizer.authorize(user, &attributes);
     if decision.allowed {
         return Ok(());

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::admit;
 use crate::{
+    context,
     decode::Expected,
     handlers::{Call, Target, target::read},
     negotiate,
@@ -73,6 +74,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     }
     let expires = extend(&mut spec, seconds, tokens.audiences(), now);
     let issued = tokens.issue(&spec, now).map_err(Status::internal)?;
+    context::annotate("authentication.kubernetes.io/issued-credential-id", || issued.credential_id.clone());
     let expires = jiff::Timestamp::from_second(expires).unwrap_or(jiff::Timestamp::MAX);
     request["status"] =
         json!({"token": issued.token, "expirationTimestamp": api::time::format_seconds(expires)});

@@ -33,7 +33,8 @@ struct Binding {
     /// Empty: everywhere.
     namespace: String,
     role: RoleRef,
-    subjects: Vec<Subject>,
+    /// Each with its description for reasons.
+    subjects: Vec<(Subject, String)>,
 }
 
 /// A subject of a binding; ServiceAccounts are users by their user name.
@@ -64,10 +65,13 @@ impl Tables {
             Kind::Role => drop(self.roles.insert((namespace, name), Role::parse(object))),
             Kind::ClusterRoleBinding | Kind::RoleBinding => {
                 let subjects = object["subjects"].as_array().into_iter().flatten();
-                let subjects: Vec<_> =
-                    subjects.filter_map(|subject| parse_subject(subject, &namespace)).collect();
+                let subjects: Vec<_> = subjects
+                    .filter_map(|subject| {
+                        Some((parse_subject(subject, &namespace)?, describe_subject(subject, &namespace)))
+                    })
+                    .collect();
                 let at = (kind, key.to_owned());
-                for subject in &subjects {
+                for (subject, _) in &subjects {
                     self.bindings_by_subject.entry(subject.clone()).or_default().insert(at.clone());
                 }
                 let role = RoleRef::parse(&object["roleRef"]);
@@ -86,7 +90,7 @@ impl Tables {
             Kind::ClusterRoleBinding | Kind::RoleBinding => {
                 let at = (kind, key.to_owned());
                 let Some(binding) = self.bindings.remove(&at) else { return };
-                for subject in binding.subjects {
+                for (subject, _) in binding.subjects {
                     if let Some(bindings) = self.bindings_by_subject.get_mut(&subject) {
                         bindings.remove(&at);
                         if bindings.is_empty() {
@@ -117,7 +121,7 @@ impl Tables {
             // A RoleBinding grants nothing outside its namespace, so nothing on paths either.
             let in_scope = binding.namespace.is_empty() || attributes.is_resource;
             if in_scope && self.rules(&binding.namespace, &binding.role).any(|rule| rule.allows(attributes)) {
-                return Decision::allow(binding.describe());
+                return Decision::allow(binding.describe(identity));
             }
         }
         Decision::no_opinion("")
@@ -221,15 +225,32 @@ impl Role {
 }
 
 impl Binding {
-    fn describe(&self) -> String {
+    fn describe(&self, identity: &Identity) -> String {
         let kind = if self.role.cluster { "ClusterRole" } else { "Role" };
+        let applies = |subject: &Subject| match subject {
+            Subject::User(name) => *name == identity.name,
+            Subject::Group(name) => identity.is_in(name),
+        };
+        let subject = self.subjects.iter().find(|(subject, _)| applies(subject));
+        let subject = subject.map_or("", |(_, description)| description);
         if self.namespace.is_empty() {
-            format!("RBAC: allowed by ClusterRoleBinding {:?} of {kind} {:?}", self.name, self.role.name)
+            let (name, role) = (&self.name, &self.role.name);
+            format!("RBAC: allowed by ClusterRoleBinding {name:?} of {kind} {role:?} to {subject}")
         } else {
             let name = format!("{}/{}", self.name, self.namespace);
-            format!("RBAC: allowed by RoleBinding {name:?} of {kind} {:?}", self.role.name)
+            format!("RBAC: allowed by RoleBinding {name:?} of {kind} {:?} to {subject}", self.role.name)
         }
     }
+}
+
+fn describe_subject(subject: &Value, binding_namespace: &str) -> String {
+    let (kind, name) = (text(&subject["kind"]), text(&subject["name"]));
+    if kind != "ServiceAccount" {
+        return format!("{kind} {name:?}");
+    }
+    let namespace = text(&subject["namespace"]);
+    let namespace = if namespace.is_empty() { binding_namespace } else { &namespace };
+    format!("{kind} {:?}", format!("{name}/{namespace}"))
 }
 
 fn parse_subject(subject: &Value, namespace: &str) -> Option<Subject> {

@@ -269,7 +269,10 @@ async fn a_binding_counts_for_the_request_after_its_write() {
         cache.create(&key(&object).1, object).await.unwrap();
     }
     let decision = authorizer.authorize(&jane(), &question);
-    assert_eq!(decision, Decision::allow("RBAC: allowed by RoleBinding \"b/ns\" of Role \"r\""));
+    assert_eq!(
+        decision,
+        Decision::allow("RBAC: allowed by RoleBinding \"b/ns\" of Role \"r\" to User \"jane\"")
+    );
     assert_eq!(authorizer.rules_for(&jane(), "ns").len(), 1);
     assert!(authorizer.rules_for(&jane(), "other").is_empty());
     let at = keys::object_key(GROUP, "rolebindings", Some("ns"), "b");
@@ -304,11 +307,20 @@ async fn roles_and_bindings_are_written_by_those_who_hold_escalate_or_bind_or_th
     assert!(authorizer.check_role_write(&person("eve"), "other", "", &delete, None).is_err());
     let mut aggregated = role("ClusterRole", "", "a", json!([]));
     aggregated["aggregationRule"] = json!({ "clusterRoleSelectors": [{ "matchLabels": { "a": "b" } }] });
-    assert!(authorizer.check_role_write(&person("jane"), "", "", &aggregated, None).is_err());
+    let refused = authorizer.check_role_write(&person("jane"), "", "", &aggregated, None);
+    assert_eq!(refused, Err("must have cluster-admin privileges to use the aggregationRule".to_owned()));
+    let plain = role("ClusterRole", "", "a", json!([]));
+    assert_eq!(authorizer.check_role_write(&person("jane"), "", "a", &plain, None), Ok(()));
+    let loosened = authorizer.check_role_write(&person("jane"), "", "a", &plain, Some(&aggregated));
+    assert!(loosened.is_err(), "what was aggregated stays the business of administrators");
     let bind = |role: &str| binding("ns", "new", ("ClusterRole", role), user("mallory"));
     assert_eq!(authorizer.check_binding_write(&person("jane"), "ns", &bind("reader")), Ok(()));
     assert!(authorizer.check_binding_write(&person("jane"), "ns", &bind("writer")).is_err());
-    assert!(authorizer.check_binding_write(&person("jane"), "ns", &bind("absent")).is_err());
+    let missing = authorizer.check_binding_write(&person("jane"), "ns", &bind("absent")).unwrap_err();
+    assert_eq!(
+        (missing.code, missing.message.as_str()),
+        (404, "clusterroles.rbac.authorization.k8s.io \"absent\" not found")
+    );
     assert_eq!(authorizer.check_binding_write(&person("bob"), "ns", &bind("writer")), Ok(()));
     assert!(authorizer.check_binding_write(&person("bob"), "other", &bind("writer")).is_err());
     let root =
