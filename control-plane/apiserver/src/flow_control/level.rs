@@ -298,7 +298,8 @@ impl Level {
                 .min_by(|(_, a), (_, b)| a.virtual_time.total_cmp(&b.virtual_time));
             let Some((index, queue)) = next else { return };
             let Some(waiter) = queue.waiters.front().cloned() else { return };
-            if waiter.state.load(Ordering::Acquire) != GONE && !self.try_seats(waiter.seats) {
+            let is_there = waiter.state.load(Ordering::Acquire) != GONE;
+            if is_there && !self.try_seats(waiter.seats) {
                 return;
             }
             let queue = &mut inside.queues[index];
@@ -310,6 +311,9 @@ impl Level {
                 inside.now = queue.virtual_time;
                 queue.virtual_time += f64::from(waiter.seats) * SERVICE_SECONDS;
                 waiter.notify.notify_one();
+            } else if is_there {
+                // It went between the look and the turn.
+                self.seats.fetch_sub(waiter.seats, Ordering::AcqRel);
             }
         }
     }
@@ -381,7 +385,8 @@ impl Turn {
             return false;
         }
         let mut inside = self.level.inside();
-        let queue = &mut inside.queues[self.queue];
+        // Queues that emptied may have gone since.
+        let Some(queue) = inside.queues.get_mut(self.queue) else { return true };
         let before = queue.waiters.len();
         queue.waiters.retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
         if queue.waiters.len() < before {
