@@ -33,7 +33,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::All => run::block_on(run::server(server, true)),
         Command::Apiserver => run::block_on(run::server(server, false)),
         Command::Scheduler(client) => run::block_on(run::scheduler(client)),
-        Command::Controllers(client) => run::block_on(run::controllers(client)),
+        Command::Controllers(client) => run::block_on(run::controllers(server, client)),
         Command::Kubeconfig(request) => sign::kubeconfig(&server, request),
         Command::Cert(request) => sign::certificate(&server, request),
     }

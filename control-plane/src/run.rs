@@ -4,6 +4,7 @@ use std::{future::Future, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use apiserver::{Config, Identity, Server, Store, security::GROUP_MASTERS, server::listen};
+use base64::Engine as _;
 use ipnetwork::IpNetwork;
 use tokio::{
     net::TcpListener,
@@ -155,21 +156,50 @@ fn families(flag: &str, ranges: &[IpNetwork]) -> anyhow::Result<Vec<IpNetwork>> 
     Ok(ranges.to_vec())
 }
 
-async fn remote_client(arguments: &ClientArguments) -> anyhow::Result<kube::Client> {
+async fn remote_client(
+    arguments: &ClientArguments,
+) -> anyhow::Result<(kube::Client, kube::config::Kubeconfig)> {
     let path = &arguments.kubeconfig;
     let named = || format!("cannot use the kubeconfig {}", path.display());
     let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(named)?;
-    let config =
-        kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.with_context(named)?;
-    kube::Client::try_from(config).with_context(named)
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig.clone(), &Default::default())
+        .await
+        .with_context(named)?;
+    Ok((kube::Client::try_from(config).with_context(named)?, kubeconfig))
 }
 
 pub async fn scheduler(arguments: ClientArguments) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
-    scheduler::run(remote_client(&arguments).await?, stop).await
+    scheduler::run(remote_client(&arguments).await?.0, stop).await
 }
 
-pub async fn controllers(arguments: ClientArguments) -> anyhow::Result<()> {
+pub async fn controllers(server: ServerArguments, arguments: ClientArguments) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
-    controllers::run(remote_client(&arguments).await?, stop).await
+    let (client, kubeconfig) = remote_client(&arguments).await?;
+    let config = controllers::Config {
+        root_ca_pem: authority(&kubeconfig)
+            .with_context(|| {
+                format!("cannot read the CA of the kubeconfig {}", arguments.kubeconfig.display())
+            })?
+            .context("the kubeconfig names no CA, which pods would need to trust the API server")?,
+        node_monitor_grace_period: Duration::from_secs(server.node_monitor_grace_period),
+        ..controllers::Config::default()
+    };
+    controllers::run_with(client, config, stop).await
+}
+
+/// The CA that the kubeconfig's current cluster is trusted by, in PEM: pods are given the same.
+fn authority(kubeconfig: &kube::config::Kubeconfig) -> anyhow::Result<Option<String>> {
+    let current = kubeconfig.current_context.as_deref().unwrap_or_default();
+    let context = kubeconfig.contexts.iter().find(|context| context.name == current);
+    let name = context.and_then(|context| context.context.as_ref()).map(|context| context.cluster.as_str());
+    let cluster = kubeconfig.clusters.iter().find(|cluster| Some(cluster.name.as_str()) == name);
+    let Some(cluster) = cluster.and_then(|cluster| cluster.cluster.as_ref()) else { return Ok(None) };
+    if let Some(data) = &cluster.certificate_authority_data {
+        let pem =
+            base64::engine::general_purpose::STANDARD.decode(data).context("certificate-authority-data")?;
+        return Ok(Some(String::from_utf8(pem).context("certificate-authority-data")?));
+    }
+    let Some(file) = &cluster.certificate_authority else { return Ok(None) };
+    std::fs::read_to_string(file).with_context(|| format!("reading {file}")).map(Some)
 }
