@@ -160,6 +160,22 @@ async fn access_reviews_answer_for_others_and_impersonation_needs_the_right() {
         ),
         "{message}"
     );
+    let whole = [
+        ("impersonate-user", "bob"),
+        ("impersonate-uid", "7"),
+        ("impersonate-group", "a"),
+        ("impersonate-extra-acme.com%2fproject", "x"),
+        ("content-type", "application/json"),
+    ];
+    let who = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let shown = admin.send("POST", who, &whole, b"{}".to_vec()).await.expect(201);
+    assert_eq!(
+        shown["status"]["userInfo"],
+        json!({"username": "bob", "uid": "7", "groups": ["a", "system:authenticated"],
+            "extra": {"acme.com/project": ["x"]}})
+    );
+    let without_user = [("impersonate-group", "a"), ("content-type", "application/json")];
+    admin.send("POST", who, &without_user, b"{}".to_vec()).await.refuse(400, "BadRequest");
     server.stop().await;
 }
 

@@ -117,6 +117,50 @@ async fn an_agent_reads_what_the_pods_of_its_node_refer_to() {
     check(false, "n1", "gone");
 }
 
+/// What the agent of n1 may ask for, and what not, in the cluster of the test below.
+const QUESTIONS: &[(bool, &str)] = &[
+    (false, "get core/secrets ns other"),
+    (false, "get core/secrets other env"),
+    (false, "list core/secrets ns -"),
+    (false, "watch core/configmaps - -"),
+    (false, "update core/secrets ns env"),
+    (false, "get core/secrets ns wanted"),
+    (false, "create core/serviceaccounts/token ns other"),
+    (true, "patch core/nodes/status - n1"),
+    (true, "update core/nodes - n1"),
+    (false, "delete core/nodes - n1"),
+    (false, "get core/nodes/proxy - n1"),
+    (true, "create core/nodes - -"),
+    (true, "update coordination.k8s.io/leases kube-node-lease n1"),
+    (false, "update coordination.k8s.io/leases kube-node-lease n2"),
+    (false, "update coordination.k8s.io/leases kube-system n1"),
+    (false, "list coordination.k8s.io/leases kube-node-lease -"),
+    (true, "patch core/pods/status ns p"),
+    (false, "patch core/pods ns p"),
+    (true, "delete core/pods ns p"),
+    (false, "deletecollection core/pods ns -"),
+    (true, "get core/persistentvolumes - v"),
+    (false, "get core/persistentvolumes - w"),
+    (false, "get core/persistentvolumes - stolen"),
+    (false, "list core/persistentvolumes - -"),
+    (true, "get core/secrets storage stage"),
+    (false, "get core/secrets storage other"),
+    (true, "get storage.k8s.io/volumeattachments - mine"),
+    (false, "get storage.k8s.io/volumeattachments - theirs"),
+    (true, "update resource.k8s.io/resourceslices - mine"),
+    (false, "update resource.k8s.io/resourceslices - theirs"),
+    (false, "list resource.k8s.io/resourceslices - -"),
+    (true, "get resource.k8s.io/resourceclaims ns gpu"),
+    (false, "get resource.k8s.io/resourceclaims ns other"),
+    (true, "patch storage.k8s.io/csinodes - n1"),
+    (false, "patch storage.k8s.io/csinodes - n2"),
+    (true, "create core/configmaps kube-system -"),
+    (false, "create core/configmaps ns -"),
+    (false, "create core/pods/exec ns p"),
+    (false, "list rbac.authorization.k8s.io/clusterroles - -"),
+    (true, "list discovery.k8s.io/endpointslices - -"),
+];
+
 #[tokio::test]
 async fn an_agent_does_not_read_or_write_what_is_not_its_own() {
     let (cache, authorizer, _folder) = cluster().await;
@@ -141,50 +185,8 @@ async fn an_agent_does_not_read_or_write_what_is_not_its_own() {
         put_cluster(&cache, "storage.k8s.io", "volumeattachments", name, object.clone()).await;
         put_cluster(&cache, "resource.k8s.io", "resourceslices", name, object).await;
     }
-    let cases = [
-        (false, "get core/secrets ns other"),
-        (false, "get core/secrets other env"),
-        (false, "list core/secrets ns -"),
-        (false, "watch core/configmaps - -"),
-        (false, "update core/secrets ns env"),
-        (false, "get core/secrets ns wanted"),
-        (false, "create core/serviceaccounts/token ns other"),
-        (true, "patch core/nodes/status - n1"),
-        (true, "update core/nodes - n1"),
-        (false, "delete core/nodes - n1"),
-        (false, "get core/nodes/proxy - n1"),
-        (true, "create core/nodes - -"),
-        (true, "update coordination.k8s.io/leases kube-node-lease n1"),
-        (false, "update coordination.k8s.io/leases kube-node-lease n2"),
-        (false, "update coordination.k8s.io/leases kube-system n1"),
-        (false, "list coordination.k8s.io/leases kube-node-lease -"),
-        (true, "patch core/pods/status ns p"),
-        (false, "patch core/pods ns p"),
-        (true, "delete core/pods ns p"),
-        (false, "deletecollection core/pods ns -"),
-        (true, "get core/persistentvolumes - v"),
-        (false, "get core/persistentvolumes - w"),
-        (false, "get core/persistentvolumes - stolen"),
-        (false, "list core/persistentvolumes - -"),
-        (true, "get core/secrets storage stage"),
-        (false, "get core/secrets storage other"),
-        (true, "get storage.k8s.io/volumeattachments - mine"),
-        (false, "get storage.k8s.io/volumeattachments - theirs"),
-        (true, "update resource.k8s.io/resourceslices - mine"),
-        (false, "update resource.k8s.io/resourceslices - theirs"),
-        (false, "list resource.k8s.io/resourceslices - -"),
-        (true, "get resource.k8s.io/resourceclaims ns gpu"),
-        (false, "get resource.k8s.io/resourceclaims ns other"),
-        (true, "patch storage.k8s.io/csinodes - n1"),
-        (false, "patch storage.k8s.io/csinodes - n2"),
-        (true, "create core/configmaps kube-system -"),
-        (false, "create core/configmaps ns -"),
-        (false, "create core/pods/exec ns p"),
-        (false, "list rbac.authorization.k8s.io/clusterroles - -"),
-        (true, "list discovery.k8s.io/endpointslices - -"),
-    ];
-    for (allowed, question) in cases {
-        assert_eq!(authorizer.authorize(&agent("n1"), &asks(question)).allowed, allowed, "{question}");
+    for (allowed, question) in QUESTIONS {
+        assert_eq!(authorizer.authorize(&agent("n1"), &asks(question)).allowed, *allowed, "{question}");
     }
     for stranger in [Identity::internal("system:node:n1", &[]), Identity::internal("n1", &[GROUP_NODES])] {
         assert!(
