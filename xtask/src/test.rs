@@ -13,6 +13,8 @@ use crate::{build, ebpf, install, root_only, run};
 pub(crate) enum Tier {
     /// Unit and property tests of every crate
     Unit,
+    /// Hostile input for every decoder
+    Fuzz,
     /// The control plane in one process, without containers
     Sim,
     /// Root, namespaces, the real verifier
@@ -31,6 +33,9 @@ pub(crate) struct TestArguments {
     /// Only this store in the cluster tier
     #[arg(long, value_enum)]
     store: Option<Store>,
+    /// How long each target of the fuzz tier runs
+    #[arg(long, default_value_t = 20)]
+    fuzz_seconds: u64,
 }
 
 /// What test binaries reported.
@@ -44,7 +49,7 @@ struct Count {
 pub(crate) fn test(arguments: &TestArguments) -> Result<()> {
     let tiers = match arguments.tier {
         Some(tier) => vec![tier],
-        None => vec![Tier::Unit, Tier::Sim, Tier::Kernel, Tier::Cluster],
+        None => vec![Tier::Unit, Tier::Fuzz, Tier::Sim, Tier::Kernel, Tier::Cluster],
     };
     let filter = arguments.filter.as_deref();
     let mut rows = Vec::new();
@@ -54,6 +59,7 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<()> {
         run::say(&format!("tier {}", tier.name()));
         let count = match tier {
             Tier::Unit => unit(filter),
+            Tier::Fuzz => fuzz(arguments.fuzz_seconds, filter),
             Tier::Sim => sim(filter),
             Tier::Kernel => kernel(filter),
             Tier::Cluster => on_clusters(arguments.store, filter),
@@ -85,6 +91,7 @@ impl Tier {
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
+            Self::Fuzz => "fuzz",
             Self::Sim => "sim",
             Self::Kernel => "kernel",
             Self::Cluster => "cluster",
@@ -96,6 +103,12 @@ fn unit(filter: Option<&str>) -> Result<Count> {
     install::ensure(&[install::ETCD])?;
     run::step("building the BPF object", ebpf::build)?;
     cargo_test(&["--workspace", "--no-fail-fast"], filter, None)
+}
+
+fn fuzz(seconds: u64, filter: Option<&str>) -> Result<Count> {
+    let mut cargo = command(&["--package", "fuzz", "--test", "fuzz"], filter, None)?;
+    cargo.arg("--nocapture").env("SEAWAY_FUZZ_SECONDS", seconds.to_string());
+    counted(cargo)
 }
 
 fn sim(filter: Option<&str>) -> Result<Count> {
@@ -136,7 +149,10 @@ fn on_clusters(store: Option<Store>, filter: Option<&str>) -> Result<Count> {
 
 /// Runs cargo test, shows what it prints, and counts the summary lines.
 fn cargo_test(arguments: &[&str], filter: Option<&str>, store: Option<Store>) -> Result<Count> {
-    use std::io::{BufRead, BufReader};
+    counted(command(arguments, filter, store)?)
+}
+
+fn command(arguments: &[&str], filter: Option<&str>, store: Option<Store>) -> Result<Command> {
     let mut cargo: Command = run::cargo();
     cargo.args(["test", "--locked"]).args(arguments);
     cargo.args(["--"]).args(filter);
@@ -149,6 +165,11 @@ fn cargo_test(arguments: &[&str], filter: Option<&str>, store: Option<Store>) ->
         cargo.env("SEAWAY_CLUSTER", run::target().join("cluster"));
         cargo.env("SEAWAY_XTASK", std::env::current_exe().context("finding xtask")?);
     }
+    Ok(cargo)
+}
+
+fn counted(mut cargo: Command) -> Result<Count> {
+    use std::io::{BufRead, BufReader};
     let mut child =
         cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("starting cargo test")?;
     let mut count = Count::default();
@@ -162,10 +183,7 @@ fn cargo_test(arguments: &[&str], filter: Option<&str>, store: Option<Store>) ->
     }
     let status = child.wait().context("waiting for cargo test")?;
     if !status.success() && count.failed == 0 {
-        bail!(
-            "cargo test {} ended with {status} without a failed test: a build error or a crash",
-            arguments.join(" ")
-        );
+        bail!("{cargo:?} ended with {status} without a failed test: a build error or a crash");
     }
     Ok(count)
 }

@@ -34,6 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("protoc", &[]),
     ("images", &[]),
     ("harness", &[]),
+    ("fuzz", &["api", "cel"]),
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.

@@ -330,14 +330,18 @@ fn storage_version_hash(resource: &Resource) -> String {
     base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
 }
 
-fn response_kind(group: &str, version: &str, kind: &str) -> Value {
+/// The group and version of a built-in kind are left out where they are those of the list, as upstream does.
+fn response_kind(resource: &Resource, group: &str, version: &str, kind: &str) -> Value {
+    let is_same = (group, version) == (resource.group.as_str(), resource.version.as_str());
+    let is_builtin = api::schema::builtin().has_resource(&resource.group, &resource.version);
+    let (group, version) = if is_same && is_builtin { ("", "") } else { (group, version) };
     json!({"group": group, "version": version, "kind": kind})
 }
 
 fn aggregated_resource(resource: &Resource) -> Value {
     let mut entry = json!({
         "resource": resource.plural,
-        "responseKind": response_kind(&resource.group, &resource.version, &resource.kind),
+        "responseKind": response_kind(resource, &resource.group, &resource.version, &resource.kind),
         "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": resource.singular,
         "verbs": resource.verbs,
@@ -348,7 +352,8 @@ fn aggregated_resource(resource: &Resource) -> Value {
             .subresources
             .iter()
             .map(|subresource| {
-                let kind = response_kind(&subresource.group, &subresource.version, &subresource.kind);
+                let kind =
+                    response_kind(resource, &subresource.group, &subresource.version, &subresource.kind);
                 Value::Object(Map::from_iter([
                     ("subresource".to_owned(), json!(subresource.name)),
                     ("responseKind".to_owned(), kind),
@@ -409,6 +414,46 @@ mod tests {
             document["items"].as_array().unwrap().iter().any(|group| group["metadata"]["name"] == "apps")
         );
         assert_eq!(value(discovery.find("/apis", &HeaderMap::new()).unwrap())["kind"], "APIGroupList");
+    }
+
+    /// Every group and version that is served says of its resources what upstream's published document says.
+    #[test]
+    fn the_aggregated_document_is_that_of_upstream() {
+        let file =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/kubernetes-1.36/aggregated_v2.json");
+        let Ok(published) = std::fs::read(file) else {
+            eprintln!("SKIPPED: no {file}");
+            return;
+        };
+        let published: Value = serde_json::from_slice(&published).unwrap();
+        let ours = value(discovery().find("/apis", &accept(DISCOVERY_V2)).unwrap());
+        let groups = |document: &Value| -> Vec<(String, Vec<Value>)> {
+            let group = |group: &Value| {
+                let name = group["metadata"]["name"].as_str().unwrap().to_owned();
+                (name, group["versions"].as_array().unwrap().clone())
+            };
+            document["items"].as_array().unwrap().iter().map(group).collect()
+        };
+        let published = groups(&published);
+        let order: Vec<&String> = published.iter().map(|(name, _)| name).collect();
+        let mut places = Vec::new();
+        for (name, versions) in groups(&ours) {
+            let (place, (_, theirs)) =
+                published.iter().enumerate().find(|(_, (theirs, _))| *theirs == name).unwrap();
+            places.push(place);
+            for version in versions {
+                let named = |found: &&Value| found["version"] == version["version"];
+                let theirs = theirs.iter().find(named).unwrap();
+                let (ours, theirs) = (&version["resources"], &theirs["resources"]);
+                assert_eq!(
+                    serde_json::to_string_pretty(ours).unwrap(),
+                    serde_json::to_string_pretty(theirs).unwrap(),
+                    "{name} {}",
+                    version["version"]
+                );
+            }
+        }
+        assert!(places.is_sorted(), "the groups stand in the order of {order:?}");
     }
 
     #[test]
