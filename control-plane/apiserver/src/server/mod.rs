@@ -85,9 +85,9 @@ impl Server {
         let pki = Pki::load_or_create(&config.data_dir, &names, &url)?;
         info!(data_dir = %config.data_dir.display(), "keys are there");
         let storage = open(&config).await?;
-        let cache = Cache::start(Arc::clone(&storage)).await.context("cannot load the store")?;
+        let cache = Cache::start(storage).await.context("cannot load the store")?;
         info!(revision = cache.revision().0, "store is loaded");
-        tokio::spawn(compactor::run(storage, config.compaction_interval, stop.clone()));
+        tokio::spawn(compactor::run(Arc::clone(&cache), config.compaction_interval, stop.clone()));
         let serving = security::tls::Live::new(&pki.serving)?;
         let kubelet_client = security::tls::Live::new(&pki.kubelet_client)?;
         let state = Arc::new(build(config, &pki, Arc::clone(&kubelet_client), cache, stop)?);

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{Revision, Storage, StorageError};
+use super::{Revision, Storage, StorageError, cache::Cache};
 
 /// As upstream compacts etcd: history of five to ten minutes.
 pub const INTERVAL: Duration = Duration::from_secs(300);
@@ -19,11 +19,14 @@ pub const INTERVAL: Duration = Duration::from_secs(300);
 const STEP_KEY: &str = "/registry/.compactor";
 
 /// Compacts until `stop`.
-pub async fn run(storage: Arc<dyn Storage>, interval: Duration, stop: CancellationToken) {
+pub async fn run(cache: Arc<Cache>, interval: Duration, stop: CancellationToken) {
     let mut before = None;
     loop {
-        match step(&*storage, before).await {
-            Ok(now) => before = Some(now),
+        match step(&**cache.storage(), before).await {
+            Ok(now) => {
+                cache.forget_before(before.unwrap_or_default());
+                before = Some(now);
+            }
             Err(error) => tracing::warn!(%error, "the store was not compacted; trying again"),
         }
         tokio::select! {

@@ -18,7 +18,10 @@ mod watch;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, RwLock},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -90,6 +93,8 @@ pub struct Cache {
     applied: latest::Sender<Revision>,
     /// Where the history of a resource without events begins.
     oldest: RwLock<Revision>,
+    /// Lists of states before this one are refused, as the store has forgotten them.
+    forgotten: AtomicU64,
     _feed: DropGuard,
 }
 
@@ -105,6 +110,7 @@ impl Cache {
             resources: RwLock::default(),
             applied: latest::Sender::new(Revision(0)),
             oldest: RwLock::default(),
+            forgotten: AtomicU64::new(0),
             _feed: stop.clone().drop_guard(),
         });
         let feed = feed::Feed::load(&cache).await?;
@@ -142,6 +148,10 @@ impl Cache {
     /// [`StorageError::Compacted`] when that is too long ago, [`StorageError::Future`] when it is not written.
     pub async fn list_at(&self, prefix: &str, at: Revision) -> Result<Snapshot, StorageError> {
         self.wait_for(at, FRESHNESS_TIMEOUT).await?;
+        let oldest = Revision(self.forgotten.load(Ordering::Relaxed));
+        if at < oldest {
+            return Err(StorageError::Compacted { requested: at, oldest });
+        }
         if let Ok(objects) = self.resource(prefix).objects_at(at) {
             return Ok(Snapshot { objects, prefix: prefix.to_owned(), revision: at });
         }
@@ -158,6 +168,12 @@ impl Cache {
     /// The newest event of a resource: changes when, and only when, the resource does.
     pub fn newest(&self, prefix: &str) -> Revision {
         self.resource(prefix).newest()
+    }
+
+    /// Lists of states before `revision` are refused from now on, whatever is still in memory: the store was compacted
+    /// to it, and clients that page are to be told so whichever server they ask.
+    pub fn forget_before(&self, revision: Revision) {
+        self.forgotten.fetch_max(revision.0, Ordering::Relaxed);
     }
 
     /// Waits until the cache shows `revision`.
