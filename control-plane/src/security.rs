@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use apiserver::{config::Security, security::authentication::Anonymous};
+use apiserver::{audit, config::Security, security::authentication::Anonymous};
 use clap::Args;
 
 #[derive(Debug, Args)]
@@ -50,6 +50,40 @@ pub struct SecurityArguments {
     /// Directives of the header Strict-Transport-Security, such as max-age=31536000; may be given more than once.
     #[arg(long, global = true, env = "SEAWAY_STRICT_TRANSPORT_SECURITY_DIRECTIVES", value_delimiter = ',')]
     pub strict_transport_security_directives: Vec<String>,
+    #[command(flatten)]
+    pub audit: AuditArguments,
+}
+
+/// The audit log, off without a policy and a path.
+#[derive(Debug, Args)]
+pub struct AuditArguments {
+    /// The audit.k8s.io/v1 Policy that says what is logged.
+    #[arg(long, global = true, env = "SEAWAY_AUDIT_POLICY_FILE", requires = "audit_log_path")]
+    pub audit_policy_file: Option<PathBuf>,
+    /// The file for audit events, as JSON lines; - is standard output.
+    #[arg(long, global = true, env = "SEAWAY_AUDIT_LOG_PATH")]
+    pub audit_log_path: Option<PathBuf>,
+    /// Days that rotated audit logs are kept; 0 is forever.
+    #[arg(long, global = true, env = "SEAWAY_AUDIT_LOG_MAXAGE", default_value_t = 0)]
+    pub audit_log_maxage: u32,
+    /// Rotated audit logs that are kept; 0 is all.
+    #[arg(long, global = true, env = "SEAWAY_AUDIT_LOG_MAXBACKUP", default_value_t = 0)]
+    pub audit_log_maxbackup: u32,
+    /// Megabytes of an audit log before it is rotated; 0 is 100.
+    #[arg(long, global = true, env = "SEAWAY_AUDIT_LOG_MAXSIZE", default_value_t = 0)]
+    pub audit_log_maxsize: u32,
+}
+
+impl AuditArguments {
+    fn config(&self) -> audit::Config {
+        audit::Config {
+            policy_file: self.audit_policy_file.clone(),
+            log_path: self.audit_log_path.clone(),
+            max_age: self.audit_log_maxage,
+            max_backups: self.audit_log_maxbackup,
+            max_size: self.audit_log_maxsize,
+        }
+    }
 }
 
 impl SecurityArguments {
@@ -82,6 +116,7 @@ impl SecurityArguments {
             request_timeout: Duration::from_secs(self.request_timeout),
             shutdown_delay: Duration::from_secs(self.shutdown_delay_duration),
             strict_transport_security: self.strict_transport_security_directives.clone(),
+            audit: self.audit.config(),
         })
     }
 }

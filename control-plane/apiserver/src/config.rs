@@ -47,6 +47,7 @@ pub struct Security {
     pub shutdown_delay: Duration,
     /// Directives of the header Strict-Transport-Security; empty: no such header.
     pub strict_transport_security: Vec<String>,
+    pub audit: crate::audit::Config,
 }
 
 impl Default for Security {
@@ -65,6 +66,7 @@ impl Default for Security {
             request_timeout: Duration::from_secs(60),
             shutdown_delay: Duration::ZERO,
             strict_transport_security: Vec::new(),
+            audit: crate::audit::Config::default(),
         }
     }
 }

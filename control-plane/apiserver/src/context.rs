@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::audit::Recorder;
@@ -20,8 +21,8 @@ pub struct RequestContext {
 
 impl RequestContext {
     /// `time` is what the request may take; without one, what a part of it waits for is bounded all the same.
-    pub fn new(time: Option<Duration>) -> Self {
-        Self { deadline: Instant::now() + time.unwrap_or(REQUEST_TIME_MAX), audit: None }
+    pub fn new(time: Option<Duration>, audit: Option<Arc<Recorder>>) -> Self {
+        Self { deadline: Instant::now() + time.unwrap_or(REQUEST_TIME_MAX), audit }
     }
 }
 
@@ -38,6 +39,16 @@ pub async fn within<F: Future>(context: RequestContext, handling: F) -> F::Outpu
 pub fn remaining() -> Duration {
     let deadline = CONTEXT.try_with(|context| context.deadline);
     deadline.map_or(REQUEST_TIME_MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
+/// Notes the body of the request for its audit event.
+pub fn note_body(body: &Value) {
+    // Outside a request (the server's own writes) nobody audits.
+    let _ = CONTEXT.try_with(|context| {
+        if let Some(audit) = &context.audit {
+            audit.request_object(body);
+        }
+    });
 }
 
 /// Adds an annotation to the request's audit event; the value is only made where one is kept.

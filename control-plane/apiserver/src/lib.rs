@@ -8,6 +8,7 @@
 //! Kinds are data: a row of `api::schema` and a strategy of `registry`. Handlers never know kinds.
 
 pub mod admission;
+pub mod aggregation;
 pub mod audit;
 pub mod callout;
 pub mod config;

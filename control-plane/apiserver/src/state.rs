@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::Admission,
+    aggregation::Aggregation,
+    audit::Audit,
     callout::Callout,
     config::Config,
     discovery::{Discovery, openapi::OpenApi},
@@ -42,6 +44,8 @@ pub struct State {
     pub admission: Admission,
     /// How webhooks and aggregated servers are called.
     pub callout: Arc<Callout>,
+    pub aggregation: Aggregation,
+    pub audit: Option<Audit>,
     pub service_ips: tokio::sync::Mutex<ServiceIps>,
     pub discovery: Discovery,
     pub openapi: OpenApi,

@@ -40,7 +40,7 @@ impl Connector {
         Self { tls, service, lookup }
     }
 
-    async fn connect(self, uri: Uri) -> io::Result<Stream> {
+    pub(super) async fn connect(self, uri: Uri) -> io::Result<Stream> {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let tcp = match &self.service {
             Some(service) => dial(service.resolve(&*self.lookup).map_err(io::Error::other)?).await?,
@@ -104,6 +104,12 @@ impl tower::Service<Uri> for Connector {
 }
 
 pub(super) struct Stream(TokioIo<TlsStream<TcpStream>>);
+
+impl Stream {
+    pub(super) fn into_inner(self) -> TlsStream<TcpStream> {
+        self.0.into_inner()
+    }
+}
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {

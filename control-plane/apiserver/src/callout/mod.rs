@@ -35,7 +35,7 @@ use crate::{
     admission::Lookup,
     security::pki::KeyedCertificate,
     server::body::{Body, BoxError},
-    subresources::upstream::chain,
+    subresources::upstream::{Stream, chain},
 };
 
 /// The largest answer of a webhook: what a request body may have, with a patch around it.
@@ -163,6 +163,19 @@ impl Callout {
             pools.clear();
         }
         Ok(Arc::clone(pools.entry(key).or_insert(pool)))
+    }
+
+    /// A connection of its own, which speaks HTTP/1.1: for a request that switches protocols.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub(crate) async fn connect(&self, destination: &Destination) -> Result<Box<dyn Stream>, CallError> {
+        let mut tls = ClientConfig::clone(&*self.tls(destination)?);
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let connector = Connector::new(Arc::new(tls), destination.service.clone(), Arc::clone(&self.lookup));
+        let uri = destination.url().parse().map_err(|error| CallError(format!("{error}")))?;
+        let stream = connector.connect(uri).await.map_err(|error| CallError(error.to_string()))?;
+        Ok(Box::new(stream.into_inner()))
     }
 
     /// Sends a request whose URI is absolute; its body and the answer's are streams.

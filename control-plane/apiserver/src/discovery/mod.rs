@@ -1,9 +1,16 @@
 //! What the server serves, as clients discover it: `/api`, `/apis`, the lists per group and version, and the two
 //! aggregated documents. Built once from the resource table, then answered from bytes with an ETag.
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use api::schema::{Resource, Schema, Subresource};
+use api::{
+    schema::{Resource, Schema, Subresource},
+    shared::Shared,
+};
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use bytes::Bytes;
@@ -11,12 +18,14 @@ use http::{HeaderMap, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use self::remote::RemoteVersion;
 use crate::{
     negotiate::media_ranges,
     server::body::{self, Body},
 };
 
 pub mod openapi;
+pub mod remote;
 
 /// The order of `/apis`, which decides what kubectl prefers where two groups serve one name.
 const GROUP_ORDER: [&str; 20] = [
@@ -98,19 +107,35 @@ fn hash(bytes: &[u8]) -> String {
 pub struct Discovery {
     address: String,
     current: ArcSwap<Documents>,
+    /// Held while documents are made, so that the newest resources win.
+    remote: Mutex<Vec<RemoteVersion>>,
 }
 
 impl Discovery {
     /// `address` is `host:port`, what clients in the cluster reach.
     pub fn new(schema: &'static Schema, address: String) -> Self {
         let resources: Vec<&Resource> = schema.resources().iter().collect();
-        let current = ArcSwap::from_pointee(Documents::new(&resources, &address));
-        Self { address, current }
+        let current = ArcSwap::from_pointee(Documents::new(&resources, &[], &address));
+        Self { address, current, remote: Mutex::default() }
     }
 
     /// Shows these resources from now on.
     pub fn publish(&self, resources: &[&Resource]) {
-        self.current.store(Arc::new(Documents::new(resources, &self.address)));
+        let remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        self.current.store(Arc::new(Documents::new(resources, &remote, &self.address)));
+    }
+
+    /// Shows these versions of aggregated servers from now on, beside the resources that are served here.
+    pub fn set_remote(
+        &self,
+        versions: Vec<RemoteVersion>,
+        resources: impl FnOnce() -> Vec<Shared<Resource>>,
+    ) {
+        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        *remote = versions;
+        let resources = resources();
+        let resources: Vec<&Resource> = resources.iter().map(|resource| &**resource).collect();
+        self.current.store(Arc::new(Documents::new(&resources, &remote, &self.address)));
     }
 
     /// The document at `path` in the best form that the client accepts.
@@ -131,7 +156,7 @@ struct Documents {
 }
 
 impl Documents {
-    fn new(resources: &[&Resource], address: &str) -> Self {
+    fn new(resources: &[&Resource], remote: &[RemoteVersion], address: &str) -> Self {
         let groups = groups(resources);
         let mut documents = BTreeMap::new();
         documents.insert("/api".to_owned(), Document::json(&api_versions(address)));
@@ -145,24 +170,23 @@ impl Documents {
                 };
                 documents.insert(path, Document::json(&resource_list(group.name, version, resources)));
             }
-            if !group.name.is_empty() {
-                let mut document = group.document();
-                list.push(document.clone());
-                document["kind"] = json!("APIGroup");
-                document["apiVersion"] = json!("v1");
-                documents.insert(format!("/apis/{}", group.name), Document::json(&document));
-            }
+        }
+        let (core, mut named): (Vec<Value>, Vec<Value>) =
+            groups.iter().map(Group::aggregated).partition(|group| group["metadata"]["name"].is_null());
+        remote::merge(&mut named, remote);
+        for group in &named {
+            let mut document = legacy_group(group);
+            list.push(document.clone());
+            document["kind"] = json!("APIGroup");
+            document["apiVersion"] = json!("v1");
+            let name = group["metadata"]["name"].as_str().unwrap_or_default();
+            documents.insert(format!("/apis/{name}"), Document::json(&document));
         }
         let list = json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list});
         documents.insert("/apis".to_owned(), Document::json(&list));
         let mut aggregated = BTreeMap::new();
         for (version, content_type) in [("v2", DISCOVERY_V2), ("v2beta1", DISCOVERY_V2BETA1)] {
-            for path in ["/api", "/apis"] {
-                let items: Vec<Value> = groups
-                    .iter()
-                    .filter(|group| group.name.is_empty() == (path == "/api"))
-                    .map(Group::aggregated)
-                    .collect();
+            for (path, items) in [("/api", &core), ("/apis", &named)] {
                 let document = json!({
                     "kind": "APIGroupDiscoveryList",
                     "apiVersion": format!("apidiscovery.k8s.io/{version}"),
@@ -242,14 +266,18 @@ fn version_rank(version: &str) -> (u32, u32, u32) {
     (stage, major.parse().unwrap_or(0), minor.parse().unwrap_or(0))
 }
 
-impl Group<'_> {
-    fn document(&self) -> Value {
-        let version =
-            |version: &str| json!({"groupVersion": format!("{}/{version}", self.name), "version": version});
-        let versions: Vec<Value> = self.versions.iter().map(|(name, _)| version(name)).collect();
-        json!({"name": self.name, "preferredVersion": versions.first(), "versions": versions})
-    }
+/// A group of the aggregated form in the old one.
+fn legacy_group(group: &Value) -> Value {
+    let name = group["metadata"]["name"].as_str().unwrap_or_default();
+    let versions = group["versions"].as_array().into_iter().flatten();
+    let versions: Vec<Value> = versions
+        .filter_map(|version| version["version"].as_str())
+        .map(|version| json!({"groupVersion": format!("{name}/{version}"), "version": version}))
+        .collect();
+    json!({"name": name, "preferredVersion": versions.first(), "versions": versions})
+}
 
+impl Group<'_> {
     fn aggregated(&self) -> Value {
         let versions: Vec<Value> = self
             .versions

@@ -16,6 +16,7 @@ use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
 
 use crate::{
+    context,
     decode::{self, Document, Expected},
     negotiate::{self, Accepted, BodyEncoding, Encoding, Offer, Shape},
     protobuf,
@@ -134,7 +135,9 @@ impl Call {
         let document = self.read_document(schema, expected).await?.ok_or_else(|| {
             Status::bad_request(format!("the request body is empty, it must be a {}", expected.kind))
         })?;
-        expected.decode(schema, document, validation, &mut self.warnings)
+        let object = expected.decode(schema, document, validation, &mut self.warnings)?;
+        context::note_body(&object);
+        Ok(object)
     }
 
     /// The answer's form where an object is answered with.

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::{Call, Target, update::Update};
 use crate::{
+    context,
     decode::{self, Document, Expected},
     query::{FieldValidation, WriteOptions},
     server::body::{self, Body},
@@ -75,6 +76,7 @@ impl Patch {
             let needed = if kind == PatchKind::Json { "an array of operations" } else { "an object" };
             return Err(Status::bad_request(format!("error decoding the patch: it must be {needed}")));
         }
+        context::note_body(&value);
         if kind == PatchKind::Json {
             duplicates = strict_operations(&value, &duplicates);
         }

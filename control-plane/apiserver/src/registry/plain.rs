@@ -4,7 +4,7 @@ use api::field::FieldError;
 use serde_json::{Value, json};
 
 use super::{
-    Column, Context, Strategy,
+    Column, Context, Strategy, api_service,
     fields::*,
     rules::Errors,
     table::{AGE, NAME, NAME_AND_AGE, NAME_AND_CREATED, NONE, UNSET, human_duration, number, or},
@@ -130,7 +130,7 @@ pub(super) fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => &FLOW_SCHEMAS,
         ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => &PRIORITY_LEVELS,
         ("apiextensions.k8s.io", "customresourcedefinitions") => &CUSTOM_RESOURCE_DEFINITIONS,
-        ("apiregistration.k8s.io", "apiservices") => &API_SERVICES,
+        ("apiregistration.k8s.io", "apiservices") => &api_service::ApiServices,
         ("resource.k8s.io", "deviceclasses") => &DEVICE_CLASSES,
         ("resource.k8s.io", "resourceclaims") => &RESOURCE_CLAIMS,
         ("resource.k8s.io", "resourceclaimtemplates") => &CUSTOM,
@@ -561,30 +561,6 @@ static CUSTOM_RESOURCE_DEFINITIONS: Plain = Plain::new(NAME_AND_CREATED)
     })
     .with_generation()
     .needs_resource_version();
-
-static API_SERVICES: Plain = Plain::new(&[
-    NAME,
-    Column::new("Service", "string", |o, _| match at(o, "/spec/service") {
-        Value::Null => "Local".into(),
-        service => format!("{}/{}", text(service, "/namespace"), text(service, "/name")).into(),
-    }),
-    Column::new("Available", "string", |o, _| {
-        let conditions = items(o, "/status/conditions");
-        let available = conditions.iter().find(|c| text(c, "/type") == "Available");
-        match available.map(|c| (text(c, "/status"), text(c, "/reason"))) {
-            None => "Unknown".into(),
-            Some(("True", _)) => "True".into(),
-            Some((status, reason)) => format!("{status} ({reason})").into(),
-        }
-    }),
-    AGE,
-])
-.default(|object| {
-    if let Some(service) = existing(child(object, "spec"), "service") {
-        set_default(service, "port", 443);
-    }
-})
-.needs_resource_version();
 
 static DEVICE_CLASSES: Plain = Plain::new(NAME_AND_AGE).with_generation();
 static RESOURCE_CLAIMS: Plain =

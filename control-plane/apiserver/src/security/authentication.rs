@@ -4,7 +4,7 @@
 //! so that a stranger gets a 401 that says so instead of a broken handshake. As upstream, one good credential is
 //! enough; with bad ones only, the answer is 401; with none at all the request is anonymous.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 use base64::Engine;
@@ -20,8 +20,10 @@ use x509_parser::{
 use super::{
     GROUP_AUTHENTICATED, Identity,
     credentials::{StaticTokens, bootstrap_identity},
+    pki::FRONT_PROXY_CLIENT,
     tokens::{BoundObjects, Tokens},
 };
+use crate::request::percent_decode;
 
 /// A token within `Sec-WebSocket-Protocol`, for clients that cannot set headers.
 const WEBSOCKET_TOKEN_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
@@ -42,6 +44,11 @@ pub enum Peer {
     /// Our CA signed it.
     Certificate {
         identity: Identity,
+        /// Seconds since the epoch.
+        not_after: i64,
+    },
+    /// The CA of front proxies signed it: it may say in headers whom it acts for.
+    FrontProxy {
         /// Seconds since the epoch.
         not_after: i64,
     },
@@ -77,6 +84,8 @@ pub struct Options {
     pub static_tokens: StaticTokens,
     /// Whether Secrets of type `bootstrap.kubernetes.io/token` are credentials.
     pub bootstrap_tokens: bool,
+    /// The CA of front proxies, which say in `X-Remote-*` headers whom they act for.
+    pub front_proxy: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 /// Judges credentials.
@@ -127,6 +136,9 @@ impl Authenticator {
         let subject = certificate.subject().to_string();
         if let Err(error) = self.certificates.load().verify_client_cert(leaf, intermediates, UnixTime::now())
         {
+            if self.is_front_proxy(&certificate, leaf, intermediates) {
+                return Peer::FrontProxy { not_after: certificate.validity().not_after.timestamp() };
+            }
             return refused(subject, error.to_string());
         }
         let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().map(str::to_owned);
@@ -157,6 +169,19 @@ impl Authenticator {
         Peer::Certificate { identity, not_after: certificate.validity().not_after.timestamp() }
     }
 
+    fn is_front_proxy(
+        &self,
+        certificate: &X509Certificate<'_>,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> bool {
+        let mut names = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+        names.any(|name| name == FRONT_PROXY_CLIENT)
+            && self.options.front_proxy.as_ref().is_some_and(|certificates| {
+                certificates.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
+            })
+    }
+
     /// Who sends a request for `path`.
     ///
     /// # Errors
@@ -174,6 +199,11 @@ impl Authenticator {
             Peer::Certificate { identity, .. } => {
                 Some(Unauthorized(format!("the client certificate of {} expired", identity.name)))
             }
+            Peer::FrontProxy { not_after } if now <= *not_after => match remote_identity(headers) {
+                Some(identity) => return Ok(identity),
+                None => Some(Unauthorized("a front proxy does not say whom it acts for".to_owned())),
+            },
+            Peer::FrontProxy { .. } => Some(Unauthorized("the front proxy's certificate expired".to_owned())),
             Peer::Refused { subject, reason } => {
                 Some(Unauthorized(format!("client certificate of {subject}: {reason}")))
             }
@@ -231,6 +261,26 @@ impl Authenticator {
         }
         Ok(super::tokens::Verified { identity, audiences: matched })
     }
+}
+
+/// Whom a front proxy acts for.
+fn remote_identity(headers: &HeaderMap) -> Option<Identity> {
+    let values = |name: &str| -> Vec<String> {
+        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
+    };
+    let name = values("x-remote-user").into_iter().next().filter(|name| !name.is_empty())?;
+    let mut groups = values("x-remote-group");
+    if !groups.iter().any(|group| group == GROUP_AUTHENTICATED) {
+        groups.push(GROUP_AUTHENTICATED.to_owned());
+    }
+    let mut extra = BTreeMap::<String, Vec<String>>::new();
+    for (header, value) in headers {
+        if let (Some(key), Ok(value)) = (header.as_str().strip_prefix("x-remote-extra-"), value.to_str()) {
+            extra.entry(percent_decode(key, false)).or_default().push(value.to_owned());
+        }
+    }
+    let uid = values("x-remote-uid").into_iter().next().unwrap_or_default();
+    Some(Identity { name, uid, groups, extra })
 }
 
 /// The token of `Authorization: Bearer`, or of the WebSocket subprotocol that stands for it.

@@ -49,6 +49,9 @@ impl PkiError {
     }
 }
 
+/// The name of those who may act for others by headers.
+pub const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
+
 /// A certificate with its private key, both PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyedCertificate {
@@ -274,6 +277,9 @@ pub struct Pki {
     pub serving: KeyedCertificate,
     /// What the server shows to kubelets.
     pub kubelet_client: KeyedCertificate,
+    /// Signs what this server shows to aggregated ones, and what front proxies show to it.
+    pub front_proxy_ca_pem: String,
+    pub front_proxy_client: KeyedCertificate,
     /// Signs ServiceAccount tokens: a P-256 key in PKCS #8.
     pub service_account_key_pem: String,
     folder: PathBuf,
@@ -291,7 +297,16 @@ impl Pki {
         let serving = ca.load_or_issue(&folder, "apiserver", &serving_spec(names))?;
         let kubelet_client = ca.load_or_issue(&folder, "kubelet-client", &kubelet_client_spec())?;
         let service_account_key_pem = service_account_key(&folder)?;
-        let pki = Self { ca, serving, kubelet_client, service_account_key_pem, folder };
+        let (front_proxy_ca_pem, front_proxy_client) = front_proxy(&folder)?;
+        let pki = Self {
+            ca,
+            serving,
+            kubelet_client,
+            front_proxy_ca_pem,
+            front_proxy_client,
+            service_account_key_pem,
+            folder,
+        };
         let admin =
             pki.ca.load_or_issue(&pki.folder, "admin", &client_spec("kubernetes-admin", GROUP_MASTERS))?;
         write_kubeconfig(
@@ -315,7 +330,16 @@ impl Pki {
         let serving = ca.load_or_issue(&self.folder, "apiserver", &serving_spec(names))?;
         let kubelet_client = ca.load_or_issue(&self.folder, "kubelet-client", &kubelet_client_spec())?;
         let service_account_key_pem = self.service_account_key_pem.clone();
-        Ok(Self { ca, serving, kubelet_client, service_account_key_pem, folder: self.folder.clone() })
+        let (front_proxy_ca_pem, front_proxy_client) = front_proxy(&self.folder)?;
+        Ok(Self {
+            ca,
+            serving,
+            kubelet_client,
+            front_proxy_ca_pem,
+            front_proxy_client,
+            service_account_key_pem,
+            folder: self.folder.clone(),
+        })
     }
 
     pub fn ca_path(&self) -> PathBuf {
@@ -385,6 +409,15 @@ fn existing_ca(data_dir: &Path) -> Result<Ca, PkiError> {
         return Err(PkiError::Content { what: folder.join("ca.crt").display().to_string(), detail });
     }
     Ca::load_or_create(&folder)
+}
+
+/// A CA of its own in a folder of its own: whoever holds a certificate of it may say who it acts for.
+fn front_proxy(folder: &Path) -> Result<(String, KeyedCertificate), PkiError> {
+    let folder = folder.join("front-proxy");
+    files::create_folder(&folder)?;
+    let ca = Ca::load_or_create(&folder)?;
+    let client = ca.load_or_issue(&folder, "client", &client_spec(FRONT_PROXY_CLIENT, ""))?;
+    Ok((ca.certificate_pem().to_owned(), client))
 }
 
 fn service_account_key(folder: &Path) -> Result<String, PkiError> {

@@ -32,6 +32,8 @@ use self::{
 };
 use crate::{
     admission::{Admission, View, webhook::Webhooks},
+    aggregation::{self, Aggregation},
+    audit::Audit,
     callout::{Callout, ConversionWebhooks},
     config::{self, Config, Store},
     discovery::{Discovery, openapi::OpenApi},
@@ -95,6 +97,15 @@ impl Server {
         bootstrap::reconcile(&state).await.context("cannot write the bootstrap objects")?;
         flow_control::sync::load(&state);
         tokio::spawn(flow_control::sync::run(Arc::clone(&state)));
+        aggregation::registration::publish_authentication(
+            &state,
+            &certificates::client_cas(&pki, &state.config.security)?,
+            &pki.front_proxy_ca_pem,
+        )
+        .await
+        .context("cannot publish how aggregated servers know this one")?;
+        tokio::spawn(aggregation::registration::run(Arc::clone(&state)));
+        tokio::spawn(aggregation::watch_availability(Arc::clone(&state)));
         state.ready.store(true, std::sync::atomic::Ordering::Release);
         let certificates =
             Arc::new(Certificates::new(pki, names, serving, kubelet_client, Arc::clone(&state)));
@@ -198,9 +209,10 @@ fn build(
     let tokens = Arc::new(tokens(&config, pki)?);
     let verifier = security::tls::client_verifier(&certificates::client_cas(pki, &config.security)?)?;
     let authenticator = Authenticator::new(verifier, Arc::clone(&tokens), Arc::clone(&cache) as _)
-        .with(credentials(&config.security)?);
+        .with(credentials(&config.security, pki)?);
     let authorizer = Arc::new(Authorizer::new(&cache));
-    let callout = Arc::new(Callout::new(Arc::clone(&cache) as _, None));
+    let proxy = Some(pki.front_proxy_client.clone());
+    let callout = Arc::new(Callout::new(Arc::clone(&cache) as _, proxy));
     let kinds = Kinds::new(schema);
     kinds.set_webhook(Arc::new(ConversionWebhooks(Arc::clone(&callout))));
     let view = View { cache: Arc::clone(&cache), authorizer: Arc::clone(&authorizer) };
@@ -213,6 +225,8 @@ fn build(
         admission,
         authorizer,
         tokens,
+        audit: Audit::start(&config.security.audit)?,
+        aggregation: Aggregation::new(Arc::clone(&cache), Arc::clone(&callout)),
         callout,
         service_ips: tokio::sync::Mutex::new(ServiceIps::new(&cache, config.service_cidrs.clone())),
         discovery: Discovery::new(schema, config.address().to_string()),
@@ -248,7 +262,7 @@ fn tokens(config: &Config, pki: &Pki) -> anyhow::Result<Tokens> {
     Ok(tokens.with_issuers(&issuers[1..]).with_audiences(&config.security.api_audiences))
 }
 
-fn credentials(config: &config::Security) -> anyhow::Result<Options> {
+fn credentials(config: &config::Security, pki: &Pki) -> anyhow::Result<Options> {
     let static_tokens = match &config.token_auth_file {
         None => StaticTokens::default(),
         Some(path) => StaticTokens::parse(&read_file(path)?)
@@ -258,6 +272,7 @@ fn credentials(config: &config::Security) -> anyhow::Result<Options> {
         anonymous: config.anonymous.clone(),
         static_tokens,
         bootstrap_tokens: config.bootstrap_tokens,
+        front_proxy: Some(security::tls::client_verifier(&pki.front_proxy_ca_pem)?),
     })
 }
 

@@ -18,6 +18,8 @@ use tracing::{error, info, warn};
 
 use super::{body::Body, gzip, health, limits};
 use crate::{
+    aggregation,
+    audit::{self, Arrival, Recorder, Stage, Subject},
     context::{self, RequestContext},
     handlers::{self, Call},
     negotiate::{self, Accepted},
@@ -56,7 +58,7 @@ pub(crate) async fn respond(
     let error_form = negotiate::for_error(request.headers());
     let takes_gzip = method == http::Method::GET && gzip::is_asked_for(request.headers());
     let _gauge = state.metrics.enter();
-    let mut seen = Seen::default();
+    let mut seen = Seen { audit_id: audit_id(request.headers()), ..Seen::default() };
     let handled = handle(Arc::clone(&state), &peer, info.clone(), query, request, &mut seen).boxed();
     let mut response = match AssertUnwindSafe(handled).catch_unwind().await {
         Ok(Ok(response)) => response,
@@ -68,14 +70,18 @@ pub(crate) async fn respond(
                 .or_else(|| panic.downcast_ref::<String>().cloned())
                 .unwrap_or_default();
             error!(%method, %uri, panic = text, "a handler panicked");
+            if let Some(audit) = &seen.audit {
+                audit.write(Stage::Panic);
+            }
             let status =
                 Status::internal("this request caused apiserver to panic. Look in the logs for details");
             respond::status(error_form, &status)
         }
     };
-    if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
-        response.headers_mut().insert(HeaderName::from_static("audit-id"), id);
+    if let Some(audit) = seen.audit.take() {
+        response = audit::finish(audit, seen.lasts, response).await;
     }
+    response.headers_mut().insert(AUDIT_ID, seen.audit_id);
     if let Some(uids) = seen.uids {
         limits::add_uids(response.headers_mut(), uids);
     }
@@ -100,15 +106,74 @@ pub(crate) async fn respond(
     response
 }
 
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+/// Bytes of the longest that a client may give.
+const AUDIT_ID_MAX: usize = 64;
 /// Begins the headers of [`impersonate`].
 const IMPERSONATE_PREFIX: &str = "impersonate-";
 
 /// What is known about a request besides its answer.
-#[derive(Default)]
 struct Seen {
+    audit_id: HeaderValue,
+    audit: Option<Arc<Recorder>>,
+    /// Whether it is a watch or a stream.
+    lasts: bool,
     user: String,
     /// Of its FlowSchema and priority level.
     uids: Option<(HeaderValue, HeaderValue)>,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            audit_id: HeaderValue::from_static(""),
+            audit: None,
+            lasts: false,
+            user: String::new(),
+            uids: None,
+        }
+    }
+}
+
+/// The client's, or a new one.
+fn audit_id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.len() <= AUDIT_ID_MAX);
+    given.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&uuid::Uuid::new_v4().to_string())
+            .expect("a UUID is of letters, digits and dashes")
+    })
+}
+
+/// Begins to record a request where the policy says so.
+fn begin_audit(
+    state: &State,
+    peer: &Peer,
+    user: Option<&Identity>,
+    info: &RequestInfo,
+    request: &Request<Body>,
+    seen: &mut Seen,
+) {
+    let Some(recorder) = state.audit.as_ref().and_then(|audit| audit.recorder(&Subject { user, info }))
+    else {
+        return;
+    };
+    let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let forwarded = text(HeaderName::from_static("x-forwarded-for")).unwrap_or_default();
+    let mut source: Vec<String> =
+        forwarded.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    if let Peer::Network { address, .. } = peer {
+        source.push(address.ip().to_string());
+    }
+    recorder.received(&Arrival {
+        id: seen.audit_id.to_str().unwrap_or_default(),
+        at: jiff::Timestamp::now(),
+        uri: request.uri().path_and_query().map_or("/", |path| path.as_str()),
+        agent: text(http::header::USER_AGENT).unwrap_or_default(),
+        source,
+        user,
+        info,
+    });
+    seen.audit = Some(recorder);
 }
 
 /// Nothing behind this point needs to know them, and nothing that requests are passed on to may.
@@ -129,24 +194,37 @@ async fn handle(
     request: Request<Body>,
     seen: &mut Seen,
 ) -> Result<Response<Body>, Status> {
-    let user = authenticate(&state, peer, request.headers(), &info.path)?;
-    let user = act_as(&state, user, request.headers(), &info, &query)?;
+    let user = authenticate(&state, peer, request.headers(), &info.path);
+    begin_audit(&state, peer, user.as_ref().ok(), &info, &request, seen);
+    let who = user?;
+    let user = act_as(&state, who.clone(), request.headers(), &info, &query)?;
+    if let Some(audit) = seen.audit.as_ref().filter(|_| user != who) {
+        audit.impersonates(&user);
+    }
     seen.user.clone_from(&user.name);
     let time = state.limits.time(&info, &query)?;
+    seen.lasts = time.is_none();
     let entry = limits::enter(&state, &user, &info, &query).await;
     seen.uids = entry.uids;
     let _leave = match entry.leave {
         Ok(leave) => leave,
         Err(refused) => return Ok(*refused),
     };
-    authorize(&state, &user, &info, &query)?;
+    authorize(&state, &user, &info, &query, seen.audit.as_deref())?;
     let (mut parts, body) = request.into_parts();
     strip_credentials(&mut parts.headers);
+    if let Some(remote) = state.aggregation.route(&info.path) {
+        let forward = state.aggregation.forward(&remote, &user, parts, body);
+        return match time {
+            Some(time) => tokio::time::timeout(time, forward).await.map_err(|_| limits::timed_out())?,
+            None => forward.await,
+        };
+    }
     if !info.is_resource {
-        return plain(&state, &info, &query, &parts);
+        return plain_or_merged(&state, &info, &query, &mut parts).await;
     }
     let mut call = Call::new(state, info, user, query, parts, body);
-    let context = RequestContext::new(time);
+    let context = RequestContext::new(time, seen.audit.clone());
     let handled = context::within(context, handlers::dispatch(&mut call));
     let answer = match time {
         Some(time) => tokio::time::timeout(time, handled).await.unwrap_or_else(|_| Err(limits::timed_out())),
@@ -228,12 +306,26 @@ fn with_reason(mut text: String, reason: &str) -> String {
     text
 }
 
-fn authorize(state: &State, user: &Identity, info: &RequestInfo, query: &Query) -> Result<(), Status> {
+fn authorize(
+    state: &State,
+    user: &Identity,
+    info: &RequestInfo,
+    query: &Query,
+    audit: Option<&Recorder>,
+) -> Result<(), Status> {
+    let annotate = |decision: &str, reason: &str| {
+        if let Some(audit) = audit {
+            audit.annotate("authorization.k8s.io/decision", decision.to_owned());
+            audit.annotate("authorization.k8s.io/reason", reason.to_owned());
+        }
+    };
     if user.is_in(GROUP_MASTERS) {
+        annotate("allow", "");
         return Ok(());
     }
     let attributes = attributes_of(info, query);
     let decision = state.authorizer.authorize(user, &attributes);
+    annotate(if decision.allowed { "allow" } else { "forbid" }, &decision.reason);
     if decision.allowed {
         return Ok(());
     }
@@ -241,6 +333,24 @@ fn authorize(state: &State, user: &Identity, info: &RequestInfo, query: &Query) 
     let (resource, name) =
         if info.is_resource { (info.resource.as_str(), info.name.as_str()) } else { ("", "") };
     Err(Status::forbidden(&info.group, resource, name, why))
+}
+
+/// As [`plain`]; aggregated servers have their place in the index of OpenAPI.
+async fn plain_or_merged(
+    state: &State,
+    info: &RequestInfo,
+    query: &Query,
+    parts: &mut http::request::Parts,
+) -> Result<Response<Body>, Status> {
+    if info.path.trim_end_matches('/') != "/openapi/v3" {
+        return plain(state, info, query, parts);
+    }
+    let remotes = state.aggregation.remotes();
+    if remotes.is_empty() {
+        return plain(state, info, query, parts);
+    }
+    parts.headers.remove(http::header::IF_NONE_MATCH);
+    Ok(aggregation::merge_openapi_index(plain(state, info, query, parts)?, &remotes).await)
 }
 
 /// Paths that are no resources.

@@ -31,7 +31,7 @@ pub struct Backend {
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Whether a request asks to switch protocols.
@@ -74,7 +74,7 @@ impl Backend {
     /// half of a protocol switch, where it asked for one.
     pub async fn exchange(
         &self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         upgrade: Option<OnUpgrade>,
     ) -> Result<Response<Body>, Status> {
         let authority = self.authority();
@@ -85,41 +85,56 @@ impl Backend {
             .connect()
             .await
             .map_err(|error| failed(format!("dial tcp {authority}: {}", chain(error.as_ref())).into()))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| failed(error.into()))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                debug!(%error, "backend connection ended");
-            }
-        });
-        if upgrade.is_none() {
-            strip_hop_headers(request.headers_mut());
-        }
-        if let Ok(host) = authority.parse() {
-            request.headers_mut().insert(header::HOST, host);
-        }
-        let mut response = sender.send_request(request).await.map_err(|error| failed(error.into()))?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(client) = upgrade else {
-                return Err(Status::internal("the backend switched protocols unasked"));
-            };
-            tokio::spawn(splice(client, hyper::upgrade::on(&mut response)));
-            let (parts, _) = response.into_parts();
-            return Ok(Response::from_parts(parts, body::empty()));
-        }
-        strip_hop_headers(response.headers_mut());
-        // The sender must outlive the answer's body, or hyper closes the connection below it.
-        Ok(response.map(|incoming| {
-            incoming
-                .map_err(BoxError::from)
-                .map_frame(move |frame| {
-                    let _open = &sender;
-                    frame
-                })
-                .boxed_unsync()
-        }))
+        exchange_on(stream, &authority, request, upgrade).await
     }
+}
+
+/// One exchange on a connection of its own. See [`Backend::exchange`].
+///
+/// # Errors
+/// When the backend does not answer, or switches protocols unasked.
+pub(crate) async fn exchange_on(
+    stream: Box<dyn Stream>,
+    authority: &str,
+    mut request: Request<Body>,
+    upgrade: Option<OnUpgrade>,
+) -> Result<Response<Body>, Status> {
+    let failed =
+        |error: BoxError| Status::internal(format_args!("error dialing backend: {}", chain(error.as_ref())));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| failed(error.into()))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            debug!(%error, "backend connection ended");
+        }
+    });
+    if upgrade.is_none() {
+        strip_hop_headers(request.headers_mut());
+    }
+    if let Ok(host) = authority.parse() {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let mut response = sender.send_request(request).await.map_err(|error| failed(error.into()))?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = upgrade else {
+            return Err(Status::internal("the backend switched protocols unasked"));
+        };
+        tokio::spawn(splice(client, hyper::upgrade::on(&mut response)));
+        let (parts, _) = response.into_parts();
+        return Ok(Response::from_parts(parts, body::empty()));
+    }
+    strip_hop_headers(response.headers_mut());
+    // The sender must outlive the answer's body, or hyper closes the connection below it.
+    Ok(response.map(|incoming| {
+        incoming
+            .map_err(BoxError::from)
+            .map_frame(move |frame| {
+                let _open = &sender;
+                frame
+            })
+            .boxed_unsync()
+    }))
 }
 
 async fn splice(client: OnUpgrade, backend: OnUpgrade) {
@@ -135,7 +150,7 @@ async fn splice(client: OnUpgrade, backend: OnUpgrade) {
 }
 
 /// Headers that describe one connection, not the message (RFC 9110, section 7.6.1).
-fn strip_hop_headers(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_headers(headers: &mut HeaderMap) {
     for name in [
         header::CONNECTION,
         header::PROXY_AUTHENTICATE,

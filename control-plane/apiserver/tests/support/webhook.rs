@@ -55,7 +55,7 @@ impl Backend {
         let ca = Ca::from_pem(&pair.certificate_pem, &pair.key_pem).unwrap();
         let spec = CertificateSpec {
             common_name: "webhook".to_owned(),
-            sans: ["127.0.0.1".to_owned(), "localhost".to_owned()].into(),
+            sans: ["127.0.0.1", "localhost", "api.default.svc"].map(str::to_owned).into(),
             server: true,
             ..CertificateSpec::default()
         };
