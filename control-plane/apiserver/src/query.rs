@@ -145,6 +145,8 @@ fn check_versions(query: &Query, watch: bool) -> Result<(), Status> {
     let has_continue = query.get("continue").is_some_and(|token| !token.is_empty());
     let send_initial = query.get("sendInitialEvents").is_some();
     let path = "resourceVersionMatch";
+    let with_continue =
+        || FieldError::forbidden(path, "resourceVersionMatch is forbidden when continue is provided");
     let mut errors = Vec::new();
     if watch && send_initial && version_match != "NotOlderThan" {
         errors.push(FieldError::forbidden(
@@ -162,10 +164,9 @@ fn check_versions(query: &Query, watch: bool) -> Result<(), Status> {
         if version_match != "NotOlderThan" {
             errors.push(FieldError::not_supported(path, Value::from(version_match), &["NotOlderThan"]));
         }
-    }
-    if !version_match.is_empty() && has_continue {
-        errors
-            .push(FieldError::forbidden(path, "resourceVersionMatch is forbidden when continue is provided"));
+        if has_continue {
+            errors.push(with_continue());
+        }
     }
     if !watch && !version_match.is_empty() {
         if version.is_empty() {
@@ -173,6 +174,9 @@ fn check_versions(query: &Query, watch: bool) -> Result<(), Status> {
                 path,
                 "resourceVersionMatch is forbidden unless resourceVersion is provided",
             ));
+        }
+        if has_continue {
+            errors.push(with_continue());
         }
         if !matches!(version_match, "Exact" | "NotOlderThan") {
             errors.push(FieldError::not_supported(

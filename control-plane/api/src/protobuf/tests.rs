@@ -167,3 +167,74 @@ fn golden_objects_of_the_stable_api_come_back_to_the_byte() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(not_served, NOT_SERVED);
 }
+
+/// An object through JSON's decoding, protobuf and back.
+fn round_trip(mut object: Value) -> (Value, Value) {
+    let (group, version) = meta::group_and_version(meta::api_version(&object));
+    let ty = builtin().type_of(group, version, meta::kind(&object)).unwrap();
+    builtin().decode(ty, &mut object);
+    let read = decode(builtin(), ty, &encode(builtin(), ty, &object)).unwrap();
+    (object, read)
+}
+
+#[test]
+fn pointers_keep_their_zero_and_all_else_reads_as_absent() {
+    let (json, protobuf) = round_trip(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d", "creationTimestamp": null},
+        "spec": {
+            "replicas": 0, "paused": false, "minReadySeconds": 0, "strategy": {}, "selector": {},
+            "template": {
+                "metadata": {"creationTimestamp": null},
+                "spec": {"containers": [{"name": "c", "resources": {}, "securityContext": {"privileged": false}}]},
+            },
+        },
+        "status": {},
+    }));
+    assert_eq!(json, protobuf);
+    assert_eq!(
+        json["spec"],
+        json!({"replicas": 0, "selector": {}, "template": {"spec": {
+            "containers": [{"name": "c", "securityContext": {"privileged": false}}]}}})
+    );
+}
+
+#[test]
+fn schemas_and_what_may_stand_in_their_place_survive() {
+    let (json, protobuf) = round_trip(json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "a.b"},
+        "spec": {
+            "group": "b", "scope": "Namespaced", "names": {"plural": "a", "kind": "A"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "additionalProperties": false, "properties": {
+                    "any": {"x-kubernetes-preserve-unknown-fields": true, "default": {"a": [1, null]}},
+                    "map": {"additionalProperties": {"type": "string", "enum": ["x", 1]}},
+                    "list": {"items": {"type": "integer", "maximum": 1.5}},
+                    "depends": {"dependencies": {"a": ["b"], "c": {"type": "string"}}},
+                }}}}],
+        },
+    }));
+    assert_eq!(json, protobuf);
+}
+
+#[test]
+fn a_frame_of_a_watch_is_a_length_and_an_event_around_the_object() {
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
+    let whole = encode_any(builtin(), &object).unwrap();
+    let ty = builtin().type_of("", "v1", "ConfigMap").unwrap();
+    let message = encode_message(builtin(), ty, &object);
+    let head = envelope_head("v1", "ConfigMap", message.len());
+    let frame = watch_frame("ADDED", &head, &message);
+    assert_eq!(frame, watch_frame_of("ADDED", &whole));
+    let event = [bytes(1, b"ADDED"), bytes(2, &bytes(1, &whole))].concat();
+    assert_eq!(frame, [&(event.len() as u32).to_be_bytes()[..], &event].concat());
+    let metadata = metadata_of(&message).unwrap();
+    assert_eq!(metadata, encode_partial(builtin(), &object["metadata"]));
+    assert_eq!(identity(&whole).unwrap(), ("v1".to_owned(), "ConfigMap".to_owned()));
+}
+
+#[test]
+fn small_messages_do_not_become_objects_without_bound() {
+    let containers = [0x12, 0].repeat(500_000);
+    let body = envelope("v1", "Pod", &bytes(2, &containers));
+    assert!(matches!(read("", "v1", "Pod", &body), Err(ProtobufError::TooMany(_))));
+}
