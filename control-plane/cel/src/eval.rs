@@ -255,7 +255,6 @@ impl<'e, 'a> Evaluator<'e, 'a> {
     }
 
     fn bind(&mut self, bind: &Bind) -> Result<'a> {
-        self.charge(LIST_COST)?;
         self.slots[bind.slot] = self.eval(&bind.value);
         self.check_slot(bind.slot)?;
         let result = self.eval(&bind.body);

@@ -112,9 +112,6 @@ impl Coster<'_> {
     }
 
     fn ident(&mut self, id: Id, name: &str) -> Estimate {
-        if matches!(self.checked.references[id as usize], Some(Reference::TypeName(_))) {
-            return Estimate::fixed(1);
-        }
         let path = match self.local(name) {
             Some(local) => local.path.clone(),
             None => Some(vec![name.to_owned()]),
@@ -126,7 +123,9 @@ impl Coster<'_> {
     }
 
     fn select(&mut self, id: Id, operand: Id, field: &str, test: bool) -> Estimate {
-        if let Some(Reference::Variable(name)) = &self.checked.references[id as usize] {
+        if let Some(Reference::Variable(name) | Reference::TypeName(name)) =
+            &self.checked.references[id as usize]
+        {
             self.paths.insert(id, vec![name.to_string()]);
             return Estimate::fixed(1);
         }
@@ -368,3 +367,6 @@ impl Coster<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

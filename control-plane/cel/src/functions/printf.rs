@@ -147,7 +147,7 @@ fn fixed(value: f64, precision: usize) -> String {
     format!("{sign}{grouped}{fraction}")
 }
 
-/// `1.052033 × 10⁰³`, as upstream's English locale prints.
+/// `1.052033×10⁰³`, as upstream's English locale prints.
 fn scientific(value: f64, precision: usize) -> String {
     if let Some(special) = special(value) {
         return special.to_owned();
@@ -159,7 +159,7 @@ fn scientific(value: f64, precision: usize) -> String {
         .bytes()
         .map(|digit| ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'][usize::from(digit - b'0')])
         .collect();
-    format!("{digits}\u{202f}×\u{202f}10{sign}{raised}")
+    format!("{digits}×10{sign}{raised}")
 }
 
 fn string(arg: &Val<'_>) -> Text {

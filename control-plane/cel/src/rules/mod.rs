@@ -399,3 +399,17 @@ impl Rule {
 
 #[cfg(test)]
 mod tests;
+
+/// The estimated and the actual cost of a schema's first rule.
+#[cfg(test)]
+pub(crate) fn costs_of_rule(schema: &Json, object: &Json, cost_max: u64) -> Result<(u64, u64), String> {
+    let node = Node::parse(schema, "selfType", false);
+    let level = compile::level(&node);
+    let rule = level.rules.first().ok_or("no rule")?;
+    let program = rule.program.as_ref().ok_or("empty")?.as_ref().map_err(String::clone)?;
+    let variables = variables(&node, object, None, rule).map_err(|error| error.to_string())?;
+    match program.evaluate_with_cost(&variables, cost_max) {
+        (Ok(Val::Bool(true)), cost) => Ok((rule.cost_max, cost)),
+        (other, cost) => Err(format!("{other:?} for {cost}")),
+    }
+}
