@@ -24,6 +24,7 @@ mod eval;
 mod functions;
 mod parser;
 mod plan;
+pub mod policy;
 mod program;
 pub mod rules;
 pub mod structural;

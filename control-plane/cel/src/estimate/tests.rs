@@ -138,7 +138,10 @@ const PLAIN_COSTS: &[(&str, u64)] = &[
     ("[-3, 1, -5, -2, 4].sortBy(e, -(e * e)) == [-5, 4, -3, -2, 1]", 145),
     ("lists.range(3).sortBy(e, -e) == [2, 1, 0]", 89),
     ("['a', 'c', 'b', 'first'].sortBy(e, e == 'first' ? '' : e) == ['first', 'a', 'b', 'c']", 104),
-    ("[{'name': 'foo'}, {'name': 'bar'}, {'name': 'baz'}].sortBy(e, e.name) == [{'name': 'bar'}, {'name': 'baz'}, {'name': 'foo'}]", 75),
+    (
+        "[{'name': 'foo'}, {'name': 'bar'}, {'name': 'baz'}].sortBy(e, e.name) == [{'name': 'bar'}, {'name': 'baz'}, {'name': 'foo'}]",
+        75,
+    ),
     ("['c', 'a', 'a', 'b', 'a', 'b', 'c', 'c'].distinct() == ['c', 'a', 'b']", 146),
     ("[[1], [1], [2]].distinct() == [[1], [2]]", 30),
     ("optional.of('a') != optional.of('b')", 3),
