@@ -21,6 +21,7 @@ mod persistent_volume_claim_resize;
 mod pod_resize;
 mod pod_security;
 mod pod_topology_labels;
+pub mod policy;
 mod priority;
 mod reinvocation;
 mod resource_quota;

@@ -5,6 +5,7 @@
 //! Handlers never know kinds; they ask [`strategy`]. A kind without rules of its own gets the generic strategy.
 //! Deliberately absent: IO, clocks (`now` is in the [`Context`]), storage.
 
+mod admission_policy;
 mod api_service;
 pub mod bootstrap;
 mod cronjob;

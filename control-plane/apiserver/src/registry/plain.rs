@@ -4,7 +4,7 @@ use api::field::FieldError;
 use serde_json::{Value, json};
 
 use super::{
-    Column, Context, Strategy, api_service,
+    Column, Context, Strategy, admission_policy, api_service,
     fields::*,
     rules::Errors,
     table::{AGE, NAME, NAME_AND_AGE, NAME_AND_CREATED, NONE, UNSET, human_duration, number, or},
@@ -123,10 +123,8 @@ pub(super) fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations") => &webhooks::VALIDATING,
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => &VALIDATING_POLICIES,
         ("admissionregistration.k8s.io", "mutatingadmissionpolicies") => &MUTATING_POLICIES,
-        (
-            "admissionregistration.k8s.io",
-            "validatingadmissionpolicybindings" | "mutatingadmissionpolicybindings",
-        ) => &POLICY_BINDINGS,
+        ("admissionregistration.k8s.io", "validatingadmissionpolicybindings") => &VALIDATING_POLICY_BINDINGS,
+        ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings") => &MUTATING_POLICY_BINDINGS,
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => &FLOW_SCHEMAS,
         ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => &PRIORITY_LEVELS,
         ("apiextensions.k8s.io", "customresourcedefinitions") => &CUSTOM_RESOURCE_DEFINITIONS,
@@ -458,6 +456,7 @@ static VALIDATING_POLICIES: Plain = Plain::new(&[
     AGE,
 ])
 .default(default_policy)
+.validate(admission_policy::validating_policy)
 .with_generation()
 .needs_resource_version();
 static MUTATING_POLICIES: Plain = Plain::new(&[
@@ -467,9 +466,21 @@ static MUTATING_POLICIES: Plain = Plain::new(&[
     AGE,
 ])
 .default(default_policy)
+.validate(admission_policy::mutating_policy)
 .with_generation()
 .needs_resource_version();
-static POLICY_BINDINGS: Plain = Plain::new(&[
+static VALIDATING_POLICY_BINDINGS: Plain = Plain::new(BINDING_COLUMNS)
+    .default(default_policy_binding)
+    .validate(admission_policy::validating_binding)
+    .with_generation()
+    .needs_resource_version();
+static MUTATING_POLICY_BINDINGS: Plain = Plain::new(BINDING_COLUMNS)
+    .default(default_policy_binding)
+    .validate(admission_policy::mutating_binding)
+    .with_generation()
+    .needs_resource_version();
+
+const BINDING_COLUMNS: &[Column] = &[
     NAME,
     Column::new("PolicyName", "string", |o, _| text(o, "/spec/policyName").into()),
     Column::new("ParamRef", "string", |o, _| match at(o, "/spec/paramRef") {
@@ -481,14 +492,16 @@ static POLICY_BINDINGS: Plain = Plain::new(&[
         },
     }),
     AGE,
-])
-.default(|object| {
+];
+
+fn default_policy_binding(object: &mut Value) {
     if let Some(resources) = existing(child(object, "spec"), "matchResources") {
         default_match(resources);
+        for rules in ["resourceRules", "excludeResourceRules"] {
+            each(resources, rules).for_each(|rule| set_default(rule, "scope", "*"));
+        }
     }
-})
-.with_generation()
-.needs_resource_version();
+}
 
 static FLOW_SCHEMAS: Plain = Plain::new(&[
     NAME,

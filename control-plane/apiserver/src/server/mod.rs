@@ -31,7 +31,7 @@ use self::{
     limits::Limits,
 };
 use crate::{
-    admission::{Admission, View, webhook::Webhooks},
+    admission::{Admission, View, policy::Policies, webhook::Webhooks},
     aggregation::{self, Aggregation},
     audit::Audit,
     callout::{Callout, ConversionWebhooks},
@@ -217,6 +217,7 @@ fn build(
     kinds.set_webhook(Arc::new(ConversionWebhooks(Arc::clone(&callout))));
     let view = View { cache: Arc::clone(&cache), authorizer: Arc::clone(&authorizer) };
     let admission = Admission::new(Arc::new(view))
+        .with(Arc::new(Policies::new(Arc::clone(&cache), Arc::clone(&authorizer))))
         .with(Arc::new(Webhooks::new(Arc::clone(&cache), Arc::clone(&callout))));
     Ok(State {
         schema,
