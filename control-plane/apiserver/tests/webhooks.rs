@@ -100,6 +100,36 @@ async fn a_validating_webhook_refuses_and_warns_from_the_first_request_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn match_conditions_decide_who_is_asked() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    let backend = Backend::start(|request| review(request, json!({"allowed": false}))).await;
+    let conditions = json!({"matchConditions": [
+        {"name": "skip", "expression": "!object.metadata.name.startsWith('skip')"},
+        {"name": "typed", "expression": "object.metadata.name != 'broken' || object.data.missing == '1'"},
+    ]});
+    validate(&admin, "conditions", backend.client_config("/"), all_of("configmaps"), conditions).await;
+    admin.post(CONFIG_MAPS, &config_map("skip-me", json!({}), json!({}))).await.expect(201);
+    assert_eq!(backend.received().len(), 0);
+    let asked = admin.post(CONFIG_MAPS, &config_map("asked", json!({}), json!({}))).await;
+    assert!(asked.text.contains("denied the request"), "{}", asked.text);
+    assert_eq!(backend.received().len(), 1);
+    let broken = admin.post(CONFIG_MAPS, &config_map("broken", json!({}), json!({"a": "b"}))).await;
+    assert!(broken.refuse(403, "Forbidden").contains("resulted in error: no such key: missing"));
+    let wrong = json!({"matchConditions": [{"name": "wrong", "expression": "object.metadata.name"}, {"name": "bad", "expression": "x"}]});
+    let object = configuration(
+        "ValidatingWebhookConfiguration",
+        "wrong",
+        backend.client_config("/"),
+        all_of("pods"),
+        wrong,
+    );
+    let refused = admin.post(VALIDATING, &object).await.refuse(422, "Invalid");
+    assert!(refused.contains("undeclared reference to 'x' (in container '')"), "{refused}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mutating_webhook_patches_and_defaults_are_applied_to_what_it_adds() {
     let server = TestServer::start().await;
     let admin = server.admin();

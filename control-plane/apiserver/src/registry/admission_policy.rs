@@ -4,13 +4,11 @@ use api::{field::FieldError, meta, names};
 use cel::policy::{Returns, Scope, compile, compile_variables};
 use serde_json::Value;
 
-use super::{fields::*, rules::Errors};
+use super::{fields::*, rules::Errors, webhooks::check_rule};
 
-const OPERATIONS: [&str; 5] = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
 const MUTATING_OPERATIONS: [&str; 3] = ["*", "CREATE", "UPDATE"];
 const FAILURE_POLICIES: [&str; 2] = ["Fail", "Ignore"];
 const MATCH_POLICIES: [&str; 2] = ["Equivalent", "Exact"];
-const SCOPES: [&str; 3] = ["*", "Cluster", "Namespaced"];
 const REASONS: [&str; 4] = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
 const ACTIONS: [&str; 3] = ["Audit", "Deny", "Warn"];
 const CONDITIONS_MAX: usize = 64;
@@ -216,7 +214,7 @@ fn match_resources(path: &str, resources: &Value, errors: &mut Errors) {
         for (i, rule) in items(resources, &format!("/{field}")).iter().enumerate() {
             let path = format!("{path}.{field}[{i}]");
             resource_names(&format!("{path}.resourceNames"), items(rule, "/resourceNames"), errors);
-            rule_with_operations(&path, rule, errors);
+            check_rule(errors, &path, rule, true);
         }
     }
 }
@@ -228,79 +226,6 @@ fn resource_names(path: &str, names_given: &[Value], errors: &mut Errors) {
         if names_given[..i].contains(name) {
             errors.duplicate(path, name);
         }
-    }
-}
-
-/// RuleWithOperations, of policies and of webhooks.
-pub(super) fn rule_with_operations(path: &str, rule: &Value, errors: &mut Errors) {
-    let operations = items(rule, "/operations");
-    let operations_path = format!("{path}.operations");
-    wildcard_alone(&operations_path, operations, "operations", errors);
-    for (i, operation) in operations.iter().enumerate() {
-        if !operation.as_str().is_some_and(|operation| OPERATIONS.contains(&operation)) {
-            errors.not_supported(format!("{operations_path}[{i}]"), operation, &OPERATIONS);
-        }
-    }
-    wildcard_alone(&format!("{path}.apiGroups"), items(rule, "/apiGroups"), "API groups", errors);
-    let versions = items(rule, "/apiVersions");
-    wildcard_alone(&format!("{path}.apiVersions"), versions, "API versions", errors);
-    for (i, _) in versions.iter().enumerate().filter(|(_, version)| *version == "") {
-        errors.required(format!("{path}.apiVersions[{i}]"), "");
-    }
-    rule_resources(&format!("{path}.resources"), items(rule, "/resources"), errors);
-    errors.optional_one_of(format!("{path}.scope"), at(rule, "/scope"), &SCOPES);
-}
-
-/// There must be some, and `*` stands alone.
-fn wildcard_alone(path: &str, values: &[Value], what: &str, errors: &mut Errors) {
-    if values.is_empty() {
-        errors.required(path, "");
-    }
-    if values.len() > 1 && values.iter().any(|value| value == "*") {
-        let why = format!("if '*' is present, must not specify other {what}");
-        errors.invalid(path, &Value::Array(values.to_vec()), why);
-    }
-}
-
-fn rule_resources(path: &str, resources: &[Value], errors: &mut Errors) {
-    if resources.is_empty() {
-        errors.required(path, "");
-    }
-    let (mut all_of, mut any_of): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
-    for (i, resource) in resources.iter().enumerate() {
-        let text = resource.as_str().unwrap_or_default();
-        if text.is_empty() {
-            errors.required(format!("{path}[{i}]"), "");
-            continue;
-        }
-        let Some((plural, sub)) = text.split_once('/') else { continue };
-        if all_of.contains(&plural) {
-            let why = format!("if '{plural}/*' is present, must not specify {text}");
-            errors.invalid(format!("{path}[{i}]"), resource, why);
-        }
-        if any_of.contains(&sub) {
-            let why = format!("if '*/{sub}' is present, must not specify {text}");
-            errors.invalid(format!("{path}[{i}]"), resource, why);
-        }
-        if sub == "*" {
-            all_of.push(plural);
-        }
-        if plural == "*" {
-            any_of.push(sub);
-        }
-    }
-    let has = |wanted: &str| resources.iter().any(|resource| resource == wanted);
-    let whole = |resource: &Value| resource.as_str().is_some_and(|text| text != "*" && !text.contains('/'));
-    let all = Value::Array(resources.to_vec());
-    if resources.len() > 1 && has("*/*") {
-        errors.invalid(path, &all, "if '*/*' is present, must not specify other resources");
-    }
-    if has("*") && resources.iter().any(whole) {
-        errors.invalid(
-            path,
-            &all,
-            "if '*' is present, must not specify other resources without subresources",
-        );
     }
 }
 

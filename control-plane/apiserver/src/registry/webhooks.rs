@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Column, Context, Strategy,
+    admission_policy::match_conditions,
     fields::*,
     rules::Errors,
     table::{AGE, NAME},
@@ -134,6 +135,8 @@ impl Webhooks {
         for selector in ["namespaceSelector", "objectSelector"] {
             errors.label_selector(&format!("{path}.{selector}"), at(webhook, &format!("/{selector}")));
         }
+        let conditions = items(webhook, "/matchConditions");
+        match_conditions(&format!("{path}.matchConditions"), conditions, false, errors);
         if self.mutates {
             errors.optional_one_of(
                 format!("{path}.reinvocationPolicy"),

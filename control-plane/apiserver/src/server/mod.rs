@@ -218,7 +218,7 @@ fn build(
     let view = View { cache: Arc::clone(&cache), authorizer: Arc::clone(&authorizer) };
     let admission = Admission::new(Arc::new(view))
         .with(Arc::new(Policies::new(Arc::clone(&cache), Arc::clone(&authorizer))))
-        .with(Arc::new(Webhooks::new(Arc::clone(&cache), Arc::clone(&callout))));
+        .with(Arc::new(Webhooks::new(Arc::clone(&cache), Arc::clone(&callout), Arc::clone(&authorizer))));
     Ok(State {
         schema,
         kinds,

@@ -44,7 +44,7 @@ impl MatchConditions {
         authorizer: &Authorizer,
     ) -> Result<bool, String> {
         let authorizer = documents.authorizer(request, authorizer);
-        let bindings = documents.bindings(request, params, Some(&authorizer));
+        let bindings = documents.bindings_without_namespace(request, params, &authorizer);
         let inputs = Inputs::new(&bindings, &[]);
         let mut budget = Budget::new(MATCH_CONDITIONS_COST_MAX);
         let mut failures = Vec::new();

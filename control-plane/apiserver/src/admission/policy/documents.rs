@@ -40,24 +40,27 @@ const NAMESPACE_METADATA: [&str; 12] = [
 ];
 
 impl Documents {
-    /// Converts the objects where the rule names another version than the request.
+    /// Converts the objects where the rule names another version than the request. Without the namespace: match
+    /// conditions do not see it.
     ///
     /// # Errors
-    /// A conversion that fails; 404 for a namespace that is gone.
-    pub async fn new(
-        request: &Request<'_>,
-        object: &Value,
-        matched: &Matched,
-        lookup: &dyn Lookup,
-    ) -> Result<Self, Status> {
+    /// A conversion that fails.
+    pub async fn new(request: &Request<'_>, object: &Value, matched: &Matched) -> Result<Self, Status> {
         let object = Self::shown(request, Cow::Borrowed(object), matched).await?;
         let old = match request.old {
             Some(old) => Self::shown(request, Cow::Borrowed(old), matched).await?,
             None => Value::Null,
         };
         let review = Value::Object(request.to_review(&object, matched));
-        let namespace = namespace_of(request, lookup)?;
-        Ok(Self { object, old, review, namespace })
+        Ok(Self { object, old, review, namespace: Value::Null })
+    }
+
+    /// Adds the request's namespace, where it has one.
+    ///
+    /// # Errors
+    /// 404 for a namespace that is gone.
+    pub(super) fn with_namespace(self, request: &Request<'_>, lookup: &dyn Lookup) -> Result<Self, Status> {
+        Ok(Self { namespace: namespace_of(request, lookup)?, ..self })
     }
 
     async fn shown(
@@ -77,15 +80,28 @@ impl Documents {
         &'a self,
         request: &Request<'_>,
         params: &'a Value,
-        authorizer: Option<&'a RequestAuthorizer<'a>>,
+        authorizer: &'a RequestAuthorizer<'a>,
     ) -> Bindings<'a> {
-        let bindings = Bindings::new()
-            .with("object", Val::json(&self.object))
-            .with("oldObject", Val::json(&self.old))
-            .with("request", Val::json(&self.review))
-            .with("namespaceObject", Val::json(&self.namespace))
-            .with("params", Val::json(params));
-        let Some(authorizer) = authorizer else { return bindings };
+        self.bindings_with(request, params, authorizer, Val::json(&self.namespace))
+    }
+
+    /// As match conditions see it.
+    pub(super) fn bindings_without_namespace<'a>(
+        &'a self,
+        request: &Request<'_>,
+        params: &'a Value,
+        authorizer: &'a RequestAuthorizer<'a>,
+    ) -> Bindings<'a> {
+        self.bindings_with(request, params, authorizer, Val::Null)
+    }
+
+    fn bindings_with<'a>(
+        &'a self,
+        request: &Request<'_>,
+        params: &'a Value,
+        authorizer: &'a RequestAuthorizer<'a>,
+        namespace: Val<'a>,
+    ) -> Bindings<'a> {
         let resource = &request.target.resource;
         let own = AuthorizerVal::for_resource(
             authorizer,
@@ -95,7 +111,12 @@ impl Documents {
             request.review_namespace(),
             request.name,
         );
-        bindings
+        Bindings::new()
+            .with("object", Val::json(&self.object))
+            .with("oldObject", Val::json(&self.old))
+            .with("request", Val::json(&self.review))
+            .with("namespaceObject", namespace)
+            .with("params", Val::json(params))
             .with("authorizer", Val::Authorizer(AuthorizerVal::new(authorizer).into()))
             .with("authorizer.requestResource", Val::Authorizer(own.into()))
     }

@@ -142,7 +142,8 @@ async fn invoke(
     let Invocation { policy, binding, matched, params } = invocation;
     let before = object.clone();
     for (index, mutation) in policy.mutations.iter().enumerate() {
-        let documents = Documents::new(request, object, matched, &*policies.cache).await?;
+        let documents =
+            Documents::new(request, object, matched).await?.with_namespace(request, &*policies.cache)?;
         if index == 0
             && let Some(conditions) = &policy.common.conditions
         {
@@ -194,7 +195,7 @@ impl Mutating {
         params: &Value,
     ) -> Result<Value, String> {
         let authorizer = documents.authorizer(request, &policies.authorizer);
-        let bindings = documents.bindings(request, params, Some(&authorizer));
+        let bindings = documents.bindings(request, params, &authorizer);
         let inputs = Inputs::new(&bindings, &self.common.variables);
         let mut budget = Budget::default();
         let object = &documents.object;

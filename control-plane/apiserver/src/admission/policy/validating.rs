@@ -1,21 +1,25 @@
 //! ValidatingAdmissionPolicy: expressions that must hold, or the request is denied, warned about or only audited.
 
+use std::collections::BTreeMap;
+
 use api::status::Status;
 use cel::{
     Budget, Val,
     policy::{Compiled, Failure, Inputs, Returns, Scope},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Bound, Misconfigured, Policies,
     documents::Documents,
     source::{Binding, Common, Hook, Policy},
 };
-use crate::{admission::Request, registry::fields::*};
+use crate::{admission::Request, context, registry::fields::*};
 
 /// Bytes of a message that an expression makes.
 const MESSAGE_MAX: usize = 5 * 1024;
+/// Bytes of an audit annotation's value.
+const ANNOTATION_MAX: usize = 10 * 1024;
 
 pub(super) struct Validating {
     common: Common,
@@ -116,16 +120,40 @@ pub(super) async fn validate(
         if bound.iter().all(|bound| bound.params.is_empty()) {
             continue;
         }
-        let documents = Documents::new(request, object, &matched, &*policies.cache).await?;
+        let documents =
+            Documents::new(request, object, &matched).await?.with_namespace(request, &*policies.cache)?;
+        let mut notes = Notes::default();
         for Bound { binding, params } in &bound {
             for params in params {
-                for denial in policy.judge(policies, request, &documents, params) {
-                    act(request, name, binding, denial, &mut verdict, warnings);
+                for (index, denial) in policy.judge(policies, request, &documents, params, &mut notes) {
+                    act(request, name, binding, (index, denial), &mut verdict, warnings);
                 }
             }
         }
+        notes.publish(name);
     }
     verdict.status.map_or(Ok(()), Err)
+}
+
+/// Audit annotations of one policy, from all its bindings.
+#[derive(Default)]
+struct Notes(BTreeMap<String, Vec<String>>);
+
+impl Notes {
+    fn add(&mut self, key: &str, value: &str) {
+        let end = (0..=value.len().min(ANNOTATION_MAX)).rev().find(|end| value.is_char_boundary(*end));
+        let value = &value[..end.unwrap_or(0)];
+        let values = self.0.entry(key.to_owned()).or_default();
+        if !values.iter().any(|known| known == value) {
+            values.push(value.to_owned());
+        }
+    }
+
+    fn publish(self, policy: &str) {
+        for (key, values) in self.0 {
+            context::annotate(&format!("{policy}/{key}"), || values.join(", "));
+        }
+    }
 }
 
 /// Does what the binding says about a violation.
@@ -133,10 +161,19 @@ fn act(
     request: &Request<'_>,
     policy: &str,
     binding: &Binding,
-    denial: Denial,
+    (index, denial): (usize, Denial),
     verdict: &mut Verdict,
     warnings: &mut Vec<String>,
 ) {
+    if binding.actions.iter().any(|action| action == "Audit") {
+        context::annotate("validation.policy.admission.k8s.io/validation_failure", || {
+            let failure = json!([{
+                "message": denial.message, "policy": policy, "binding": binding.name, "expressionIndex": index,
+                "validationActions": binding.actions,
+            }]);
+            failure.to_string()
+        });
+    }
     if binding.actions.iter().any(|action| action == "Warn") {
         warnings.push(format!(
             "Validation failed for ValidatingAdmissionPolicy '{policy}' with binding '{}': {}",
@@ -156,9 +193,10 @@ impl Validating {
         request: &Request<'_>,
         documents: &Documents,
         params: &Value,
-    ) -> Vec<Denial> {
+        notes: &mut Notes,
+    ) -> Vec<(usize, Denial)> {
         let failed = |why: String| {
-            if self.common.fails_open { Vec::new() } else { vec![Denial::failure(why)] }
+            if self.common.fails_open { Vec::new() } else { vec![(0, Denial::failure(why))] }
         };
         if let Some(conditions) = &self.common.conditions {
             match conditions.hold(request, documents, params, &policies.authorizer) {
@@ -168,7 +206,7 @@ impl Validating {
             }
         }
         let authorizer = documents.authorizer(request, &policies.authorizer);
-        let bindings = documents.bindings(request, params, Some(&authorizer));
+        let bindings = documents.bindings(request, params, &authorizer);
         let inputs = Inputs::new(&bindings, &self.common.variables);
         let mut budget = Budget::default();
         let mut results = Vec::with_capacity(self.validations.len());
@@ -179,24 +217,31 @@ impl Validating {
             }
         }
         let mut denials = Vec::new();
-        for (validation, result) in results {
+        for (index, (validation, result)) in results.into_iter().enumerate() {
             match result {
                 Ok(Val::Bool(true)) => {}
-                Ok(_) => denials.push(validation.denial(&inputs, &mut budget)),
-                Err(failure) => denials.extend(failed(failure.into_text())),
+                Ok(_) => denials.push((index, validation.denial(&inputs, &mut budget))),
+                Err(failure) => {
+                    denials.extend(failed(failure.into_text()).into_iter().map(|(_, denial)| (index, denial)))
+                }
             }
         }
-        denials.extend(self.audit_failures(&inputs).into_iter().flat_map(failed));
+        denials.extend(self.annotate(&inputs, notes).into_iter().flat_map(failed));
         denials
     }
 
-    /// Annotations that cannot be computed.
-    fn audit_failures(&self, inputs: &Inputs<'_, '_>) -> Vec<String> {
+    /// Computes the audit annotations; gives what failed.
+    fn annotate(&self, inputs: &Inputs<'_, '_>, notes: &mut Notes) -> Vec<String> {
         let mut budget = Budget::default();
-        let failures = self.audit.iter().filter_map(|(_, expression)| {
-            expression.evaluate(inputs, &mut budget).err().map(Failure::into_text)
-        });
-        failures.collect()
+        let mut failures = Vec::new();
+        for (key, expression) in &self.audit {
+            match expression.evaluate(inputs, &mut budget) {
+                Ok(Val::String(value)) if !value.trim().is_empty() => notes.add(key, value.trim()),
+                Ok(_) => {}
+                Err(failure) => failures.push(failure.into_text()),
+            }
+        }
+        failures
     }
 }
 

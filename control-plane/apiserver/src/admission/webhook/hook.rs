@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::GROUP;
 use crate::{
-    admission::rules::Rules,
+    admission::{policy::MatchConditions, rules::Rules},
     callout::Destination,
     registry::fields::*,
     storage::{Revision, cache::Cache, keys},
@@ -22,6 +22,7 @@ pub(super) struct Hook {
     pub(super) configuration: String,
     pub(super) name: String,
     pub(super) rules: Rules,
+    pub(super) conditions: Option<MatchConditions>,
     pub(super) destination: Result<Destination, String>,
     pub(super) fails_open: bool,
     /// `None` where the configuration does not say; such a webhook gets no dry runs.
@@ -43,6 +44,7 @@ impl Hook {
             configuration: configuration.to_owned(),
             name: name.to_owned(),
             rules: Rules::of_webhook(webhook),
+            conditions: MatchConditions::of_webhook(webhook),
             destination: Destination::of_client_config(at(webhook, "/clientConfig")),
             fails_open: text(webhook, "/failurePolicy") == "Ignore",
             has_side_effects: match text(webhook, "/sideEffects") {

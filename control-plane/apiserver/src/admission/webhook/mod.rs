@@ -19,8 +19,8 @@ use self::{
     call::{Failure, Review},
     hook::{Hook, Source},
 };
-use super::{Extension, Pass, Request, rules::Matched};
-use crate::{callout::Callout, context, storage::cache::Cache};
+use super::{Extension, Pass, Request, policy::Documents, rules::Matched};
+use crate::{callout::Callout, context, security::Authorizer, storage::cache::Cache};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -28,15 +28,17 @@ const GROUP: &str = "admissionregistration.k8s.io";
 pub struct Webhooks {
     cache: Arc<Cache>,
     callout: Arc<Callout>,
+    authorizer: Arc<Authorizer>,
     mutating: Source,
     validating: Source,
 }
 
 impl Webhooks {
-    pub fn new(cache: Arc<Cache>, callout: Arc<Callout>) -> Self {
+    pub fn new(cache: Arc<Cache>, callout: Arc<Callout>, authorizer: Arc<Authorizer>) -> Self {
         Self {
             cache,
             callout,
+            authorizer,
             mutating: Source::new("mutatingwebhookconfigurations"),
             validating: Source::new("validatingwebhookconfigurations"),
         }
@@ -75,7 +77,7 @@ impl Extension for Webhooks {
         }
         pass.begin(object);
         for (index, hook) in hooks.iter().enumerate() {
-            let Some(matched) = self.matches(hook, request, object)? else { continue };
+            let Some(matched) = self.matches(hook, request, object).await? else { continue };
             if !pass.asks(&hook.id) {
                 continue;
             }
@@ -107,7 +109,7 @@ impl Extension for Webhooks {
         }
         let mut asked = Vec::new();
         for hook in hooks.iter() {
-            if let Some(matched) = self.matches(hook, request, object)? {
+            if let Some(matched) = self.matches(hook, request, object).await? {
                 asked.push((hook, matched));
             }
         }
@@ -131,8 +133,19 @@ impl Extension for Webhooks {
 }
 
 impl Webhooks {
-    fn matches(&self, hook: &Hook, request: &Request<'_>, object: &Value) -> Result<Option<Matched>, Status> {
-        hook.rules.matches(request, object, &*self.cache)
+    async fn matches(
+        &self,
+        hook: &Hook,
+        request: &Request<'_>,
+        object: &Value,
+    ) -> Result<Option<Matched>, Status> {
+        let matched = hook.rules.matches(request, object, &*self.cache)?;
+        let (Some(matched), Some(conditions)) = (&matched, &hook.conditions) else { return Ok(matched) };
+        let documents = Documents::new(request, object, matched).await?;
+        let hold = conditions
+            .hold(request, &documents, &Value::Null, &self.authorizer)
+            .map_err(|why| request.forbidden(why))?;
+        Ok(hold.then(|| matched.clone()))
     }
 
     /// Whether the object was changed.
