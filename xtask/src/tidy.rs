@@ -28,7 +28,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["bgp", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common"]),
     ("apiserver", &["api", "cel"]),
     ("scheduler", &["api"]),
-    ("controllers", &["api", "scheduler"]),
+    ("controllers", &["cel", "api", "scheduler"]),
     ("control-plane", &["apiserver", "scheduler", "controllers", "api"]),
     ("xtask", &[]),
     ("protoc", &[]),

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use jiff::{civil::Weekday, tz::TimeZone};
+use jiff::tz::TimeZone;
 
 use crate::error::EvalError;
 
 const NANOS: i64 = 1_000_000_000;
+/// Seconds of a day.
+const DAY: i64 = 86_400;
 /// 0001-01-01T00:00:00Z.
 const SECONDS_MIN: i64 = -62_135_596_800;
 /// 9999-12-31T23:59:59Z.
@@ -53,11 +55,15 @@ impl Timestamp {
         i128::from(self.seconds) * i128::from(NANOS) + i128::from(self.nanos)
     }
 
-    /// The parts of the clock in a time zone, UTC where it is empty.
-    fn zoned(self, zone: &str) -> Result<jiff::Zoned, EvalError> {
-        let instant = jiff::Timestamp::new(self.seconds, self.nanos as i32)
-            .map_err(|_| EvalError::new("timestamp overflow"))?;
-        Ok(instant.to_zoned(time_zone(zone)?))
+    /// Date and time of day in a time zone, UTC where it is empty: days since 1970, seconds of the day.
+    fn local(self, zone: &str) -> Result<(i64, i64), EvalError> {
+        let zone = time_zone(zone)?;
+        // The library's range ends some hours before the year does.
+        let (min, max) = (jiff::Timestamp::MIN.as_second(), jiff::Timestamp::MAX.as_second());
+        let instant = jiff::Timestamp::from_second(self.seconds.clamp(min, max));
+        let offset = instant.map_or(0, |instant| i64::from(zone.to_offset(instant).seconds()));
+        let seconds = self.seconds + offset;
+        Ok((seconds.div_euclid(DAY), seconds.rem_euclid(DAY)))
     }
 
     /// The value of an accessor such as `getHours`; `None` where there is no such accessor.
@@ -65,18 +71,19 @@ impl Timestamp {
     /// # Errors
     /// An unknown time zone.
     pub(crate) fn part(self, accessor: &str, zone: &str) -> Result<Option<i64>, EvalError> {
-        let at = self.zoned(zone)?;
+        let (days, seconds) = self.local(zone)?;
+        let (year, month, day) = date_of(days);
         Ok(Some(match accessor {
-            "getFullYear" => i64::from(at.year()),
-            "getMonth" => i64::from(at.month()) - 1,
-            "getDayOfYear" => i64::from(at.day_of_year()) - 1,
-            "getDayOfMonth" => i64::from(at.day()) - 1,
-            "getDate" => i64::from(at.day()),
-            "getDayOfWeek" => i64::from(Weekday::to_sunday_zero_offset(at.weekday())),
-            "getHours" => i64::from(at.hour()),
-            "getMinutes" => i64::from(at.minute()),
-            "getSeconds" => i64::from(at.second()),
-            "getMilliseconds" => i64::from(at.millisecond()),
+            "getFullYear" => year,
+            "getMonth" => month - 1,
+            "getDayOfYear" => days - days_until(year, 1, 1),
+            "getDayOfMonth" => day - 1,
+            "getDate" => day,
+            "getDayOfWeek" => (days + 4).rem_euclid(7),
+            "getHours" => seconds / 3600,
+            "getMinutes" => seconds / 60 % 60,
+            "getSeconds" => seconds % 60,
+            "getMilliseconds" => i64::from(self.nanos / 1_000_000),
             _ => return Ok(None),
         }))
     }
@@ -101,12 +108,36 @@ fn time_zone(zone: &str) -> Result<TimeZone, EvalError> {
     jiff::tz::Offset::from_seconds(seconds).map(TimeZone::fixed).map_err(|_| unknown())
 }
 
+/// Days from 1970 to a date of the Gregorian calendar, by eras of 400 years that begin in March.
+fn days_until(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+/// The date that many days after 1970.
+fn date_of(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match jiff::Timestamp::new(self.seconds, self.nanos as i32) {
-            Ok(instant) => write!(f, "{instant}"),
-            Err(_) => f.write_str("timestamp overflow"),
+        let (year, month, day) = date_of(self.seconds.div_euclid(DAY));
+        let seconds = self.seconds.rem_euclid(DAY);
+        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")?;
+        if self.nanos != 0 {
+            write!(f, ".{}", format!("{:09}", self.nanos).trim_end_matches('0'))?;
         }
+        f.write_str("Z")
     }
 }
 
@@ -118,37 +149,42 @@ pub fn parse_timestamp(text: &str) -> Result<Timestamp, EvalError> {
     let wrong =
         || EvalError::new(format!("parsing time \"{text}\" as \"2006-01-02T15:04:05Z07:00\": cannot parse"));
     let bytes = text.as_bytes();
-    let shaped = bytes.len() >= 20
-        && bytes[4] == b'-'
-        && bytes[7] == b'-'
-        && bytes[10] == b'T'
-        && bytes[13] == b':'
-        && bytes[16] == b':'
-        && bytes[..4].iter().all(u8::is_ascii_digit)
-        && zone_suffix(&text[19..]);
-    if !shaped {
+    let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
+    if bytes.len() < 20 || !text.is_ascii() || separators.iter().any(|(at, byte)| bytes[*at] != *byte) {
         return Err(wrong());
     }
-    let instant: jiff::Timestamp = text.parse().map_err(|_| wrong())?;
-    let nanos = instant.as_nanosecond();
-    let seconds = i64::try_from(nanos.div_euclid(i128::from(NANOS))).map_err(|_| wrong())?;
-    Timestamp::new(seconds, nanos.rem_euclid(i128::from(NANOS)) as u32)
-}
-
-/// Whether the rest of a time is a fraction and an offset.
-fn zone_suffix(rest: &str) -> bool {
-    let rest = match rest.strip_prefix('.') {
-        Some(fraction) => {
-            let end = fraction.bytes().take_while(u8::is_ascii_digit).count();
-            if end == 0 {
-                return false;
-            }
-            &fraction[end..]
-        }
-        None => rest,
+    let number = |from: usize, to: usize, max: i64| {
+        let digits = &text[from..to];
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse::<i64>().ok().filter(|value| plain && *value <= max).ok_or_else(wrong)
     };
-    let bytes = rest.as_bytes();
-    rest == "Z" || (bytes.len() == 6 && matches!(bytes[0], b'+' | b'-') && bytes[3] == b':')
+    let (year, month, day) = (number(0, 4, 9999)?, number(5, 7, 12)?, number(8, 10, 31)?);
+    let (hour, minute, second) = (number(11, 13, 23)?, number(14, 16, 59)?, number(17, 19, 59)?);
+    let days = days_until(year, month, day);
+    if month == 0 || date_of(days) != (year, month, day) {
+        return Err(wrong());
+    }
+    let (nanos, zone) = match text[19..].strip_prefix('.') {
+        None => (0, &text[19..]),
+        Some(rest) => {
+            let count = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let digits = &rest[..count.min(9)];
+            if count == 0 {
+                return Err(wrong());
+            }
+            (format!("{digits:0<9}").parse().map_err(|_| wrong())?, &rest[count..])
+        }
+    };
+    let start = text.len() - zone.len();
+    let offset = match zone.as_bytes() {
+        b"Z" => 0,
+        [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
+            let seconds = (number(start + 1, start + 3, 23)? * 60 + number(start + 4, start + 6, 59)?) * 60;
+            if *sign == b'-' { -seconds } else { seconds }
+        }
+        _ => return Err(wrong()),
+    };
+    Timestamp::new(days * DAY + hour * 3600 + minute * 60 + second - offset, nanos)
 }
 
 /// Reads Go's form, such as `1h30m`, to nanoseconds.

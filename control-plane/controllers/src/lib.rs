@@ -32,6 +32,7 @@ pub mod node_lifecycle;
 pub mod ownership;
 pub mod pod_gc;
 pub mod pods;
+pub mod policy_types;
 pub mod queue;
 pub mod reconcile;
 pub mod replica_set;
@@ -119,6 +120,7 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
     };
     tasks.spawn(pod_gc::run(cluster.clone(), limits, cancel.clone()));
     tasks.spawn(token_cleaner::run(client.clone(), cancel.clone()));
+    tasks.spawn(policy_types::run(client.clone(), cancel.clone()));
     tasks.spawn(garbage::run(client, cancel.clone()));
     cluster.start(&mut tasks, &cancel);
     cancel.cancelled().await;

@@ -5,11 +5,13 @@
 //! Scope --environment--> compile(expression, Returns) --> Compiled --evaluate(Inputs)--> Val
 //! ```
 
+mod kinds;
 mod types;
 mod typing;
 
 use std::cell::{Cell, RefCell};
 
+pub use kinds::{matched_kinds, param_kind};
 pub use typing::{TypeSource, check_types};
 
 use crate::{

@@ -118,12 +118,12 @@ fn shape_type(schema: &Schema, shape: &Shape) -> Option<Type> {
 pub fn check_types(policy: &Json, kinds: &[TypeSource], params: Option<&TypeSource>) -> Vec<Json> {
     let spec = &policy["spec"];
     let has_params = spec["paramKind"].is_object();
-    let params = params.and_then(|source| Known::of(source, "params"));
+    let params = params.and_then(|source| Known::of(source, "@params"));
     let objects: Vec<(&TypeSource, Objects)> = kinds
         .iter()
         .take(KINDS_MAX)
         .filter_map(|source| {
-            let object = Known::of(source, "object")?;
+            let object = Known::of(source, "@object")?;
             Some((source, Objects { object, params: params.clone() }))
         })
         .collect();

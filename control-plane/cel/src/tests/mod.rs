@@ -1,5 +1,8 @@
 //! Small helpers of the tests beside, and the cases that need no file of their own.
 
+mod conformance;
+mod hostile;
+
 use serde_json::json;
 
 use crate::*;
