@@ -16,5 +16,6 @@ pub mod schema;
 pub mod selector;
 pub mod shared;
 pub mod status;
+pub mod structural;
 pub mod time;
 pub mod yaml;

@@ -30,6 +30,8 @@ pub struct Custom {
     pub form: Form,
     /// The warning of a version that is deprecated.
     pub deprecation: Option<String>,
+    /// Changes whenever the definition does.
+    pub revision: String,
 }
 
 /// Group, version and plural name.
@@ -146,6 +148,7 @@ mod tests {
             strategy: Arc::new(NoRules),
             form: Form::Stored,
             deprecation: None,
+            revision: String::new(),
         })
     }
 

@@ -14,6 +14,7 @@ pub mod callout;
 pub mod config;
 pub mod context;
 pub mod conversion;
+pub mod custom;
 pub mod decode;
 pub mod discovery;
 pub mod flow_control;

@@ -36,7 +36,7 @@ pub struct State {
     pub config: Config,
     /// The built-in types and resources.
     pub schema: &'static Schema,
-    pub kinds: Kinds,
+    pub kinds: Arc<Kinds>,
     pub cache: Arc<Cache>,
     pub authenticator: Authenticator,
     pub authorizer: Arc<Authorizer>,

@@ -4,6 +4,7 @@
 //! Nothing is kept: callers keep the bytes they serve. The watch paths of old and the zero defaults of the published
 //! documents are deliberately absent; no client reads them.
 
+mod custom;
 mod descriptions;
 mod operations;
 mod proto;
@@ -11,6 +12,7 @@ mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use custom::Published;
 use descriptions::Descriptions;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -55,29 +57,42 @@ pub fn hash() -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// The answer of `/openapi/v3`: where the document of each group and version is.
-pub fn v3_index() -> Value {
-    let hash = hash();
-    let entry = |(group, version)| {
+/// The answer of `/openapi/v3`: where the document of each group and version is. `custom` are the groups and versions of
+/// custom kinds, each with a text that changes whenever its document does.
+pub fn v3_index(custom: &BTreeMap<(String, String), String>) -> Value {
+    let entry = |group: &str, version: &str, hash: &str| {
         let root = root(group, version);
         let url = format!("/openapi/v3/{root}?hash={hash}");
         (root, json!({"serverRelativeURL": url}))
     };
-    let paths: Map<String, Value> = group_versions(builtin()).into_iter().map(entry).collect();
+    let hash = hash();
+    let builtin = group_versions(builtin()).into_iter();
+    let mut paths: Map<String, Value> =
+        builtin.map(|(group, version)| entry(group, version, &hash)).collect();
+    for ((group, version), content) in custom {
+        let digest = Sha256::digest(format!("{hash}{content}"));
+        let hash: String = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+        paths.extend([entry(group, version, &hash)]);
+    }
     json!({"paths": paths})
 }
 
 /// The document of one group and version; `None` where nothing is served there.
-pub fn v3(group: &str, version: &str) -> Option<Value> {
+pub fn v3(group: &str, version: &str, custom: &[Published]) -> Option<Value> {
     let schema = builtin();
-    if !group_versions(schema).contains(&(group, version)) {
+    let custom: Vec<&Published> = custom.iter().filter(|kind| kind.is_of(group, version)).collect();
+    if custom.is_empty() && !group_versions(schema).contains(&(group, version)) {
         return None;
     }
-    let paths = operations::paths(schema, Dialect::V3, Some((group, version)));
-    let mut needed = BTreeSet::new();
-    references(&paths, &mut needed);
+    let mut paths = operations::paths(schema, Dialect::V3, Some((group, version)));
     let descriptions = Descriptions::unpack();
     let mut schemas = BTreeMap::new();
+    for kind in &custom {
+        kind.add(schema, Dialect::V3, &descriptions, &mut paths, &mut schemas);
+    }
+    let mut needed = BTreeSet::new();
+    references(&paths, &mut needed);
+    schemas.values().for_each(|definition| references(definition, &mut needed));
     let mut open: Vec<TypeId> = needed.iter().filter_map(|name| schema.type_named(name)).collect();
     while let Some(id) = open.pop() {
         let ty = schema.get(id);
@@ -99,16 +114,20 @@ pub fn v3(group: &str, version: &str) -> Option<Value> {
 }
 
 /// The whole v2 document; about four megabytes as JSON.
-pub fn v2() -> Value {
+pub fn v2(custom: &[Published]) -> Value {
     let schema = builtin();
     let descriptions = Descriptions::unpack();
     let definition = |ty| types::definition(schema, ty, Dialect::V2, &descriptions);
-    let definitions: BTreeMap<String, Value> =
+    let mut definitions: BTreeMap<String, Value> =
         schema.types().iter().map(|ty| (ty.definition(), definition(ty))).collect();
+    let mut paths = operations::paths(schema, Dialect::V2, None);
+    for kind in custom {
+        kind.add(schema, Dialect::V2, &descriptions, &mut paths, &mut definitions);
+    }
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "unversioned"},
-        "paths": operations::paths(schema, Dialect::V2, None),
+        "paths": paths,
         "definitions": definitions,
         "securityDefinitions": {"BearerToken": bearer_token()},
         "security": [{"BearerToken": []}],
@@ -116,8 +135,8 @@ pub fn v2() -> Value {
 }
 
 /// The v2 document as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
-pub fn v2_protobuf() -> Vec<u8> {
-    proto::document(&v2())
+pub fn v2_protobuf(custom: &[Published]) -> Vec<u8> {
+    proto::document(&v2(custom))
 }
 
 fn bearer_token() -> Value {

@@ -69,6 +69,10 @@ const PATCH_TYPES: &[&str] = &[
     "application/apply-patch+yaml",
 ];
 
+const CUSTOM_MEDIA_TYPES: &[&str] = &["application/json", "application/yaml"];
+const CUSTOM_PATCH_TYPES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const PATCH_BODY: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
@@ -80,10 +84,25 @@ pub(super) fn paths(schema: &Schema, dialect: Dialect, only: Option<(&str, &str)
     for resource in schema.resources() {
         let group_version = (resource.group.as_str(), resource.version.as_str());
         if only.is_none_or(|only| only == group_version) {
-            Builder { schema, resource, dialect }.add_to(&mut paths);
+            let ty = schema.get(resource.ty).definition();
+            let list = format!("{ty}List");
+            Builder { schema, resource, dialect, ty, list, is_custom: false }.add_to(&mut paths);
         }
     }
     Value::Object(paths)
+}
+
+/// Adds the paths of a resource that is not of the table; `ty` and `list` name its definitions.
+pub(super) fn add_custom(
+    schema: &Schema,
+    resource: &Resource,
+    dialect: Dialect,
+    (ty, list): (String, String),
+    paths: &mut Value,
+) {
+    if let Value::Object(paths) = paths {
+        Builder { schema, resource, dialect, ty, list, is_custom: true }.add_to(paths);
+    }
 }
 
 /// What is about to become an operation.
@@ -105,6 +124,11 @@ struct Builder<'a> {
     schema: &'a Schema,
     resource: &'a Resource,
     dialect: Dialect,
+    /// The definition of the kind, and that of its list.
+    ty: String,
+    list: String,
+    /// No strategic merge, no protobuf.
+    is_custom: bool,
 }
 
 impl Builder<'_> {
@@ -114,9 +138,8 @@ impl Builder<'_> {
         if !paths.contains_key(&format!("{base}/")) {
             paths.insert(format!("{base}/"), self.discovery());
         }
-        let ty = self.schema.get(resource.ty).definition();
         let collection = if resource.namespaced {
-            let all = self.list(&ty, "ForAllNamespaces");
+            let all = self.list("ForAllNamespaces");
             if resource.has_verb("list") {
                 paths.insert(format!("{base}/{}", resource.plural), self.item(&[("get", all)], false));
             }
@@ -125,19 +148,18 @@ impl Builder<'_> {
             format!("{base}/{}", resource.plural)
         };
         let on_collection = [("list", "get"), ("create", "post"), ("deletecollection", "delete")];
-        self.insert(paths, &collection, &on_collection, &ty);
+        self.insert(paths, &collection, &on_collection);
         let object = format!("{collection}/{{name}}");
         let on_object = [("get", "get"), ("update", "put"), ("patch", "patch"), ("delete", "delete")];
-        self.insert(paths, &object, &on_object, &ty);
+        self.insert(paths, &object, &on_object);
         for subresource in &resource.subresources {
-            paths.insert(format!("{object}/{}", subresource.name), self.subresource(subresource, &ty));
+            paths.insert(format!("{object}/{}", subresource.name), self.subresource(subresource));
         }
     }
 
-    fn insert(&self, paths: &mut Map<String, Value>, path: &str, verbs: &[(&str, &'static str)], ty: &str) {
+    fn insert(&self, paths: &mut Map<String, Value>, path: &str, verbs: &[(&str, &'static str)]) {
         let has = verbs.iter().filter(|(verb, _)| self.resource.has_verb(verb));
-        let operations: Vec<(&str, Value)> =
-            has.map(|(verb, method)| (*method, self.verb(verb, ty))).collect();
+        let operations: Vec<(&str, Value)> = has.map(|(verb, method)| (*method, self.verb(verb))).collect();
         if !operations.is_empty() {
             paths.insert(path.to_owned(), self.item(&operations, path.ends_with("/{name}")));
         }
@@ -147,22 +169,22 @@ impl Builder<'_> {
         (&self.resource.group, &self.resource.version, &self.resource.kind)
     }
 
-    fn list(&self, ty: &str, suffix: &str) -> Value {
-        let list = format!("{ty}List");
+    fn list(&self, suffix: &str) -> Value {
         self.operation(&Operation {
             word: "list",
             action: "list",
             suffix: suffix.to_owned(),
             parameters: LIST,
             body: None,
-            answer: Some(&list),
+            answer: Some(&self.list),
             kind: self.own_kind(),
         })
     }
 
-    fn verb(&self, verb: &str, ty: &str) -> Value {
+    fn verb(&self, verb: &str) -> Value {
+        let ty = self.ty.as_str();
         let (word, action, parameters, body, answer) = match verb {
-            "list" => return self.list(ty, ""),
+            "list" => return self.list(""),
             "create" => ("create", "post", WRITE, Some(ty), ty),
             "get" => ("read", "get", &[][..], None, ty),
             "update" => ("replace", "put", WRITE, Some(ty), ty),
@@ -184,14 +206,17 @@ impl Builder<'_> {
         })
     }
 
-    fn subresource(&self, subresource: &Subresource, parent: &str) -> Value {
+    fn subresource(&self, subresource: &Subresource) -> Value {
+        let parent = self.ty.as_str();
         let (group, version) = match subresource.group.as_str() {
             "" => (self.resource.group.as_str(), self.resource.version.as_str()),
             group => (group, subresource.version.as_str()),
         };
         let kind = (group, version, subresource.kind.as_str());
         let ty = self.schema.type_of(group, version, &subresource.kind);
-        let definition = ty.map(|id| self.schema.get(id).definition());
+        let is_own = self.is_custom && subresource.kind == self.resource.kind;
+        let definition =
+            if is_own { Some(parent.to_owned()) } else { ty.map(|id| self.schema.get(id).definition()) };
         let mut operations = Vec::new();
         for verb in &subresource.verbs {
             let (method, word, action, parameters, body) = match (verb.as_str(), &definition) {
@@ -240,7 +265,12 @@ impl Builder<'_> {
             "x-kubernetes-action": operation.action,
             "x-kubernetes-group-version-kind": {"group": kind_group, "version": kind_version, "kind": kind},
         });
-        let types = if operation.action == "patch" { PATCH_TYPES } else { MEDIA_TYPES };
+        let media_types = if self.is_custom { CUSTOM_MEDIA_TYPES } else { MEDIA_TYPES };
+        let types = match (operation.action, self.is_custom) {
+            ("patch", true) => CUSTOM_PATCH_TYPES,
+            ("patch", false) => PATCH_TYPES,
+            _ => media_types,
+        };
         let required = operation.body != Some(DELETE_OPTIONS);
         match (self.dialect, operation.body) {
             (Dialect::V3, Some(body)) => {
@@ -256,7 +286,7 @@ impl Builder<'_> {
         }
         if self.dialect == Dialect::V2 {
             out["consumes"] = if operation.action == "patch" { json!(types) } else { json!(["*/*"]) };
-            out["produces"] = if operation.answer.is_some() { json!(MEDIA_TYPES) } else { json!(["*/*"]) };
+            out["produces"] = if operation.answer.is_some() { json!(media_types) } else { json!(["*/*"]) };
             out["schemes"] = json!(["https"]);
         }
         if !parameters.is_empty() {
@@ -270,7 +300,8 @@ impl Builder<'_> {
             Some(definition) => self.dialect.reference(definition),
             None => json!({"type": "string"}),
         };
-        let types = if operation.answer.is_some() { MEDIA_TYPES } else { &["*/*"][..] };
+        let media_types = if self.is_custom { CUSTOM_MEDIA_TYPES } else { MEDIA_TYPES };
+        let types = if operation.answer.is_some() { media_types } else { &["*/*"][..] };
         let response = |description: &str| match self.dialect {
             Dialect::V2 => json!({"description": description, "schema": answer}),
             Dialect::V3 => json!({"description": description, "content": content(types, &answer)}),

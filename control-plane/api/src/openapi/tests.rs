@@ -3,8 +3,47 @@ use std::collections::BTreeSet;
 use super::*;
 
 #[test]
+fn custom_kinds_are_published_with_what_each_dialect_can_say() {
+    let mut resource = builtin().resource("apps", "v1", "deployments").unwrap().clone();
+    (resource.group, resource.version) = ("stable.example.com".to_owned(), "v1".to_owned());
+    (resource.kind, resource.list_kind) = ("Widget".to_owned(), "WidgetList".to_owned());
+    resource.plural = "widgets".to_owned();
+    let schema = json!({"type": "object", "description": "A widget.", "properties": {
+        "spec": {"type": "object", "required": ["a", "b"], "properties": {
+            "a": {"type": "string", "nullable": true}, "b": {"type": "string", "oneOf": [{"pattern": "x"}]},
+            "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"x": {"type": "string"}}},
+            "pod": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {"spec": {"type": "object"}}},
+        }},
+    }});
+    let kind = Published { resource: resource.into(), schema, selectable: vec!["spec.a".to_owned()] };
+    let custom = [kind];
+    let v2 = v2(&custom);
+    let definition = &v2["definitions"]["com.example.stable.v1.Widget"];
+    let spec = &definition["properties"]["spec"];
+    assert_eq!(spec["required"], json!(["b"]), "what may be null is not required");
+    assert_eq!(spec["properties"]["a"], json!({}));
+    assert_eq!(spec["properties"]["b"], json!({"type": "string"}));
+    assert_eq!(spec["properties"]["open"], json!({"x-kubernetes-preserve-unknown-fields": true}));
+    assert_eq!(spec["properties"]["pod"]["required"], json!(["kind", "apiVersion"]));
+    assert_eq!(definition["x-kubernetes-selectable-fields"], json!([{"fieldPath": "spec.a"}]));
+    assert!(definition["properties"]["metadata"]["$ref"].as_str().unwrap().ends_with("ObjectMeta"));
+    assert!(!definition["properties"]["kind"]["description"].as_str().unwrap().is_empty());
+
+    let v3 = v3("stable.example.com", "v1", &custom).unwrap();
+    let spec = &v3["components"]["schemas"]["com.example.stable.v1.Widget"]["properties"]["spec"];
+    assert_eq!(spec["properties"]["b"]["oneOf"], json!([{"pattern": "x"}]));
+    assert_eq!(spec["properties"]["open"]["properties"]["x"], json!({"type": "string"}));
+    let list = &v3["components"]["schemas"]["com.example.stable.v1.WidgetList"];
+    assert_eq!(list["required"], json!(["items"]));
+    for path in ["", "/{name}", "/{name}/status", "/{name}/scale"] {
+        let path = format!("/apis/stable.example.com/v1/namespaces/{{namespace}}/widgets{path}");
+        assert!(v3["paths"][&path].is_object(), "{path}");
+    }
+}
+
+#[test]
 fn the_index_leads_to_a_document_for_every_group_and_version() {
-    let index = v3_index();
+    let index = v3_index(&BTreeMap::new());
     let paths = index["paths"].as_object().unwrap();
     assert_eq!(paths.len(), 22);
     for (path, entry) in paths {
@@ -15,22 +54,22 @@ fn the_index_leads_to_a_document_for_every_group_and_version() {
             ["apis", group, version] => (*group, version.to_string()),
             other => panic!("{other:?}"),
         };
-        let document = v3(group, &version).unwrap_or_else(|| panic!("{path} has no document"));
+        let document = v3(group, &version, &[]).unwrap_or_else(|| panic!("{path} has no document"));
         assert!(!document["paths"].as_object().unwrap().is_empty());
     }
-    assert!(v3("apps", "v9").is_none());
+    assert!(v3("apps", "v9", &[]).is_none());
 }
 
 #[test]
 fn every_reference_of_a_document_leads_to_a_schema() {
     let mut documents: Vec<(Value, Value)> = ["v1"]
-        .map(|version| v3("", version).unwrap())
+        .map(|version| v3("", version, &[]).unwrap())
         .map(|document| {
             let schemas = document["components"]["schemas"].clone();
             (document, schemas)
         })
         .into();
-    let document = v2();
+    let document = v2(&[]);
     let definitions = document["definitions"].clone();
     documents.push((document, definitions));
     for (document, schemas) in documents {
@@ -45,7 +84,7 @@ fn every_reference_of_a_document_leads_to_a_schema() {
 
 #[test]
 fn kinds_are_found_by_group_version_and_kind_and_explained() {
-    let document = v3("apps", "v1").unwrap();
+    let document = v3("apps", "v1", &[]).unwrap();
     let schemas = &document["components"]["schemas"];
     let deployment = &schemas["io.k8s.api.apps.v1.Deployment"];
     assert_eq!(
@@ -68,7 +107,7 @@ fn kinds_are_found_by_group_version_and_kind_and_explained() {
 
 #[test]
 fn kubectl_finds_field_validation_and_dry_run_on_patch() {
-    let document = v3("apps", "v1").unwrap();
+    let document = v3("apps", "v1", &[]).unwrap();
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     assert_eq!(patch["x-kubernetes-action"], "patch");
     assert_eq!(patch["operationId"], "patchAppsV1NamespacedDeployment");
@@ -85,7 +124,7 @@ fn kubectl_finds_field_validation_and_dry_run_on_patch() {
 
 #[test]
 fn subresources_name_the_kind_of_their_body() {
-    let document = v3("", "v1").unwrap();
+    let document = v3("", "v1", &[]).unwrap();
     let pod = "/api/v1/namespaces/{namespace}/pods/{name}";
     let eviction = &document["paths"][format!("{pod}/eviction")]["post"];
     assert_eq!(
@@ -131,7 +170,7 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
 
 #[test]
 fn the_protobuf_form_has_every_path_and_definition() {
-    let json = v2();
+    let json = v2(&[]);
     let bytes = proto::document(&json);
     let document = fields(&bytes);
     assert_eq!(document[0], (1, "2.0".as_bytes()));

@@ -6,10 +6,11 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::{Alternative, Schema, Shape, TypeId};
+use super::{Alternative, Schema, Shape, TypeId, builder::OBJECT_META};
 use crate::{
     field::{child, index, quote},
     quantity::Quantity,
+    structural::Structural,
     time,
 };
 
@@ -28,10 +29,45 @@ pub struct Decoded {
 impl Schema {
     /// Makes `value` what `ty` says, in place.
     pub fn decode(&self, ty: TypeId, value: &mut Value) -> Decoded {
+        if let Some(structural) = &self.get(ty).structural {
+            return self.decode_custom(structural, value);
+        }
         let mut decoder = Decoder { schema: self, outcome: Decoded::default() };
         let place = Place { path: "", names: &Names::Root, in_type: None };
         decoder.value(&Shape::Ref(ty), value, &place);
         decoder.outcome
+    }
+
+    /// A custom kind: metadata (also that of embedded objects) by its type, all else by the structural schema.
+    fn decode_custom(&self, structural: &Structural, value: &mut Value) -> Decoded {
+        let mut outcome = Decoded::default();
+        if let Some(metadata) = self.type_named(OBJECT_META) {
+            structural.each_metadata(value, &mut |path, value| {
+                let mut decoder = Decoder { schema: self, outcome: std::mem::take(&mut outcome) };
+                let place = Place { path, names: &Names::Root, in_type: None };
+                decoder.value(&Shape::Ref(metadata), value, &place);
+                outcome = decoder.outcome;
+            });
+        }
+        let dropped = structural.prune(value);
+        outcome.unknown.extend(dropped.iter().map(|path| format!("unknown field {}", quote(path))));
+        structural.drop_nulls(value);
+        normalise_numbers(value);
+        outcome
+    }
+}
+
+/// Whole numbers lose their fraction of zero, as they do where Go writes them.
+fn normalise_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            if let Some(float) = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < 1e18) {
+                *value = Value::from(float as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(normalise_numbers),
+        Value::Object(object) => object.values_mut().for_each(normalise_numbers),
+        _ => {}
     }
 }
 

@@ -8,7 +8,10 @@ use crate::field::{FieldError, child, index, key};
 impl Schema {
     /// Fills fields that have a `+default` and are absent or null, also inside lists and maps.
     pub fn default(&self, ty: TypeId, value: &mut Value) {
-        self.default_object(self.get(ty), value);
+        match &self.get(ty).structural {
+            Some(structural) => structural.default(value),
+            None => self.default_object(self.get(ty), value),
+        }
     }
 
     /// Takes out what decoding would: zeros in optional fields that are no pointers in Go. An object that rules changed
@@ -43,7 +46,9 @@ impl Schema {
     /// Names required fields that are absent or null, also inside lists and maps; an empty value counts as present.
     pub fn required(&self, ty: TypeId, value: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        self.required_object(self.get(ty), value, "", &mut errors);
+        if self.get(ty).structural.is_none() {
+            self.required_object(self.get(ty), value, "", &mut errors);
+        }
         errors
     }
 

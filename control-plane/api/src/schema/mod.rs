@@ -8,13 +8,21 @@
 //! bytes -> json::parse_strict -> Schema::decode -> Schema::default -> registry rules -> Schema::required
 //! ```
 
+mod builder;
 mod decode;
 mod default;
 mod resources;
 mod table;
 
-use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
+use crate::structural::Structural;
+
+pub(crate) use builder::TypeBuilder;
 pub use decode::Decoded;
 pub(crate) use decode::is_zero;
 
@@ -157,6 +165,8 @@ pub struct Type {
     /// `x-kubernetes-map-type: atomic`.
     pub atomic: bool,
     pub gvk: Option<GroupVersionKind>,
+    /// What decoding and defaulting go by, where the type is a custom kind.
+    pub structural: Option<Arc<Structural>>,
     /// Line of the descriptions where this type's text stands; its fields follow.
     pub(crate) description_line: u32,
 }
@@ -185,6 +195,7 @@ pub struct Resource {
     pub group: String,
     pub version: String,
     pub kind: String,
+    pub list_kind: String,
     pub plural: String,
     pub singular: String,
     pub short_names: Vec<String>,
@@ -193,6 +204,8 @@ pub struct Resource {
     /// In discovery's (alphabetical) order.
     pub verbs: Vec<String>,
     pub subresources: Vec<Subresource>,
+    /// The version that is stored.
+    pub storage_version: String,
     pub ty: TypeId,
 }
 
@@ -209,7 +222,7 @@ pub struct Subresource {
 impl Resource {
     /// `PodList`.
     pub fn list_kind(&self) -> String {
-        format!("{}List", self.kind)
+        self.list_kind.clone()
     }
 
     /// `v1` or `apps/v1`.

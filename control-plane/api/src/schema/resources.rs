@@ -237,6 +237,7 @@ fn resource(schema: &Schema, group: &str, version: &str, row: &Row) -> Resource 
         group: group.to_owned(),
         version: version.to_owned(),
         kind: row.kind.to_owned(),
+        list_kind: format!("{}List", row.kind),
         plural: row.plural.to_owned(),
         singular: row.kind.to_lowercase(),
         short_names: words(row.short_names),
@@ -244,6 +245,7 @@ fn resource(schema: &Schema, group: &str, version: &str, row: &Row) -> Resource 
         namespaced: row.namespaced,
         verbs: words(row.verbs),
         subresources: row.subresources.iter().map(|row_of| subresource(row.kind, row_of)).collect(),
+        storage_version: if group == "autoscaling" { "v2" } else { version }.to_owned(),
         ty,
     }
 }

@@ -251,7 +251,7 @@ fn groups<'a>(resources: &[&'a Resource]) -> Vec<Group<'a>> {
 }
 
 /// GA before beta before alpha, then the higher number: upstream's order of versions.
-fn version_rank(version: &str) -> (u32, u32, u32) {
+pub(crate) fn version_rank(version: &str) -> (u32, u32, u32) {
     let rest = version.strip_prefix('v').unwrap_or(version);
     let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
     let major = digits(rest);
@@ -354,7 +354,7 @@ fn insert_names(entry: &mut Value, resource: &Resource) {
 
 /// Upstream's: the first 8 bytes of SHA-256 over group/version/kind, in base64.
 fn storage_version_hash(resource: &Resource) -> String {
-    let text = format!("{}/{}/{}", resource.group, resource.version, resource.kind);
+    let text = format!("{}/{}/{}", resource.group, resource.storage_version, resource.kind);
     base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(text.as_bytes())[..8])
 }
 

@@ -12,8 +12,10 @@ use http::{HeaderMap, Response};
 
 use super::Document;
 use crate::{
+    custom,
     negotiate::{self, media_ranges},
     server::body::Body,
+    state::State,
 };
 
 /// As clients ask for it.
@@ -38,28 +40,42 @@ impl OpenApi {
         Ok(document)
     }
 
-    pub fn v2(&self, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    /// Forgets the documents that show custom kinds.
+    pub fn forget_custom(&self) {
+        let schema = api::schema::builtin();
+        let is_builtin = |name: &str| match name.split('/').collect::<Vec<_>>().as_slice() {
+            ["api", _] => true,
+            ["apis", group, version] => {
+                schema.resources().iter().any(|found| found.group == *group && found.version == *version)
+            }
+            _ => false,
+        };
+        let mut documents = self.documents.lock().unwrap_or_else(PoisonError::into_inner);
+        documents.retain(|name, _| is_builtin(name));
+    }
+
+    pub fn v2(&self, state: &State, headers: &HeaderMap) -> Result<Response<Body>, Status> {
         let asks = |kind: &str| media_ranges(headers).iter().any(|range| range.kind == kind);
         let document = if asks(V2_PROTOBUF) || asks(V2_PROTOBUF_WRITTEN) {
-            let make = || Document::new(openapi::v2_protobuf().into(), V2_PROTOBUF_WRITTEN);
+            let make =
+                || Document::new(openapi::v2_protobuf(&custom::published(state)).into(), V2_PROTOBUF_WRITTEN);
             self.document("v2 protobuf", || Some(make()))?
         } else {
             negotiate::accepted_document(headers)?;
-            self.document("v2", || Some(Document::json(&openapi::v2())))?
+            self.document("v2", || Some(Document::json(&openapi::v2(&custom::published(state)))))?
         };
         Ok(document.respond(headers))
     }
 
     /// `path` is what follows `/openapi/v3`: nothing for the index, else `api/v1` or `apis/GROUP/VERSION`.
-    pub fn v3(&self, path: &[&str], headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    pub fn v3(&self, state: &State, path: &[&str], headers: &HeaderMap) -> Result<Response<Body>, Status> {
         negotiate::accepted_document(headers)?;
         let json = |value: Option<serde_json::Value>| value.as_ref().map(Document::json);
         let document = match path {
-            [] | [""] => self.document("v3", || json(Some(openapi::v3_index())))?,
-            ["api", version] => self.document(&path.join("/"), || json(openapi::v3("", version)))?,
-            ["apis", group, version] => {
-                self.document(&path.join("/"), || json(openapi::v3(group, version)))?
-            }
+            [] | [""] => self.document("v3", || json(Some(openapi::v3_index(&custom::revisions(state)))))?,
+            ["api", version] => self.document(&path.join("/"), || json(openapi::v3("", version, &[])))?,
+            ["apis", group, version] => self
+                .document(&path.join("/"), || json(openapi::v3(group, version, &custom::published(state))))?,
             _ => return Err(Status::resource_not_found()),
         };
         Ok(document.respond(headers))

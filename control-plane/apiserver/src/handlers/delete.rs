@@ -12,7 +12,7 @@ use api::{field::FieldError, meta, status::Status};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Call, Target, target::read, update::has_finalizers};
+use super::{Call, Target, now, target::read, update::has_finalizers};
 use crate::{
     admission::{self, Operation, Options},
     decode::Expected,
@@ -148,6 +148,9 @@ impl Delete<'_> {
         let grace = target.strategy.grace_period_seconds(&old, self.options.grace_period_seconds);
         let mut new = old.clone();
         self.set_propagation(&mut new);
+        if meta::deletion_timestamp(&old).is_none() {
+            target.strategy.begin_deletion(&mut new, &now());
+        }
         let grace = grace.unwrap_or(0);
         if grace == 0 && !has_finalizers(target, &new) {
             if self.options.dry_run {

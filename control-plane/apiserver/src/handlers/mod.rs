@@ -236,6 +236,7 @@ pub async fn dispatch(call: &mut Call) -> Result<Response<Body>, Status> {
     }
     let target = call.state.kinds.target(&call.info)?;
     check_scope(call, &target)?;
+    call.warnings.extend(target.deprecation.clone());
     if !call.info.subresource.is_empty() {
         return subresources::dispatch(call, &target).boxed().await;
     }

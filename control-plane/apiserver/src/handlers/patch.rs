@@ -134,6 +134,9 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     let accepted = call.accepted_object()?;
     let options = WriteOptions::parse(&call.query, "PatchOptions")?;
     let patch = Patch::read(call).await?;
+    if target.is_custom() && patch.kind == PatchKind::Strategic {
+        return Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, APPLY]));
+    }
     let resource = &*target.resource;
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };

@@ -33,6 +33,8 @@ pub struct Target {
     pub strategy: Shared<dyn Strategy>,
     form: Form,
     is_custom: bool,
+    /// What clients of a deprecated version are warned with.
+    pub deprecation: Option<String>,
 }
 
 impl Target {
@@ -44,6 +46,7 @@ impl Target {
             strategy: registry::strategy(&resource.group, &resource.plural).into(),
             form: Form::of(resource),
             is_custom: false,
+            deprecation: None,
         }
     }
 
@@ -54,6 +57,7 @@ impl Target {
             strategy: Arc::clone(&kind.strategy).into(),
             form: kind.form.clone(),
             is_custom: true,
+            deprecation: kind.deprecation.clone(),
         }
     }
 

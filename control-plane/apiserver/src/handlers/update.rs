@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use api::{field::FieldError, meta, status::Status};
 use http::{Response, StatusCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Call, Target,
@@ -222,8 +222,10 @@ impl<'a> Update<'a> {
             return Err(self.modified());
         }
         if version.is_empty() && !self.target.strategy.allow_unconditional_update() {
+            // As Go shows an unsigned zero.
             let error =
-                FieldError::invalid("metadata.resourceVersion", json!(0), "must be specified for an update");
+                FieldError::invalid("metadata.resourceVersion", "", "0x0: must be specified for an update");
+            let error = error.without_value();
             return Err(self.target.invalid(self.name, vec![error]));
         }
         let (uid, stored) = (meta::uid(new), meta::uid(old));

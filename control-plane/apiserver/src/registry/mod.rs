@@ -8,6 +8,7 @@
 mod admission_policy;
 mod api_service;
 pub mod bootstrap;
+pub mod crd;
 mod cronjob;
 mod daemonset;
 mod deployment;
@@ -53,6 +54,15 @@ pub struct Context<'a> {
     /// RFC 3339, to the second, UTC.
     pub now: &'a str,
     pub user: &'a str,
+}
+
+/// Where the replica counts and the selector of a kind are, as simple paths: `.spec.replicas`.
+#[derive(Clone, Debug)]
+pub struct Scale {
+    pub replicas: String,
+    pub status_replicas: String,
+    /// A text in query syntax.
+    pub selector: Option<String>,
 }
 
 /// How a resource is deleted when the caller does not say.
@@ -173,6 +183,12 @@ pub trait Strategy: Send + Sync {
     fn columns(&self) -> &'static [Column] {
         table::NAME_AND_AGE
     }
+    /// Marks an object whose deletion begins, where more than a timestamp is to be set.
+    fn begin_deletion(&self, _object: &mut Value, _now: &str) {}
+    /// Where `/scale` finds its figures, where that is not as in Deployments.
+    fn scale(&self) -> Option<&Scale> {
+        None
+    }
     /// `columnDefinitions` of a Table.
     fn column_definitions(&self) -> Vec<Value> {
         self.columns().iter().map(Column::definition).collect()
@@ -220,6 +236,7 @@ pub fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => &rbac::Bindings,
         ("storage.k8s.io", "storageclasses") => &storage::StorageClasses,
         ("storage.k8s.io", "csidrivers") => &storage::CsiDrivers,
+        ("apiextensions.k8s.io", "customresourcedefinitions") => &crd::CustomResourceDefinitions,
         _ => plain::strategy(group, plural),
     }
 }

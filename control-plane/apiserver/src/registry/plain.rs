@@ -127,7 +127,6 @@ pub(super) fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("admissionregistration.k8s.io", "mutatingadmissionpolicybindings") => &MUTATING_POLICY_BINDINGS,
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => &FLOW_SCHEMAS,
         ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => &PRIORITY_LEVELS,
-        ("apiextensions.k8s.io", "customresourcedefinitions") => &CUSTOM_RESOURCE_DEFINITIONS,
         ("apiregistration.k8s.io", "apiservices") => &api_service::ApiServices,
         ("resource.k8s.io", "deviceclasses") => &DEVICE_CLASSES,
         ("resource.k8s.io", "resourceclaims") => &RESOURCE_CLAIMS,
@@ -560,20 +559,6 @@ fn or_none(object: &Value, pointer: &str) -> Value {
         value => value.clone(),
     }
 }
-
-static CUSTOM_RESOURCE_DEFINITIONS: Plain = Plain::new(NAME_AND_CREATED)
-    .default(|object| {
-        let spec = child(object, "spec");
-        set_default(spec, "conversion", json!({ "strategy": "None" }));
-        let names = child(spec, "names");
-        let kind = text(names, "/kind").to_owned();
-        if !kind.is_empty() {
-            set_if_zero(names, "singular", kind.to_lowercase());
-            set_if_zero(names, "listKind", format!("{kind}List"));
-        }
-    })
-    .with_generation()
-    .needs_resource_version();
 
 static DEVICE_CLASSES: Plain = Plain::new(NAME_AND_AGE).with_generation();
 static RESOURCE_CLAIMS: Plain =

@@ -36,6 +36,7 @@ use crate::{
     audit::Audit,
     callout::{Callout, ConversionWebhooks},
     config::{self, Config, Store},
+    custom::Registrar,
     discovery::{Discovery, openapi::OpenApi},
     flow_control::{self, FlowControl},
     kinds::Kinds,
@@ -97,6 +98,7 @@ impl Server {
         bootstrap::reconcile(&state).await.context("cannot write the bootstrap objects")?;
         flow_control::sync::load(&state);
         tokio::spawn(flow_control::sync::run(Arc::clone(&state)));
+        tokio::spawn(Registrar::start(&state).await.run());
         aggregation::registration::publish_authentication(
             &state,
             &certificates::client_cas(&pki, &state.config.security)?,
@@ -213,7 +215,7 @@ fn build(
     let authorizer = Arc::new(Authorizer::new(&cache));
     let proxy = Some(pki.front_proxy_client.clone());
     let callout = Arc::new(Callout::new(Arc::clone(&cache) as _, proxy));
-    let kinds = Kinds::new(schema);
+    let kinds = Arc::new(Kinds::new(schema));
     kinds.set_webhook(Arc::new(ConversionWebhooks(Arc::clone(&callout))));
     let view = View { cache: Arc::clone(&cache), authorizer: Arc::clone(&authorizer) };
     let admission = Admission::new(Arc::new(view))

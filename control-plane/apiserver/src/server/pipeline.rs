@@ -388,8 +388,8 @@ fn plain(
             let address = format!("https://{}", state.config.address());
             Ok(public_json("application/json", &state.tokens.discovery(&address)))
         }
-        ["openapi", "v2"] => state.openapi.v2(&parts.headers),
-        ["openapi", "v3", rest @ ..] => state.openapi.v3(rest, &parts.headers),
+        ["openapi", "v2"] => state.openapi.v2(state, &parts.headers),
+        ["openapi", "v3", rest @ ..] => state.openapi.v3(state, rest, &parts.headers),
         [] | [""] => {
             let mut paths: Vec<String> = state.discovery.paths();
             let fixed =

@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
+    custom::jsonpath::{at_fields, simple_fields},
     decode::Expected,
     handlers::{
         Call, Target,
@@ -25,7 +26,7 @@ pub async fn get(call: &mut Call, target: &Target) -> Result<Response<Body>, Sta
     let key = target.key(&call.info.namespace, &call.info.name);
     let object =
         read(&call.state.cache, &key, true).await?.ok_or_else(|| target.not_found(&call.info.name))?;
-    Ok(respond::value(StatusCode::OK, accepted, &scale_of(&target.shown(&object).await?)))
+    Ok(respond::value(StatusCode::OK, accepted, &scale_of(target, &target.shown(&object).await?)?))
 }
 
 /// What a PUT or a PATCH wants the Scale to be.
@@ -57,9 +58,13 @@ pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         .run(&mut call.warnings, &mut |old| {
             let scale = match &wanted {
                 Wanted::Whole(scale) => scale.clone(),
-                Wanted::Patch(patch) => {
-                    patch.apply(schema, expected, &scale_of(old), options.field_validation, &mut said)?
-                }
+                Wanted::Patch(patch) => patch.apply(
+                    schema,
+                    expected,
+                    &scale_of(target, old)?,
+                    options.field_validation,
+                    &mut said,
+                )?,
             };
             let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
             if replicas < 0 {
@@ -68,7 +73,7 @@ pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, 
                 return Err(Status::invalid("autoscaling", "Scale", &name, vec![error]));
             }
             let mut new = old.clone();
-            new["spec"]["replicas"] = json!(replicas);
+            set_replicas(target, &mut new, replicas);
             meta::set_resource_version(&mut new, meta::resource_version(&scale));
             if meta::resource_version(&scale).is_empty() {
                 meta::set_resource_version(&mut new, meta::resource_version(old));
@@ -80,10 +85,34 @@ pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         })
         .await?;
     call.warnings.append(&mut said);
-    Ok(respond::value(StatusCode::OK, accepted, &scale_of(&stored)))
+    Ok(respond::value(StatusCode::OK, accepted, &scale_of(target, &stored)?))
 }
 
-fn scale_of(object: &Value) -> Value {
+/// The figures of an object: replicas wanted, replicas there, selector.
+fn figures(target: &Target, object: &Value) -> Result<(i64, i64, String), Status> {
+    let Some(scale) = target.strategy.scale() else {
+        return Ok((
+            object["spec"]["replicas"].as_i64().unwrap_or(0),
+            object["status"]["replicas"].as_i64().unwrap_or(0),
+            selector_text(&object["spec"]["selector"]),
+        ));
+    };
+    let count = |path: &str| at_fields(object, path).and_then(Value::as_i64);
+    let wanted = count(&scale.replicas).ok_or_else(|| {
+        Status::internal(format!("the spec replicas field \"{}\" does not exist", scale.replicas))
+    })?;
+    let selector = scale.selector.as_ref().and_then(|path| at_fields(object, path)?.as_str());
+    Ok((wanted, count(&scale.status_replicas).unwrap_or(0), selector.unwrap_or_default().to_owned()))
+}
+
+fn set_replicas(target: &Target, object: &mut Value, replicas: i64) {
+    let path = target.strategy.scale().map_or(".spec.replicas", |scale| scale.replicas.as_str());
+    let fields = simple_fields(path).into_iter();
+    *fields.fold(object, |value, field| &mut value[field]) = json!(replicas);
+}
+
+fn scale_of(target: &Target, object: &Value) -> Result<Value, Status> {
+    let (wanted, there, selector) = figures(target, object)?;
     let metadata = &object["metadata"];
     let mut scale = json!({
         "kind": "Scale",
@@ -95,17 +124,16 @@ fn scale_of(object: &Value) -> Value {
             "resourceVersion": metadata["resourceVersion"],
             "creationTimestamp": metadata["creationTimestamp"],
         },
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
-        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)},
+        "spec": {"replicas": wanted},
+        "status": {"replicas": there},
     });
-    let selector = selector_text(&object["spec"]["selector"]);
     if !selector.is_empty() {
         scale["status"]["selector"] = json!(selector);
     }
     if let Some(metadata) = scale["metadata"].as_object_mut() {
         metadata.retain(|_, value| !value.is_null());
     }
-    scale
+    Ok(scale)
 }
 
 /// A selector in query syntax; of ReplicationControllers it is a plain map of labels.
@@ -161,7 +189,10 @@ mod tests {
             "metadata": {"name": "web", "namespace": "a", "uid": "u", "resourceVersion": "7", "labels": {"x": "y"}},
             "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}}, "status": {"replicas": 2},
         });
-        let scale = scale_of(&object);
+        let target = crate::handlers::Target::new(
+            api::schema::builtin().resource("apps", "v1", "deployments").unwrap(),
+        );
+        let scale = scale_of(&target, &object).unwrap();
         assert_eq!(scale["spec"]["replicas"], 3);
         assert_eq!(scale["status"], json!({"replicas": 2, "selector": "app=web"}));
         assert_eq!(scale["metadata"]["resourceVersion"], "7");

@@ -33,7 +33,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::resource::Resource;
 pub use self::{
     map::ObjectMap,
-    object::{Meta, Object},
+    object::{Meta, Object, View},
     watch::{Delivery, Event, EventKind, Follower, Step, Watch},
 };
 use super::{Range, Revision, Storage, StorageError, keys};

@@ -4,7 +4,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use bytes::Bytes;
@@ -56,6 +56,18 @@ pub struct Object {
     meta: Meta,
     fields: OnceLock<Vec<(&'static str, String)>>,
     protobuf: OnceLock<Bytes>,
+    views: Mutex<Vec<(u64, View)>>,
+}
+
+/// Views of one object that are kept at a time.
+const VIEWS_MAX: usize = 16;
+
+/// What a version of a custom kind shows of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// What is stored.
+    Same,
+    Json(Bytes),
 }
 
 impl Object {
@@ -76,6 +88,7 @@ impl Object {
             meta: partial.metadata,
             fields: OnceLock::new(),
             protobuf: OnceLock::new(),
+            views: Mutex::default(),
         })
     }
 
@@ -134,6 +147,26 @@ impl Object {
         self.protobuf.get_or_init(|| encode(&self.value()).into())
     }
 
+    /// The JSON that a view shows; `None` where it was not made yet.
+    pub fn view(&self, id: u64) -> Option<Bytes> {
+        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, view) = views.iter().find(|(known, _)| *known == id)?;
+        Some(match view {
+            View::Same => self.json.clone(),
+            View::Json(json) => json.clone(),
+        })
+    }
+
+    /// Keeps a view; the oldest goes where there are too many.
+    pub fn keep_view(&self, id: u64, view: View) {
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.retain(|(known, _)| *known != id);
+        if views.len() == VIEWS_MAX {
+            views.remove(0);
+        }
+        views.push((id, view));
+    }
+
     /// This object as its deletion at `revision` shows it.
     pub(super) fn deleted_at(&self, revision: Revision) -> Self {
         let (json, version_at) = splice(&self.json, self.version_at.clone(), revision);
@@ -145,6 +178,7 @@ impl Object {
             meta: self.meta.clone(),
             fields: self.fields.clone(),
             protobuf: OnceLock::new(),
+            views: Mutex::default(),
         }
     }
 }
