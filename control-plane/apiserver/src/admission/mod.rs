@@ -175,7 +175,7 @@ impl Lookup for Cache {
 
     fn namespace_labels(&self, name: &str) -> Option<Value> {
         let key = keys::object_key("", "namespaces", None, name);
-        Self::get(self, &key).map(|object| object.meta().labels.clone())
+        Self::get(self, &key).map(|object| object.meta().labels.to_value())
     }
 }
 

@@ -154,7 +154,7 @@ async fn reconcile(state: &State, user: &Identity) -> Result<(), Status> {
     }
     for object in stored.iter() {
         let meta = object.meta();
-        if meta.labels[MANAGED_LABEL] == "true" && !wanted.contains_key(&meta.name) {
+        if meta.label(MANAGED_LABEL) == Some("true") && !wanted.contains_key(&meta.name) {
             let delete = Delete {
                 state,
                 user,

@@ -96,7 +96,8 @@ impl Create<'_> {
                 meta::set_name(&mut object, &generate_name(&base));
             }
             let name = meta::name(&object).to_owned();
-            match self.attempt(object.clone(), warnings).await {
+            let next = if attempt == attempts { std::mem::take(&mut object) } else { object.clone() };
+            match self.attempt(next, warnings).await {
                 Err(status) if status.reason == "AlreadyExists" && generates => {
                     if attempt == attempts {
                         let resource = &*self.target.resource;

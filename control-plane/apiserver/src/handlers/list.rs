@@ -151,7 +151,7 @@ async fn find_page(
         target.check_fields(selector)?;
     }
     if options.continue_token.is_empty() {
-        let snapshot = snapshot(cache, prefix, options).await.map_err(|error| list_status(&error))?;
+        let snapshot = snapshot(cache, target, prefix, options).await.map_err(|error| list_status(&error))?;
         let limit = if options.resource_version == Some(0) { 0 } else { options.limit };
         prepare(target, options, &snapshot).await?;
         return Ok(page(&snapshot, target, options, prefix, prefix, limit));
@@ -187,7 +187,12 @@ fn list_status(error: &StorageError) -> Status {
     }
 }
 
-async fn snapshot(cache: &Cache, prefix: &str, options: &ListOptions) -> Result<Snapshot, StorageError> {
+async fn snapshot(
+    cache: &Cache,
+    target: &Target,
+    prefix: &str,
+    options: &ListOptions,
+) -> Result<Snapshot, StorageError> {
     let exact = options.version_match == VersionMatch::Exact
         || (options.version_match == VersionMatch::Unset && options.limit > 0);
     match options.resource_version {
@@ -198,7 +203,7 @@ async fn snapshot(cache: &Cache, prefix: &str, options: &ListOptions) -> Result<
         Some(version) if exact => return cache.list_at(prefix, Revision(version)).await,
         Some(version) => cache.wait_for(Revision(version), FRESHNESS_TIMEOUT).await?,
     }
-    Ok(cache.list(prefix))
+    Ok(target.narrowed(cache, prefix, options))
 }
 
 /// A field selector looks into every object.

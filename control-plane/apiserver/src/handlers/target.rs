@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use api::{
     protobuf::{encode_message, encode_partial},
     schema::{Resource, Schema, builtin},
-    selector::FieldSelector,
+    selector::{FieldSelector, LabelSelector, Operator},
     shared::Shared,
     status::Status,
 };
@@ -20,7 +20,7 @@ use crate::{
     registry::{self, Strategy},
     storage::{
         Revision, StorageError,
-        cache::{Cache, Object},
+        cache::{Cache, IndexKey, Object, Snapshot, ValueOf},
         keys,
     },
 };
@@ -144,6 +144,11 @@ impl Target {
         !matches!(self.form, Form::Stored)
     }
 
+    /// Whether [`Target::prepare`] has nothing to do.
+    pub fn is_ready(&self) -> bool {
+        !matches!(self.form, Form::Custom(_))
+    }
+
     /// Comes before [`Target::value`], [`Target::json`] and [`Target::matches`]: converts what a webhook must convert.
     /// Nothing happens for kinds that are built in.
     pub async fn prepare(&self, objects: impl IntoIterator<Item = &Arc<Object>>) -> Result<(), Status> {
@@ -236,7 +241,7 @@ impl Target {
     /// Whether an object is in the selection.
     pub fn matches(&self, options: &ListOptions, object: &Object) -> bool {
         let meta = object.meta();
-        if options.labels.as_ref().is_some_and(|selector| !selector.matches(&meta.labels)) {
+        if options.labels.as_ref().is_some_and(|selector| !selector.matches_with(|key| meta.label(key))) {
             return false;
         }
         let Some(selector) = &options.fields else { return true };
@@ -273,6 +278,58 @@ impl Target {
     pub fn go_kind(&self) -> String {
         let group = self.resource.group.split('.').next().filter(|group| !group.is_empty());
         format!("*{}.{}", group.unwrap_or("core"), self.resource.kind)
+    }
+
+    /// A list of at least what [`Target::matches`] finds under a prefix, by an index where one serves the selection.
+    pub fn narrowed(&self, cache: &Cache, prefix: &str, options: &ListOptions) -> Snapshot {
+        if let Some(fields) = &options.fields {
+            // Under the prefix of one namespace, a name is a key.
+            let is_whole = !self.resource.namespaced || prefix != self.list_prefix("");
+            if let Some(name) = fields.required_value("metadata.name")
+                && is_whole
+            {
+                return cache.list(prefix).only(&format!("{prefix}{name}"));
+            }
+            let demanded = fields
+                .requirements()
+                .iter()
+                .find(|(field, equal, value)| *equal && !value.is_empty() && !field.starts_with("metadata."));
+            if let Some((field, _, value)) = demanded
+                && !self.is_custom
+                && !self.is_converted()
+            {
+                return cache.list_by(
+                    prefix,
+                    &IndexKey::Field(field.clone()),
+                    value,
+                    &self.value_of_field(field),
+                );
+            }
+        }
+        let requirements = options.labels.iter().flat_map(LabelSelector::requirements);
+        let demanded = requirements
+            .filter(|requirement| requirement.operator == Operator::In)
+            .find_map(|requirement| {
+                Some((&requirement.key, requirement.values.first()?, requirement.values.len()))
+            })
+            .filter(|(.., count)| *count == 1);
+        match demanded {
+            Some((label, value, _)) => {
+                let key = label.clone();
+                let value_of: ValueOf =
+                    Arc::new(move |object: &Object| object.meta().label(&key).map(Box::from));
+                cache.list_by(prefix, &IndexKey::Label(label.clone()), value, &value_of)
+            }
+            None => cache.list(prefix),
+        }
+    }
+
+    fn value_of_field(&self, field: &str) -> ValueOf {
+        let (strategy, field) = (self.strategy.clone(), field.to_owned());
+        Arc::new(move |object: &Object| {
+            let fields = object.fields(|value| strategy.selectable_fields(value));
+            fields.iter().find(|(name, _)| *name == field).map(|(_, value)| value.as_str().into())
+        })
     }
 
     pub fn not_found(&self, name: &str) -> Status {

@@ -11,7 +11,22 @@ static NO_ENTRIES: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
 
 /// The value at a JSON pointer (`/spec/replicas`), null where there is none.
 pub(crate) fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
-    value.pointer(pointer).unwrap_or(&NULL)
+    let mut at = value;
+    for token in pointer.split('/').skip(1) {
+        let next = match at {
+            Value::Object(entries) if token.contains('~') => {
+                entries.get(&token.replace("~1", "/").replace("~0", "~"))
+            }
+            Value::Object(entries) => entries.get(token),
+            Value::Array(items) => token.parse().ok().and_then(|index: usize| items.get(index)),
+            _ => None,
+        };
+        match next {
+            Some(next) => at = next,
+            None => return &NULL,
+        }
+    }
+    at
 }
 
 pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {

@@ -405,4 +405,4 @@ async fn within<T>(endpoints: &str, call: impl Future<Output = Result<T, Error>>
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

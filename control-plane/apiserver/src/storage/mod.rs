@@ -19,6 +19,7 @@ pub mod compactor;
 pub mod embedded;
 pub mod etcd;
 pub mod keys;
+pub mod transfer;
 
 #[cfg(test)]
 mod conformance;

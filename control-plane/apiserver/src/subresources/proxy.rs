@@ -122,7 +122,7 @@ async fn service_backend(call: &Call, target: &Target, named: &Named) -> Result<
     let slices = call.state.cache.list(&Target::new(slices).list_prefix(namespace));
     let mut found: Vec<(String, u16)> = Vec::new();
     for slice in slices.iter() {
-        if slice.meta().labels["kubernetes.io/service-name"] == named.name.as_str() {
+        if slice.meta().label("kubernetes.io/service-name") == Some(named.name.as_str()) {
             collect_endpoints(&slice.value(), port_name, &mut found);
         }
     }

@@ -55,7 +55,7 @@ pub(super) async fn collect(
             let prefix = kind.list_prefix(namespace);
             let mut params = Vec::new();
             for object in cache.list(&prefix).iter() {
-                if selector.matches(&object.meta().labels) {
+                if selector.matches_with(|key| object.meta().label(key)) {
                     params.push(kind.shown(object).await.map_err(|status| status.message)?);
                 }
             }

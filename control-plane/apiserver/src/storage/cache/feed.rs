@@ -173,9 +173,9 @@ async fn open_oldest(storage: &dyn Storage) -> Result<(WatchStream, Revision), S
 
 /// The event of a change. Versions that the resource holds already are shared, not parsed again.
 fn event(resource: &Resource, change: &Change) -> Option<Event> {
-    let version = |bytes: &[u8], revision| match resource.get(&change.key) {
+    let version = |kind, bytes: &[u8], revision| match resource.get(&change.key) {
         Some(known) if known.revision() == revision => Some(known),
-        _ => match Object::new(change.key.clone(), revision, bytes) {
+        _ => match Object::of_event(kind, change.key.clone(), revision, bytes) {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
                 tracing::error!(key = %change.key, %error, "the store holds a value that is no object; it is not shown");
@@ -184,13 +184,17 @@ fn event(resource: &Resource, change: &Change) -> Option<Event> {
         },
     };
     let previous = match &change.previous {
-        Some(stored) => Some(version(&stored.value, stored.revision)?),
+        Some(stored) => Some(version(EventKind::Added, &stored.value, stored.revision)?),
         None => None,
     };
-    let (kind, object) = match (&change.value, &previous) {
-        (Some(bytes), None) => (EventKind::Added, version(bytes, change.revision)?),
-        (Some(bytes), Some(_)) => (EventKind::Modified, version(bytes, change.revision)?),
-        (None, Some(previous)) => (EventKind::Deleted, Arc::new(previous.deleted_at(change.revision))),
+    let kind = match (&change.value, &previous) {
+        (Some(_), None) => EventKind::Added,
+        (Some(_), Some(_)) => EventKind::Modified,
+        (None, _) => EventKind::Deleted,
+    };
+    let object = match (&change.value, &previous) {
+        (Some(bytes), _) => version(kind, bytes, change.revision)?,
+        (None, Some(previous)) => Arc::new(previous.deleted_at(change.revision)),
         (None, None) => return None,
     };
     Some(Event { kind, object, previous, revision: change.revision })

@@ -91,6 +91,14 @@ impl ObjectMap {
     }
 }
 
+impl Extend<Arc<Object>> for ObjectMap {
+    fn extend<I: IntoIterator<Item = Arc<Object>>>(&mut self, objects: I) {
+        for object in objects {
+            self.insert(object);
+        }
+    }
+}
+
 fn lower_bound(chunk: &Chunk, key: &str) -> usize {
     chunk.partition_point(|object| object.key().as_ref() < key)
 }

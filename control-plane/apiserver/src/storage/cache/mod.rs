@@ -11,6 +11,7 @@
 //! ```
 
 mod feed;
+mod index;
 mod map;
 mod object;
 mod resource;
@@ -32,6 +33,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::resource::Resource;
 pub use self::{
+    index::{IndexKey, ValueOf},
     map::ObjectMap,
     object::{Meta, Object, View},
     watch::{Delivery, Event, EventKind, Follower, Step, Watch},
@@ -43,7 +45,7 @@ pub const FRESHNESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a consistent read waits for the feed before it writes a barrier to learn where the feed is.
 const BARRIER_AFTER: Duration = Duration::from_millis(200);
 /// A key that is no object's; writing it makes the feed say where it is.
-const BARRIER_KEY: &str = "/registry/.barrier";
+pub(super) const BARRIER_KEY: &str = "/registry/.barrier";
 
 /// The objects of a prefix as of one revision.
 #[derive(Clone)]
@@ -67,6 +69,14 @@ impl Snapshot {
 
     pub fn get(&self, key: &str) -> Option<&Arc<Object>> {
         self.objects.get(key)
+    }
+
+    /// The same state with no object but that of `key`.
+    pub fn only(mut self, key: &str) -> Self {
+        let found = self.objects.get(key).cloned();
+        self.objects = ObjectMap::default();
+        self.objects.extend(found);
+        self
     }
 
     pub fn len(&self) -> usize {
@@ -139,6 +149,13 @@ impl Cache {
         // Read first: all events up to here are in the objects, and newer ones are at most as new as `newest`.
         let applied = self.revision();
         let (objects, newest) = self.resource(prefix).objects();
+        Snapshot { objects, prefix: prefix.to_owned(), revision: applied.max(newest) }
+    }
+
+    /// As [`Cache::list`], but of objects that have another value by that key some or all may be missing.
+    pub fn list_by(&self, prefix: &str, key: &IndexKey, value: &str, value_of: &ValueOf) -> Snapshot {
+        let applied = self.revision();
+        let (objects, newest) = self.resource(prefix).objects_by(key, value, value_of);
         Snapshot { objects, prefix: prefix.to_owned(), revision: applied.max(newest) }
     }
 

@@ -1,14 +1,17 @@
 //! One resource in the cache: its objects, the recent history that watches resume from, and its watchers.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
 
-use super::{Event, Object, ObjectMap};
+use super::{
+    Event, Object, ObjectMap,
+    index::{Found, Index, IndexKey, Indexes, ValueOf},
+};
 use crate::storage::{Revision, StorageError};
 
 /// Every event is kept this long at least, unless [`HISTORY_MAX`] are newer.
@@ -26,6 +29,9 @@ pub(super) struct Resource {
 
 struct State {
     objects: ObjectMap,
+    /// The same objects, for those who know the key.
+    by_key: HashMap<Arc<str>, Arc<Object>>,
+    indexes: Indexes,
     /// The newest event of this resource, or where its history begins.
     newest: Revision,
     /// Every event after this revision is in `history`.
@@ -46,6 +52,8 @@ impl Resource {
     pub(super) fn new(prefix: &str, oldest: Revision) -> Self {
         let state = State {
             objects: ObjectMap::default(),
+            by_key: HashMap::new(),
+            indexes: Indexes::default(),
             newest: oldest,
             oldest,
             history: VecDeque::new(),
@@ -63,13 +71,43 @@ impl Resource {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Arc<Object>> {
-        self.read().objects.get(key).cloned()
+        self.read().by_key.get(key).cloned()
     }
 
     /// The objects now, and the newest event among them.
     pub(super) fn objects(&self) -> (ObjectMap, Revision) {
         let state = self.read();
         (state.objects.clone(), state.newest)
+    }
+
+    /// At least the objects that have a value, and the newest event of the resource.
+    pub(super) fn objects_by(
+        &self,
+        key: &IndexKey,
+        value: &str,
+        value_of: &ValueOf,
+    ) -> (ObjectMap, Revision) {
+        let now = Instant::now();
+        let (objects, newest) = {
+            let mut state = self.write();
+            let (count, newest) = (state.objects.len(), state.newest);
+            match state.indexes.find(key, value, count, now) {
+                Found::Objects(found) => return (found, newest),
+                Found::Scan => return (state.objects.clone(), newest),
+                Found::Build => (state.objects.clone(), newest),
+            }
+        };
+        let mut index = Index::build(key.clone(), value_of.clone(), &objects, now);
+        let mut state = self.write();
+        // What happened while it was built is in history, unless that was very much.
+        if newest >= state.oldest {
+            let from = state.history.partition_point(|(_, event)| event.revision <= newest);
+            for (_, event) in state.history.range(from..) {
+                index.apply(event);
+            }
+            state.indexes.add(index);
+        }
+        (objects, newest)
     }
 
     pub(super) fn newest(&self) -> Revision {
@@ -128,9 +166,12 @@ impl Resource {
         let mut state = self.write();
         if event.is_deletion() {
             state.objects.remove(event.object.key());
+            state.by_key.remove(event.object.key());
         } else {
             state.objects.insert(event.object.clone());
+            state.by_key.insert(event.object.key().clone(), event.object.clone());
         }
+        state.indexes.apply(&event);
         let whole = self.prefix.len();
         state.watchers.retain(|watcher| {
             let wanted = watcher.prefix.len() == whole || event.object.key().starts_with(&*watcher.prefix);
@@ -141,8 +182,17 @@ impl Resource {
 
     /// Begins anew with these objects and ends all watchers: the store's history was lost between two reads.
     pub(super) fn reset(&self, objects: ObjectMap, oldest: Revision) {
+        let by_key = objects.iter_from("").map(|object| (object.key().clone(), object.clone())).collect();
         let mut state = self.write();
-        *state = State { objects, newest: oldest, oldest, history: VecDeque::new(), watchers: Vec::new() };
+        *state = State {
+            objects,
+            by_key,
+            indexes: Indexes::default(),
+            newest: oldest,
+            oldest,
+            history: VecDeque::new(),
+            watchers: Vec::new(),
+        };
     }
 }
 

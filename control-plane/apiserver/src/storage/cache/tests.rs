@@ -74,7 +74,7 @@ async fn a_writer_reads_its_own_writes() {
     assert_eq!(version(&made), made.revision().0.to_string());
     let changed = cache.update(&pod_key("a"), made.revision(), pod("a", "2")).await.unwrap();
     let snapshot = cache.list(PODS);
-    assert_eq!(snapshot.iter().map(|object| object.meta().labels["l"].clone()).collect::<Vec<_>>(), ["2"]);
+    assert_eq!(snapshot.iter().map(|object| object.meta().label("l")).collect::<Vec<_>>(), [Some("2")]);
     assert_eq!(snapshot.revision, changed.revision());
     let deleted = cache.delete(&pod_key("a"), changed.revision()).await.unwrap();
     assert!(cache.get(&pod_key("a")).is_none());
@@ -138,11 +138,11 @@ async fn a_watch_tells_additions_changes_and_deletions_with_the_versions_before(
         assert!(added.previous.is_none());
         let modified = next_event(watch).await;
         assert_eq!((modified.kind, modified.revision), (EventKind::Modified, changed.revision()));
-        assert_eq!(modified.previous.as_ref().unwrap().meta().labels["l"], "1");
+        assert_eq!(modified.previous.as_ref().unwrap().meta().label("l"), Some("1"));
         let gone = next_event(watch).await;
         assert_eq!((gone.kind, gone.revision), (EventKind::Deleted, deleted));
         assert_eq!(version(&gone.object), deleted.0.to_string());
-        assert_eq!(gone.object.meta().labels["l"], "2");
+        assert_eq!(gone.object.meta().label("l"), Some("2"));
         assert_eq!(version(gone.previous.as_ref().unwrap()), changed.revision().0.to_string());
     }
     let mut from_made = cache.watch(PODS, Some(made.revision())).unwrap();
@@ -443,6 +443,67 @@ async fn servers_that_share_etcd_see_each_others_writes_when_they_ask_for_the_ne
     let foreign = etcd_client::Client::connect([&etcd.endpoint], None).await.unwrap();
     foreign.kv_client().put("/elsewhere", "x", None).await.unwrap();
     one.fresh().await.unwrap();
+}
+
+/// What a scan finds of a label, and what the index finds.
+fn by_label(resource: &Resource, value: &str) -> [Vec<(Arc<str>, Revision)>; 2] {
+    let value_of: ValueOf = Arc::new(|object: &Object| object.meta().label("l").map(Box::from));
+    let (found, _) = resource.objects_by(&IndexKey::Label("l".to_owned()), value, &value_of);
+    let chosen = |objects: ObjectMap| {
+        let objects = objects.iter_from("").filter(|object| object.meta().label("l") == Some(value));
+        objects.map(|object| (object.key().clone(), object.revision())).collect()
+    };
+    [chosen(resource.objects().0), chosen(found)]
+}
+
+/// The number, and what becomes of the object: a label, no label, or none at all.
+fn index_steps() -> impl Strategy<Value = Vec<(u32, Option<Option<u8>>)>> {
+    prop::collection::vec(
+        (0..300u32, prop::option::weighted(0.7, prop::option::weighted(0.9, 0..5u8))),
+        1..400,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #[test]
+    fn an_index_finds_what_a_scan_finds(steps in index_steps(), built_after in 0..400usize) {
+        let resource = Resource::new(PODS, Revision(1));
+        let all = (0..300).map(|number| (number, Some(Some((number % 5) as u8))));
+        let mut revision = 1;
+        for (step, (number, fate)) in all.chain(steps).enumerate() {
+            revision += 1;
+            let key: Arc<str> = pod_key(&format!("{number:03}")).into();
+            let previous = resource.get(&key);
+            let event = match (fate, &previous) {
+                (None, None) => continue,
+                (None, Some(last)) => {
+                    let object = Arc::new(last.deleted_at(Revision(revision)));
+                    Event { kind: EventKind::Deleted, object, previous, revision: Revision(revision) }
+                }
+                (Some(label), _) => {
+                    let mut value = pod("x", "");
+                    value["metadata"]["labels"] = label.map_or(Value::Null, |label| json!({"l": label.to_string()}));
+                    let stored = serde_json::to_vec(&value).unwrap();
+                    let object = Arc::new(Object::new(key, Revision(revision), &stored).unwrap());
+                    Event { kind: EventKind::Modified, object, previous, revision: Revision(revision) }
+                }
+            };
+            resource.apply(Arc::new(event), Instant::now());
+            if step >= 300 + built_after || step % 50 == 0 {
+                for value in ["0", "1", "4", "9"] {
+                    let [scanned, indexed] = by_label(&resource, value);
+                    prop_assert_eq!(scanned, indexed, "step {}, value {}", step, value);
+                }
+            }
+        }
+        by_label(&resource, "3");
+        let [scanned, indexed] = by_label(&resource, "3");
+        prop_assert_eq!(scanned, indexed);
+        let value_of: ValueOf = Arc::new(|_: &Object| None);
+        let (found, _) = resource.objects_by(&IndexKey::Label("l".to_owned()), "3", &value_of);
+        prop_assert!(found.len() < 256, "the index is used: {} objects", found.len());
+    }
 }
 
 proptest! {

@@ -47,6 +47,14 @@ impl Embedded {
         Self::with_file(TableFile::open(path.as_ref())?)
     }
 
+    /// Makes a store whose first write gets the revision after `revision`, so that a cluster that moves here goes on counting.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`] when the file is there already or cannot be made.
+    pub fn create_at(path: impl AsRef<Path>, revision: Revision) -> Result<Self, StorageError> {
+        Self::with_file(TableFile::create_at(path.as_ref(), revision)?)
+    }
+
     fn with_file(file: TableFile) -> Result<Self, StorageError> {
         let file = Arc::new(file);
         let (revision, _) = file.read(|tables| tables.revisions())?;

@@ -1,9 +1,15 @@
 //! The tables of the file and their records.
 //!
-//! `current`: key -> revision (8 bytes, big endian) and value. `log`: revision -> one change with the version before.
+//! `current`: key -> revision (8 bytes, big endian) and value. `log`: revision -> one change: its key and the version before.
+//! The value that a change wrote is in `current`, or in the next change of the key as the version before, so that no value is
+//! written twice.
 //! `state`: the newest revision, the oldest that can be read, and the format.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use redb::{ReadTransaction, ReadableTable, TableDefinition};
@@ -18,7 +24,9 @@ pub(super) const STATE: TableDefinition<'_, &str, u64> = TableDefinition::new("s
 pub(super) const STATE_FORMAT: &str = "format";
 pub(super) const STATE_REVISION: &str = "revision";
 pub(super) const STATE_COMPACTED: &str = "compacted";
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
+/// Its log holds the values too. It is read as it is, and written as the newer one.
+pub(super) const FORMAT_WITH_VALUES: u64 = 1;
 /// The revision of an empty store.
 pub(super) const FIRST: Revision = Revision(1);
 
@@ -70,8 +78,14 @@ impl Tables {
         let limit = range.limit.unwrap_or(usize::MAX);
         let mut items = Vec::new();
         let mut remaining = 0;
-        let mut take = |stored: Stored| {
-            if items.len() < limit { items.push(stored) } else { remaining += 1 }
+        // What is only counted is not read.
+        let mut take = |stored: &dyn Fn() -> Result<Stored, StorageError>| {
+            if items.len() < limit {
+                items.push(stored()?)
+            } else {
+                remaining += 1
+            }
+            Ok(())
         };
         let mut undone_from = undone.range::<str, _>((Bound::Included(start), Bound::Unbounded)).peekable();
         for entry in self.current.range(start..).map_err(failed)? {
@@ -82,15 +96,19 @@ impl Tables {
             }
             // Keys that are not there any more come between those that are.
             while let Some((_, gone)) = undone_from.next_if(|(undone, _)| &***undone < key) {
-                gone.clone().into_iter().for_each(&mut take);
+                if let Some(stored) = gone {
+                    take(&|| Ok(stored.clone()))?;
+                }
             }
             match undone_from.next_if(|(undone, _)| &***undone == key) {
-                Some((_, Some(stored))) => take(stored.clone()),
+                Some((_, Some(stored))) => take(&|| Ok(stored.clone()))?,
                 Some((_, None)) => {}
-                None => take(decode_current(key.into(), record.value())?),
+                None => take(&|| decode_current(key.into(), record.value()))?,
             }
         }
-        undone_from.filter_map(|(_, stored)| stored.clone()).for_each(take);
+        for stored in undone_from.filter_map(|(_, stored)| stored.as_ref()) {
+            take(&|| Ok(stored.clone()))?;
+        }
         Ok(Page { items, revision: at, remaining })
     }
 
@@ -126,13 +144,29 @@ impl Tables {
         if after >= until {
             return Ok(changes);
         }
-        for entry in self.log.range(after.0 + 1..=until.0).map_err(failed)? {
+        // Backwards, so that the value of a change is known from the change that followed it.
+        let mut replaced: HashMap<Arc<str>, Option<Stored>> = HashMap::new();
+        for entry in self.log.range(after.0 + 1..).map_err(failed)?.rev() {
             let (revision, record) = entry.map_err(failed)?;
-            let change = decode_change(revision.value(), record.value())?;
-            if change.key.starts_with(prefix) {
-                changes.push(change);
+            let mut change = decode_change(revision.value(), record.value())?;
+            if !change.key.starts_with(prefix) {
+                continue;
             }
+            let written = replaced.insert(change.key.clone(), change.previous.clone());
+            if change.revision > until {
+                continue;
+            }
+            if record.value()[0] & VALUE_ELSEWHERE != 0 {
+                let written = match written {
+                    Some(written) => written,
+                    None => self.get(&change.key)?,
+                };
+                let is_it = |stored: &Stored| stored.revision == change.revision;
+                change.value = Some(written.filter(is_it).ok_or_else(|| lost(&change))?.value);
+            }
+            changes.push(change);
         }
+        changes.reverse();
         Ok(changes)
     }
 
@@ -173,27 +207,27 @@ pub(super) fn decode_current(key: Arc<str>, record: &[u8]) -> Result<Stored, Sto
     }
 }
 
+/// Of records of [`FORMAT_WITH_VALUES`].
 const HAS_VALUE: u8 = 1;
 const HAS_PREVIOUS: u8 = 2;
+/// The change wrote a value, which is not in the record.
+const VALUE_ELSEWHERE: u8 = 4;
+
+fn lost(change: &Change) -> StorageError {
+    let detail = format!("the value that revision {} gave to {} is nowhere", change.revision.0, change.key);
+    StorageError::Damaged { detail }
+}
 
 /// flags, key length and key, then, where flagged, value length and value, previous revision and previous value.
 pub(super) fn encode_change(change: &Change) -> Vec<u8> {
-    let size = |bytes: Option<&Bytes>| bytes.map_or(0, Bytes::len);
     let previous = change.previous.as_ref();
-    let mut record = Vec::with_capacity(
-        17 + change.key.len() + size(change.value.as_ref()) + size(previous.map(|stored| &stored.value)),
-    );
-    let flags = u8::from(change.value.is_some()) * HAS_VALUE + u8::from(previous.is_some()) * HAS_PREVIOUS;
-    let put = |record: &mut Vec<u8>, bytes: &[u8]| {
-        let length = u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB");
-        record.extend_from_slice(&length.to_be_bytes());
-        record.extend_from_slice(bytes);
-    };
-    record.push(flags);
-    put(&mut record, change.key.as_bytes());
-    if let Some(value) = &change.value {
-        put(&mut record, value);
-    }
+    let mut record =
+        Vec::with_capacity(13 + change.key.len() + previous.map_or(0, |stored| stored.value.len()));
+    let writes = u8::from(change.value.is_some());
+    record.push(writes * VALUE_ELSEWHERE + u8::from(previous.is_some()) * HAS_PREVIOUS);
+    let length = u32::try_from(change.key.len()).expect("keys are far below 4 GiB");
+    record.extend_from_slice(&length.to_be_bytes());
+    record.extend_from_slice(change.key.as_bytes());
     if let Some(previous) = previous {
         record.extend_from_slice(&previous.revision.0.to_be_bytes());
         record.extend_from_slice(&previous.value);

@@ -13,12 +13,13 @@ use std::{
 use redb::{Database, DatabaseError, ReadableDatabase, StorageBackend};
 
 use super::records::{
-    CURRENT, FIRST, FORMAT, LOG, STATE, STATE_COMPACTED, STATE_FORMAT, STATE_REVISION, Tables,
+    CURRENT, FIRST, FORMAT, FORMAT_WITH_VALUES, LOG, STATE, STATE_COMPACTED, STATE_FORMAT, STATE_REVISION,
+    Tables,
 };
-use crate::storage::StorageError;
+use crate::storage::{Revision, StorageError};
 
 /// redb's own cache; small, because the watch cache above holds every object.
-const PAGE_CACHE_BYTES: usize = 32 << 20;
+const PAGE_CACHE_BYTES: usize = 8 << 20;
 
 /// Opens the database behind a path.
 type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
@@ -36,11 +37,21 @@ impl TableFile {
         Self::open_with(path, Box::new(|path| builder().open(path)))
     }
 
+    /// Makes a file that is not there yet.
+    pub(super) fn create_at(path: &Path, revision: Revision) -> Result<Self, StorageError> {
+        if fs::exists(path).map_err(|error| unavailable(path, &error))? {
+            let detail = format!("{} is there already", path.display());
+            return Err(StorageError::Unavailable { detail });
+        }
+        create(path, revision.max(FIRST))?;
+        Self::open(path)
+    }
+
     pub(super) fn open_with(path: &Path, opener: Opener) -> Result<Self, StorageError> {
         if fs::exists(path).map_err(|error| unavailable(path, &error))? {
             verify(path)?;
         } else {
-            create(path)?;
+            create(path, FIRST)?;
         }
         let database = opener(path).map_err(|error| open_error(path, error))?;
         Ok(Self { path: path.to_owned(), opener, database: RwLock::new(Some(database)) })
@@ -102,7 +113,7 @@ fn builder() -> redb::Builder {
 }
 
 /// Makes an empty store beside the path and moves it there, so that a file at the path is always a whole one.
-fn create(path: &Path) -> Result<(), StorageError> {
+fn create(path: &Path, revision: Revision) -> Result<(), StorageError> {
     let fails = |error: &dyn std::error::Error| unavailable(path, error);
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|error| fails(&error))?;
@@ -118,8 +129,8 @@ fn create(path: &Path) -> Result<(), StorageError> {
         transaction.open_table(LOG)?;
         let mut state = transaction.open_table(STATE)?;
         state.insert(STATE_FORMAT, FORMAT)?;
-        state.insert(STATE_REVISION, FIRST.0)?;
-        state.insert(STATE_COMPACTED, FIRST.0)?;
+        state.insert(STATE_REVISION, revision.0)?;
+        state.insert(STATE_COMPACTED, revision.0)?;
         drop(state);
         Ok(transaction.commit()?)
     })();
@@ -156,7 +167,7 @@ fn verify(path: &Path) -> Result<(), StorageError> {
         let transaction = database.begin_read().map_err(failed)?;
         let tables = Tables::open(&transaction).map_err(failed)?;
         match tables.format()? {
-            Some(FORMAT) => tables.verify(),
+            Some(FORMAT | FORMAT_WITH_VALUES) => tables.verify(),
             Some(other) => {
                 Err(StorageError::Damaged { detail: format!("its format is {other}, not {FORMAT}") })
             }

@@ -230,71 +230,127 @@ async fn a_full_disk_fails_writes_and_the_store_recovers_when_there_is_room() {
 }
 
 const CHILD_PATH: &str = "SEAWAY_TEST_STORE";
+const WRITERS: u64 = 8;
+const KEYS_OF_WRITER: u64 = 6;
+const KILLS: usize = 100;
 
-/// Also the process that the next test kills: with a path in the environment it writes on and on, and prints each key once
-/// its write is acknowledged.
+/// A value that says which write made it, in every part.
+fn value_of(write: u64) -> Bytes {
+    format!("{write:020};").repeat(100).into()
+}
+
+/// The write that made a value.
+fn write_of(value: &[u8]) -> u64 {
+    let write = std::str::from_utf8(&value[..20]).unwrap().parse().unwrap();
+    assert_eq!(value, value_of(write), "a torn value");
+    write
+}
+
+/// Growing, over restarts of the process too.
+fn next_write() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_nanos()).unwrap()
+}
+
+/// Creates, updates and deletes keys of its own, and prints each write once it is acknowledged.
+async fn write_on(store: &Embedded, writer: u64, steps: u64) {
+    for step in 0..steps {
+        let key = pod(&format!("w{writer}-{}", step % KEYS_OF_WRITER));
+        let write = next_write();
+        let (word, written) = match store.get(&key).await.unwrap() {
+            None => ("stored", store.create(&key, value_of(write)).await),
+            Some(stored) if write.is_multiple_of(5) => ("deleted", store.delete(&key, stored.revision).await),
+            Some(stored) => ("stored", store.update(&key, stored.revision, value_of(write)).await),
+        };
+        println!("\nacknowledged {word} {key} {write} {}", written.unwrap().0);
+    }
+}
+
+/// Also the process that the next test kills: with a path in the environment it writes on and on, and compacts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_at_once_are_all_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     let told = std::env::var_os(CHILD_PATH).map(PathBuf::from);
-    let steps = if told.is_some() { u32::MAX } else { 20 };
-    let store = Arc::new(Embedded::open(told.unwrap_or(folder.path().join("store.redb"))).unwrap());
-    let writers = (0..8).map(|writer| {
-        let store = store.clone();
-        async move {
-            for step in 0..steps {
-                let name = format!("w{writer}-{step}-{}", uuid::Uuid::new_v4());
-                let revision = store.create(&pod(&name), vec![b'x'; 2000].into()).await.unwrap();
-                println!("\nacknowledged {} {}", revision.0, pod(&name));
-            }
+    let steps = if told.is_some() { u64::MAX } else { 20 };
+    let store = Embedded::open(told.unwrap_or(folder.path().join("store.redb"))).unwrap();
+    store.compact(store.revision().await.unwrap()).await.unwrap();
+    futures::future::join_all((0..WRITERS).map(|writer| write_on(&store, writer, steps))).await;
+    assert_eq!(store.revision().await.unwrap(), Revision(1 + WRITERS * 20));
+}
+
+/// What was acknowledged of a key last: a write that stored or deleted it.
+type Acknowledged = BTreeMap<String, (bool, u64, u64)>;
+
+/// Starts a writer, kills it after so many acknowledgements.
+fn write_and_kill(path: &Path, count: usize, acknowledged: &mut Acknowledged) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "storage::embedded::tests::writers_at_once_are_all_acknowledged"])
+        .env(CHILD_PATH, path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut seen = 0;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        // A line may be cut by the kill; the write it would have named is then not counted.
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["acknowledged", word, key, write, revision] = words.as_slice() {
+            let entry = (*word == "stored", write.parse().unwrap(), revision.parse().unwrap());
+            acknowledged.insert((*key).to_owned(), entry);
+            seen += 1;
         }
-    });
-    futures::future::join_all(writers).await;
-    assert_eq!(store.list(all(None)).await.unwrap().items.len(), 160);
+        if seen == count {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(seen >= count, "the child ended by itself after {seen} writes");
 }
 
 #[tokio::test]
-async fn acknowledged_writes_survive_kill_9() {
+async fn acknowledged_writes_survive_a_hundred_times_kill_9() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
-    let mut acknowledged = BTreeMap::new();
-    for round in 1..=4 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "--nocapture",
-                "storage::embedded::tests::writers_at_once_are_all_acknowledged",
-            ])
-            .env(CHILD_PATH, &path)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let target = acknowledged.len() + 137 * round;
-        for line in lines {
-            // A line may be cut by the kill; the writes it would have named are then not counted.
-            let line = line.unwrap();
-            let mut words = line.split_whitespace();
-            if let (Some("acknowledged"), Some(revision), Some(key), None) =
-                (words.next(), words.next(), words.next(), words.next())
-            {
-                acknowledged.insert(key.to_owned(), revision.parse::<u64>().unwrap());
-            }
-            if acknowledged.len() == target {
-                child.kill().unwrap();
-                break;
-            }
-        }
-        child.wait().unwrap();
-        assert!(acknowledged.len() >= target, "round {round}: the child ended by itself");
+    let mut acknowledged = Acknowledged::new();
+    for round in 1..=KILLS {
+        write_and_kill(&path, 1 + round * 7 % 40, &mut acknowledged);
         let store = Embedded::open(&path).unwrap();
         let page = store.list(all(None)).await.unwrap();
-        let kept: BTreeMap<_, _> =
-            page.items.iter().map(|item| (item.key.to_string(), item.revision.0)).collect();
-        let lost: Vec<_> =
-            acknowledged.iter().filter(|(key, revision)| kept.get(*key) != Some(revision)).collect();
-        assert!(lost.is_empty(), "round {round}: lost {lost:?}");
+        let kept: BTreeMap<_, _> = page
+            .items
+            .iter()
+            .map(|item| (item.key.to_string(), (write_of(&item.value), item.revision.0)))
+            .collect();
+        for (key, (stored, write, revision)) in &mut acknowledged {
+            // A newer write may stand that was on its way when the process died.
+            match kept.get(key) {
+                Some((of, at)) if of == write => assert!(*stored && at == revision, "round {round}: {key}"),
+                Some((of, at)) => {
+                    assert!(of > write && at > revision, "round {round}: {key} went back");
+                    (*stored, *write, *revision) = (true, *of, *at);
+                }
+                None if *stored => {
+                    let deleted = store.changed(key, Revision(*revision)).await;
+                    assert!(deleted, "round {round}: write {write} of {key} is lost");
+                    *stored = false;
+                }
+                None => {}
+            }
+        }
+        assert!(kept.values().all(|(_, at)| *at <= page.revision.0), "round {round}");
+    }
+}
+
+impl Embedded {
+    /// Whether what is left of history tells of a change of a key after a revision.
+    async fn changed(&self, key: &str, after: Revision) -> bool {
+        let key = key.to_owned();
+        let read = move |tables: &records::Tables| {
+            let (newest, oldest) = tables.revisions()?;
+            Ok(!tables.changes(&key, after.max(oldest), newest)?.is_empty())
+        };
+        self.read(read).await.unwrap()
     }
 }
 

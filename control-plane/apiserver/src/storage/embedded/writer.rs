@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     hub::Hub,
     records::{
-        CURRENT, LOG, STATE, STATE_COMPACTED, STATE_REVISION, decode_current, encode_change, encode_current,
+        CURRENT, FORMAT, LOG, STATE, STATE_COMPACTED, STATE_FORMAT, STATE_REVISION, decode_current,
+        encode_change, encode_current,
     },
     table_file::TableFile,
 };
@@ -178,6 +179,7 @@ fn apply(database: &Database, batch: &[Waiting]) -> Result<Outcomes, redb::Error
         }
         if !changes.is_empty() {
             state.insert(STATE_REVISION, newest)?;
+            state.insert(STATE_FORMAT, FORMAT)?;
         }
     }
     if changes.is_empty() {
