@@ -37,6 +37,8 @@ pub enum Command {
     Kubeconfig(KubeconfigArguments),
     /// Sign a certificate for client and server use with the CA of a data folder.
     Cert(CertArguments),
+    /// Move the objects of a cluster that is stopped to a file and back, between the engines.
+    Store(StoreArguments),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -134,6 +136,28 @@ pub struct CertArguments {
     /// The folder for ca.crt, tls.crt and tls.key.
     #[arg(long)]
     pub out_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct StoreArguments {
+    #[command(subcommand)]
+    pub command: StoreCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Write every object of the store in --data-dir, or behind --etcd-endpoint, to a new file.
+    Export {
+        /// The file to write: lines of JSON that end with a checksum. It holds Secrets.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Fill an empty store from such a file.
+    Import {
+        /// The file to read.
+        #[arg(long)]
+        from: PathBuf,
+    },
 }
 
 #[cfg(test)]

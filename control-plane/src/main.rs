@@ -5,6 +5,7 @@ mod arguments;
 mod run;
 mod security;
 mod sign;
+mod store;
 
 use clap::Parser as _;
 
@@ -35,6 +36,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Scheduler(client) => run::block_on(run::scheduler(client)),
         Command::Controllers(client) => run::block_on(run::controllers(server, client)),
         Command::Kubeconfig(request) => sign::kubeconfig(&server, request),
+        Command::Store(request) => run::block_on(store::run(&server, request.command)),
         Command::Cert(request) => sign::certificate(&server, request),
     }
 }
