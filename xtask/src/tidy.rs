@@ -35,6 +35,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("images", &[]),
     ("harness", &[]),
     ("fuzz", &["api", "cel"]),
+    ("bench", &[]),
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.
