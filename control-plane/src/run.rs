@@ -1,10 +1,11 @@
 //! The processes of the control plane, until SIGTERM or SIGINT.
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use apiserver::{Config, Identity, Server, Store, security::GROUP_MASTERS, server::listen};
 use base64::Engine as _;
+use controllers::service_account_tokens::{Holder, Issuer};
 use ipnetwork::IpNetwork;
 use tokio::{
     net::TcpListener,
@@ -54,7 +55,7 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
     let config = config(&arguments, &listeners)?;
     let ca = config.data_dir.join("pki/ca.crt");
     info!(advertise = %config.address(), store = ?config.store, "starting");
-    let server = Server::start(config, stop.clone()).await?;
+    let server = Arc::new(Server::start(config, stop.clone()).await?);
     for listener in &listeners {
         let address = listener.local_addr()?;
         info!(%address, "ready");
@@ -63,10 +64,14 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
     let mut parts = JoinSet::new();
     if with_all {
         parts.spawn(scheduler::run(client(&server, SCHEDULER, &[]), stop.child_token()));
-        let root_ca_pem =
-            std::fs::read_to_string(&ca).with_context(|| format!("cannot read {}", ca.display()))?;
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let root_ca_pem = read(&ca)?;
         let config = controllers::Config {
             root_ca_pem,
+            token_issuer: Some(token_issuer(Arc::clone(&server))),
+            ca_key_pem: read(&ca.with_extension("key"))?,
             node_monitor_grace_period: Duration::from_secs(arguments.node_monitor_grace_period),
             ..controllers::Config::default()
         };
@@ -82,6 +87,12 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
 
 fn client(server: &Server, user: &str, groups: &[&str]) -> kube::Client {
     kube::Client::new(server.service(Identity::internal(user, groups)), "default")
+}
+
+fn token_issuer(server: Arc<Server>) -> Issuer {
+    Issuer::new(move |Holder { namespace, account, uid, secret }| {
+        server.legacy_token(namespace, account, uid, secret).map_err(|error| format!("{error:#}"))
+    })
 }
 
 /// Waits for the parts; one that ends before the stop takes the server with it, so that whoever watches the process

@@ -2,7 +2,7 @@
 //!
 //! Objects are [`serde_json::Value`]. One schema engine ([`schema`]) serves every kind: decoding, defaulting, strategic
 //! merge ([`patch`]), OpenAPI documents ([`openapi`]). Beside it the words of the API: [`status`], [`field`] errors,
-//! [`names`], [`selector`]s, [`quantity`], [`time`], and access to [`meta`]data.
+//! [`names`], [`selector`]s, [`quantity`], [`quota`] usage, [`time`], and access to [`meta`]data.
 
 pub mod field;
 pub mod json;
@@ -12,6 +12,7 @@ pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
 pub mod schema;
 pub mod selector;
 pub mod shared;

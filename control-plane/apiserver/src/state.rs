@@ -46,7 +46,7 @@ pub struct State {
     pub callout: Arc<Callout>,
     pub aggregation: Aggregation,
     pub audit: Option<Audit>,
-    pub service_ips: tokio::sync::Mutex<ServiceIps>,
+    pub service_ips: ServiceIps,
     pub discovery: Discovery,
     pub openapi: OpenApi,
     pub metrics: Metrics,

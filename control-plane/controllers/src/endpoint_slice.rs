@@ -27,7 +27,8 @@ pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// This controller in [`MANAGED_BY`].
 pub const MANAGER: &str = "endpointslice-controller.k8s.io";
-const ENDPOINTS_MAX: usize = 100;
+/// So many endpoints a slice of this controller holds.
+pub const ENDPOINTS_MAX: usize = 100;
 
 /// The endpoints of one address family and port set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +48,10 @@ pub struct Origin {
     pub namespace: Option<String>,
     /// All labels of each slice.
     pub labels: BTreeMap<String, String>,
+    /// All annotations of each slice, but for the time of the last change; `None` leaves them alone.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// So many endpoints a slice may hold.
+    pub endpoints_max: usize,
     /// What goes takes the slices with it.
     pub owner: OwnerReference,
 }
@@ -61,6 +66,8 @@ impl Origin {
             name: service.name_any(),
             namespace: service.namespace(),
             labels,
+            annotations: None,
+            endpoints_max: ENDPOINTS_MAX,
             owner: pods::controller_reference(service),
         }
     }
@@ -171,11 +178,11 @@ fn plan_group(
     }
     let mut missing: Vec<Endpoint> = missing.into_values().collect();
     for (_, endpoints, _) in kept.iter_mut().filter(|(_, _, changed)| *changed) {
-        let room = ENDPOINTS_MAX.saturating_sub(endpoints.len()).min(missing.len());
+        let room = origin.endpoints_max.saturating_sub(endpoints.len()).min(missing.len());
         endpoints.extend(missing.drain(..room));
     }
     let fits = |(_, endpoints, _): &&mut (Arc<EndpointSlice>, Vec<Endpoint>, bool)| {
-        endpoints.len() + missing.len() <= ENDPOINTS_MAX
+        endpoints.len() + missing.len() <= origin.endpoints_max
     };
     if !missing.is_empty()
         && let Some((_, endpoints, changed)) =
@@ -184,7 +191,7 @@ fn plan_group(
         endpoints.append(&mut missing);
         *changed = true;
     }
-    for chunk in missing.chunks(ENDPOINTS_MAX) {
+    for chunk in missing.chunks(origin.endpoints_max) {
         plan.create.push(make(origin, group, chunk.to_vec(), triggered));
     }
     let mut has_placeholder = !is_empty;
@@ -226,7 +233,24 @@ fn ports_of(slice: &EndpointSlice) -> Vec<Port> {
 }
 
 fn has_metadata(slice: &EndpointSlice, origin: &Origin) -> bool {
-    *slice.labels() == origin.labels && crate::store::owner_uid(slice) == Some(&origin.owner.uid)
+    let annotated = origin.annotations.as_ref().is_none_or(|annotations| {
+        let others = slice.annotations().iter().filter(|(key, _)| *key != services::TRIGGER_TIME);
+        others.eq(annotations)
+    });
+    annotated && *slice.labels() == origin.labels && crate::store::owner_uid(slice) == Some(&origin.owner.uid)
+}
+
+/// The annotations to write over `old`.
+fn annotations(
+    origin: &Origin,
+    old: &BTreeMap<String, String>,
+    triggered: Option<&str>,
+) -> BTreeMap<String, String> {
+    let mut annotations = origin.annotations.clone().unwrap_or_else(|| old.clone());
+    if let Some(at) = triggered {
+        annotations.insert(services::TRIGGER_TIME.to_owned(), at.to_owned());
+    }
+    annotations
 }
 
 fn make(origin: &Origin, group: &Group, endpoints: Vec<Endpoint>, triggered: Option<&str>) -> EndpointSlice {
@@ -241,7 +265,7 @@ fn make(origin: &Origin, group: &Group, endpoints: Vec<Endpoint>, triggered: Opt
             generate_name: Some(format!("{}-", origin.name)),
             namespace: origin.namespace.clone(),
             labels: Some(origin.labels.clone()),
-            annotations: triggered.map(|at| [(services::TRIGGER_TIME.to_owned(), at.to_owned())].into()),
+            annotations: Some(annotations(origin, &BTreeMap::new(), triggered)).filter(|it| !it.is_empty()),
             owner_references: Some(vec![origin.owner.clone()]),
             ..ObjectMeta::default()
         },
@@ -260,9 +284,7 @@ fn rewrite(
     let mut slice = slice.clone();
     slice.metadata.labels = Some(origin.labels.clone());
     slice.metadata.owner_references = Some(vec![origin.owner.clone()]);
-    if let Some(triggered) = triggered {
-        slice.annotations_mut().insert(services::TRIGGER_TIME.into(), triggered.to_owned());
-    }
+    slice.metadata.annotations = Some(annotations(origin, slice.annotations(), triggered));
     slice.endpoints = Some(endpoints);
     slice
 }
@@ -275,13 +297,7 @@ pub struct Controller {
 /// Makes the controller and the queue that feeds it.
 pub fn new(cluster: &Arc<Cluster>) -> (Arc<Controller>, Arc<Queue>) {
     let queue = Arc::new(Queue::default());
-    let dirty = queue.clone();
-    cluster.services.subscribe(move |old, new| {
-        if let Some(service) = new.or(old) {
-            dirty.add(Key::of(&**service));
-        }
-    });
-    services::enqueue_services_of_pods(cluster, &queue);
+    services::enqueue_services(cluster, &queue);
     let dirty = queue.clone();
     cluster.endpoint_slices.subscribe(move |old, new| {
         for slice in [old, new].into_iter().flatten().filter(|slice| is_ours(slice)) {

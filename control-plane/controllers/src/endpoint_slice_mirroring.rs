@@ -1,5 +1,6 @@
 //! EndpointSlice mirroring: copies hand-made Endpoints of Services without a selector into slices, which is all that
-//! proxies read. At most 1000 addresses of each subset are copied.
+//! proxies read. At most 1000 addresses of each subset are copied, into one slice of each address family; what is left
+//! out is said in an Event.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,6 +12,7 @@ use kube::ResourceExt;
 
 use crate::cluster::Cluster;
 use crate::endpoint_slice::{Group, MANAGED_BY, Origin, Plan, SERVICE_NAME, apply, plan, slices_of};
+use crate::events::Severity;
 use crate::pods;
 use crate::queue::Queue;
 use crate::reconcile::{Next, Reconcile, Result};
@@ -20,6 +22,7 @@ use crate::store::Key;
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const ADDRESSES_MAX: usize = 1000;
 
 /// Whether these Endpoints of this Service are to be copied.
@@ -32,9 +35,19 @@ pub fn is_mirrored(endpoints: &Endpoints, service: &Service) -> bool {
         && endpoints.metadata.deletion_timestamp.is_none()
 }
 
+/// Addresses that are not copied.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Skipped {
+    /// They are no IP addresses.
+    pub invalid: usize,
+    /// Their subset has too many.
+    pub excess: usize,
+}
+
 /// The slices' content, by address family and ports.
-pub fn desired(endpoints: &Endpoints) -> BTreeMap<Group, Vec<Endpoint>> {
+pub fn desired(endpoints: &Endpoints) -> (BTreeMap<Group, Vec<Endpoint>>, Skipped) {
     let mut groups: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
+    let mut skipped = Skipped::default();
     for subset in endpoints.subsets.iter().flatten() {
         let mut ports: Vec<Port> = subset
             .ports
@@ -50,14 +63,23 @@ pub fn desired(endpoints: &Endpoints) -> BTreeMap<Group, Vec<Endpoint>> {
         ports.sort();
         let ready = subset.addresses.iter().flatten().map(|address| (address, true));
         let unready = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
-        for (address, ready) in ready.chain(unready).take(ADDRESSES_MAX) {
-            let Ok(ip) = address.ip.parse::<IpAddr>() else { continue };
+        let mut copied = 0;
+        for (address, ready) in ready.chain(unready) {
+            if copied == ADDRESSES_MAX {
+                skipped.excess += 1;
+                continue;
+            }
+            let Ok(ip) = address.ip.parse::<IpAddr>() else {
+                skipped.invalid += 1;
+                continue;
+            };
+            copied += 1;
             let address_type = if ip.is_ipv6() { "IPv6" } else { "IPv4" };
             let group = Group { address_type, ports: ports.clone() };
             groups.entry(group).or_default().push(endpoint(address, ip, ready));
         }
     }
-    groups
+    (groups, skipped)
 }
 
 fn endpoint(address: &EndpointAddress, ip: IpAddr, ready: bool) -> Endpoint {
@@ -75,10 +97,14 @@ fn origin(endpoints: &Endpoints) -> Origin {
     let mut labels = endpoints.labels().clone();
     labels.insert(SERVICE_NAME.into(), endpoints.name_any());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
+    let mut annotations = endpoints.annotations().clone();
+    annotations.retain(|key, _| key != TRIGGER_TIME && key != LAST_APPLIED);
     Origin {
         name: endpoints.name_any(),
         namespace: endpoints.namespace(),
         labels,
+        annotations: Some(annotations),
+        endpoints_max: ADDRESSES_MAX,
         owner: pods::controller_reference(endpoints),
     }
 }
@@ -127,11 +153,34 @@ impl Reconcile for Controller {
             None => Plan { delete: actual, ..Plan::default() },
             Some((endpoints, _)) => {
                 let triggered = endpoints.annotations().get(TRIGGER_TIME).cloned();
-                plan(&origin(&endpoints), desired(&endpoints), &actual, triggered)
+                let (desired, skipped) = desired(&endpoints);
+                self.report(&endpoints, skipped);
+                plan(&origin(&endpoints), desired, &actual, triggered)
             }
         };
         apply(&self.cluster, &key.namespace, plan).await?;
         Ok(Next::Change)
+    }
+}
+
+impl Controller {
+    fn report(&self, endpoints: &Endpoints, skipped: Skipped) {
+        let warn = |reason, message| {
+            self.cluster.events.report(Self::NAME, endpoints, Severity::Warning, reason, message);
+        };
+        if skipped.invalid > 0 {
+            let message =
+                format!("Skipped {} invalid IP addresses when mirroring to EndpointSlices", skipped.invalid);
+            warn("InvalidIPAddress", message);
+        }
+        if skipped.excess > 0 {
+            let message = format!(
+                "A max of {ADDRESSES_MAX} addresses can be mirrored to EndpointSlices per Endpoints subset. {} addresses \
+                 were skipped",
+                skipped.excess + skipped.invalid
+            );
+            warn("TooManyAddressesToMirror", message);
+        }
     }
 }
 
@@ -152,7 +201,8 @@ mod tests {
             ports: Some(vec![EndpointPort { port: 80, ..EndpointPort::default() }]),
         };
         let endpoints = Endpoints { subsets: Some(vec![subset]), ..Endpoints::default() };
-        let groups = desired(&endpoints);
+        let (groups, skipped) = desired(&endpoints);
+        assert_eq!(skipped, Skipped::default());
         let ready: Vec<Vec<Option<bool>>> = groups
             .values()
             .map(|endpoints| endpoints.iter().map(|e| e.conditions.as_ref().and_then(|c| c.ready)).collect())
@@ -160,6 +210,27 @@ mod tests {
         assert_eq!(ready, [vec![Some(true), Some(false)], vec![Some(true)]]);
         let plan = plan(&origin(&endpoints), groups, &[], None);
         assert_eq!(plan.create.len(), 2);
+    }
+
+    #[test]
+    fn a_subset_is_one_slice_of_at_most_a_thousand_with_the_annotations_of_its_source() {
+        let numbered = |n: usize| address(&format!("10.0.{}.{}", n / 250, n % 250));
+        let addresses: Vec<_> = (0..1002).map(numbered).chain([address("nonsense")]).collect();
+        let subset = EndpointSubset { addresses: Some(addresses), ..EndpointSubset::default() };
+        let mut endpoints = Endpoints { subsets: Some(vec![subset]), ..Endpoints::default() };
+        endpoints.annotations_mut().insert("mine".into(), "1".into());
+        endpoints.annotations_mut().insert(LAST_APPLIED.into(), "{}".into());
+        let (groups, skipped) = desired(&endpoints);
+        assert_eq!(skipped, Skipped { invalid: 0, excess: 3 });
+        let made = plan(&origin(&endpoints), groups.clone(), &[], None).create;
+        assert_eq!(made.len(), 1);
+        assert_eq!(made[0].endpoints.as_ref().map(Vec::len), Some(1000));
+        assert_eq!(*made[0].annotations(), [("mine".to_owned(), "1".to_owned())].into());
+        let actual = [Arc::new(made[0].clone())];
+        let settled = plan(&origin(&endpoints), groups.clone(), &actual, None);
+        endpoints.annotations_mut().insert("mine".into(), "2".into());
+        assert_eq!(plan(&origin(&endpoints), groups, &actual, None).update.len(), 1);
+        assert_eq!(settled, Plan::default());
     }
 
     #[test]

@@ -114,13 +114,7 @@ pub struct Controller {
 /// Makes the controller and the queue that feeds it.
 pub fn new(cluster: &Arc<Cluster>) -> (Arc<Controller>, Arc<Queue>) {
     let queue = Arc::new(Queue::default());
-    let dirty = queue.clone();
-    cluster.services.subscribe(move |old, new| {
-        if let Some(service) = new.or(old) {
-            dirty.add(Key::of(&**service));
-        }
-    });
-    services::enqueue_services_of_pods(cluster, &queue);
+    services::enqueue_services(cluster, &queue);
     let dirty = queue.clone();
     cluster.endpoints.subscribe(move |old, new| {
         if let Some(endpoints) =

@@ -67,13 +67,34 @@ impl Recorder {
         message: impl Into<String>,
     ) {
         let meta = object.meta();
-        let involved = Involved {
-            api_version: K::api_version(&()).into_owned(),
-            kind: K::kind(&()).into_owned(),
+        let involved = ObjectReference {
+            api_version: Some(K::api_version(&()).into_owned()),
+            kind: Some(K::kind(&()).into_owned()),
             namespace: meta.namespace.clone(),
-            name: meta.name.clone().unwrap_or_default(),
+            name: meta.name.clone(),
             uid: meta.uid.clone(),
             resource_version: meta.resource_version.clone(),
+            field_path: None,
+        };
+        self.report_about(component, involved, severity, reason, message);
+    }
+
+    /// As [`Recorder::report`], about an object of any kind.
+    pub fn report_about(
+        &self,
+        component: &'static str,
+        involved: ObjectReference,
+        severity: Severity,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
+        let involved = Involved {
+            api_version: involved.api_version.unwrap_or_default(),
+            kind: involved.kind.unwrap_or_default(),
+            namespace: involved.namespace,
+            name: involved.name.unwrap_or_default(),
+            uid: involved.uid,
+            resource_version: involved.resource_version,
         };
         let news = News { component, involved, severity, reason, message: message.into() };
         if self.news.try_send(news).is_err() {

@@ -305,6 +305,39 @@ fn message(error: &crate::reconcile::Error) -> String {
     }
 }
 
+/// Fills what the statuses of both kinds have in common; whether anything changed to a reader, to whom an absent number and
+/// zero are the same. The types are alike and yet different, so this cannot be a function.
+macro_rules! fill_status {
+    ($owner:expr, $counts:expr, $failure:expr, $condition:ident) => {{
+        let generation = $owner.metadata.generation;
+        let status = $owner.status.get_or_insert_default();
+        let old = status.clone();
+        status.replicas = $counts.replicas;
+        status.fully_labeled_replicas = nonzero($counts.fully_labeled);
+        status.ready_replicas = nonzero($counts.ready);
+        status.available_replicas = nonzero($counts.available);
+        status.observed_generation = generation;
+        status.conditions = next_conditions(
+            old.conditions.clone(),
+            &$failure,
+            |condition| (&condition.type_, &condition.reason),
+            |reason, message, at| $condition {
+                type_: REPLICA_FAILURE.into(),
+                status: "True".into(),
+                reason: Some(reason.into()),
+                message: Some(message),
+                last_transition_time: Some(at),
+            },
+        );
+        old.observed_generation != generation
+            || old.replicas != $counts.replicas
+            || old.conditions != status.conditions
+            || old.fully_labeled_replicas.unwrap_or(0) != $counts.fully_labeled
+            || old.ready_replicas.unwrap_or(0) != $counts.ready
+            || old.available_replicas.unwrap_or(0) != $counts.available
+    }};
+}
+
 impl ReplicaOwner for ReplicaSet {
     const NAME: &'static str = "replicaset-controller";
 
@@ -329,36 +362,11 @@ impl ReplicaOwner for ReplicaSet {
     }
 
     fn set_status(&mut self, counts: Counts, failure: Failure) -> bool {
-        let generation = self.metadata.generation;
-        let old = self.status.clone().unwrap_or_default();
-        let mut status = old.clone();
-        status.replicas = counts.replicas;
-        status.fully_labeled_replicas = nonzero(counts.fully_labeled);
-        status.ready_replicas = nonzero(counts.ready);
-        status.available_replicas = nonzero(counts.available);
-        status.terminating_replicas = Some(counts.terminating);
-        status.observed_generation = generation;
-        status.conditions = next_conditions(
-            old.conditions.clone(),
-            &failure,
-            |c| (&c.type_, &c.reason),
-            |reason, message, at| ReplicaSetCondition {
-                type_: REPLICA_FAILURE.into(),
-                status: "True".into(),
-                reason: Some(reason.into()),
-                message: Some(message),
-                last_transition_time: Some(at),
-            },
-        );
-        // An absent number and zero mean the same to a reader.
-        let unchanged = old.observed_generation == generation
-            && (old.replicas, old.conditions == status.conditions) == (counts.replicas, true)
-            && old.fully_labeled_replicas.unwrap_or(0) == counts.fully_labeled
-            && old.ready_replicas.unwrap_or(0) == counts.ready
-            && old.available_replicas.unwrap_or(0) == counts.available
-            && old.terminating_replicas.unwrap_or(0) == counts.terminating;
-        self.status = Some(status);
-        !unchanged
+        let terminating = |set: &Self| set.status.as_ref().and_then(|status| status.terminating_replicas);
+        let before = terminating(self).unwrap_or(0);
+        let changed = fill_status!(self, counts, failure, ReplicaSetCondition);
+        self.status.get_or_insert_default().terminating_replicas = Some(counts.terminating);
+        changed || before != counts.terminating
     }
 }
 
@@ -392,33 +400,7 @@ impl ReplicaOwner for ReplicationController {
     }
 
     fn set_status(&mut self, counts: Counts, failure: Failure) -> bool {
-        let generation = self.metadata.generation;
-        let old = self.status.clone().unwrap_or_default();
-        let mut status = old.clone();
-        status.replicas = counts.replicas;
-        status.fully_labeled_replicas = nonzero(counts.fully_labeled);
-        status.ready_replicas = nonzero(counts.ready);
-        status.available_replicas = nonzero(counts.available);
-        status.observed_generation = generation;
-        status.conditions = next_conditions(
-            old.conditions.clone(),
-            &failure,
-            |c| (&c.type_, &c.reason),
-            |reason, message, at| ReplicationControllerCondition {
-                type_: REPLICA_FAILURE.into(),
-                status: "True".into(),
-                reason: Some(reason.into()),
-                message: Some(message),
-                last_transition_time: Some(at),
-            },
-        );
-        let unchanged = old.observed_generation == generation
-            && (old.replicas, old.conditions == status.conditions) == (counts.replicas, true)
-            && old.fully_labeled_replicas.unwrap_or(0) == counts.fully_labeled
-            && old.ready_replicas.unwrap_or(0) == counts.ready
-            && old.available_replicas.unwrap_or(0) == counts.available;
-        self.status = Some(status);
-        !unchanged
+        fill_status!(self, counts, failure, ReplicationControllerCondition)
     }
 }
 

@@ -141,8 +141,14 @@ pub fn triggered_at(service: &Service, backends: &[Arc<Pod>]) -> Option<Timestam
     pods.chain(service.metadata.creation_timestamp.as_ref().map(|time| time.0)).max()
 }
 
-/// Marks the Services that a changed pod stood or stands behind.
-pub fn enqueue_services_of_pods(cluster: &Cluster, queue: &Arc<Queue>) {
+/// Marks the Services that changed, and those that a changed pod stood or stands behind.
+pub fn enqueue_services(cluster: &Cluster, queue: &Arc<Queue>) {
+    let dirty = queue.clone();
+    cluster.services.subscribe(move |old, new| {
+        if let Some(service) = new.or(old) {
+            dirty.add(Key::of(&**service));
+        }
+    });
     let (queue, services) = (queue.clone(), cluster.services.clone());
     cluster.pods.subscribe(move |old, new| {
         if old.zip(new).is_some_and(|(old, new)| same_endpoint(old, new)) {

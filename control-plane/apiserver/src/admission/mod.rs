@@ -4,7 +4,8 @@
 //! ```text
 //! mutate    built-in plugins -> mutating policies -> mutating webhooks   (all again where one changed what others had seen)
 //! [the strategy validates]
-//! validate  built-in plugins -> validating policies -> validating webhooks -> quota
+//! validate  built-in plugins -> validating policies -> validating webhooks
+//! [quota     is charged with the write: resource_quota]
 //! ```
 //!
 //! A built-in [`Plugin`] is a pure function of the request, the object and what a [`Lookup`] finds; none of them writes. An
@@ -24,7 +25,7 @@ mod pod_topology_labels;
 pub mod policy;
 mod priority;
 mod reinvocation;
-mod resource_quota;
+pub mod resource_quota;
 pub mod review;
 pub mod rules;
 mod runtime_class;
@@ -230,7 +231,8 @@ pub trait Extension: Send + Sync {
     ) -> Result<(), Status>;
 }
 
-/// Upstream's order.
+/// Upstream's order. Quota ([`resource_quota::charge`]) comes after all of them, so that only what everything else lets
+/// pass is counted.
 static PLUGINS: [&dyn Plugin; 19] = [
     &namespace_lifecycle::NamespaceLifecycle,
     &limit_ranger::LimitRanger,
@@ -252,9 +254,6 @@ static PLUGINS: [&dyn Plugin; 19] = [
     &pod_topology_labels::PodTopologyLabels,
     &pod_resize::PodResizeValidator,
 ];
-
-/// Comes last, so that only what everything else lets pass is counted.
-static QUOTA: &dyn Plugin = &resource_quota::ResourceQuota;
 
 /// The stages over one view of the cluster.
 pub struct Admission {
@@ -339,7 +338,7 @@ impl Admission {
         for extension in &self.extensions {
             extension.validate(request, object, warnings).await?;
         }
-        QUOTA.validate(request, object, &*self.lookup)
+        Ok(())
     }
 
     /// Both halves, for bodies that are answered and never stored (reviews, bindings, evictions, streams).

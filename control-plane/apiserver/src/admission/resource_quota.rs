@@ -1,241 +1,218 @@
-//! ResourceQuotas: what a namespace holds already, plus what the request adds, stays within the quota's hard limits.
+//! ResourceQuota, the last word of admission: what a write adds is charged to the namespace's quotas before the object
+//! is stored, by compare-and-swap on `status.used`, so that requests at the same moment cannot exceed a quota together.
 //!
-//! Usage is counted from the stored objects themselves, not from `status.used`: it cannot lag behind a controller. Two
-//! requests at the same moment may both see the same usage; the quota is then exceeded by what one of them adds.
+//! A write that fails after it was charged is refunded; what is deleted is given back by the controller, which recounts.
 
-use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use api::{
-    quantity::{Format, Quantity},
+    meta,
+    quota::{self, Amounts},
     status::Status,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
-use super::{Lookup, Operation, Plugin, Request, limit_ranger::pod_amounts};
-use crate::registry::{
-    fields::*,
-    pod_spec::{init_and_app_containers, qos_class},
+use super::{Operation, Request};
+use crate::storage::{
+    StorageError,
+    cache::{Cache, Object},
+    keys,
 };
 
-pub(super) struct ResourceQuota;
+/// A charge that loses this many races in a row is given up.
+const ATTEMPTS_MAX: usize = 50;
+/// Writers to one namespace take turns, so that they do not lose races to each other.
+static TURNS: LazyLock<Vec<Mutex<()>>> = LazyLock::new(|| (0..64).map(|_| Mutex::new(())).collect());
 
-type Usage = BTreeMap<String, Quantity>;
+/// What a write under way was charged. It is refunded when this is dropped before [`Charge::keep`].
+#[derive(Default)]
+pub struct Charge {
+    cache: Option<Arc<Cache>>,
+    amounts_by_key: Vec<(String, Amounts)>,
+}
 
-impl Plugin for ResourceQuota {
-    fn validate(&self, request: &Request<'_>, object: &Value, lookup: &dyn Lookup) -> Result<(), Status> {
-        let writes = matches!(request.operation, Operation::Create | Operation::Update);
-        let part = matches!(request.subresource, "" | "resize");
-        if request.namespace.is_empty()
-            || !writes
-            || !part
-            || request.is("", "resourcequotas") && request.old.is_some()
-        {
-            return Ok(());
-        }
-        for quota in lookup.list("", "resourcequotas", request.namespace) {
-            check(request, object, &quota, lookup)?;
-        }
-        Ok(())
+impl Charge {
+    /// The write succeeded.
+    pub fn keep(mut self) {
+        self.amounts_by_key.clear();
     }
 }
 
-fn check(request: &Request<'_>, object: &Value, quota: &Value, lookup: &dyn Lookup) -> Result<(), Status> {
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let Some(cache) = self.cache.take().filter(|_| !self.amounts_by_key.is_empty()) else { return };
+        let charged = std::mem::take(&mut self.amounts_by_key);
+        tokio::spawn(async move {
+            for (key, amounts) in charged {
+                refund(&cache, &key, &amounts).await;
+            }
+        });
+    }
+}
+
+/// Checks a write against all quotas of its namespace and charges it, unless it is a dry run.
+///
+/// # Errors
+/// 403 where a quota would be exceeded or cannot be judged; 409 after too many lost races.
+pub async fn charge(cache: &Arc<Cache>, request: &Request<'_>, object: &Value) -> Result<Charge, Status> {
+    let mut charge = Charge { cache: Some(Arc::clone(cache)), amounts_by_key: Vec::new() };
+    if !is_counted(request, object) {
+        return Ok(charge);
+    }
+    let prefix = keys::list_prefix("", "resourcequotas", Some(request.namespace));
+    let quotas = cache.list(&prefix);
+    if quotas.is_empty() {
+        return Ok(charge);
+    }
+    let now = jiff::Timestamp::now().as_second();
+    let _turn = TURNS[turn(request.namespace)].lock().await;
+    // All are asked before any is charged: most refusals then cost no write.
+    for found in quotas.iter() {
+        added(request, object, &found.value(), now)?;
+    }
+    if request.dry_run {
+        return Ok(charge);
+    }
+    for found in quotas.iter() {
+        if let Some(amounts) = charge_one(cache, request, object, found, now).await? {
+            charge.amounts_by_key.push((found.key().to_string(), amounts));
+        }
+    }
+    Ok(charge)
+}
+
+fn turn(namespace: &str) -> usize {
+    namespace.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % TURNS.len()
+}
+
+/// Whether the write can change what quotas count.
+fn is_counted(request: &Request<'_>, object: &Value) -> bool {
     let (group, plural) = (request.target.resource.group.as_str(), request.target.resource.plural.as_str());
-    if !in_scope(quota, plural, object) {
-        return Ok(());
+    if request.namespace.is_empty() || plural == "events" && matches!(group, "" | "events.k8s.io") {
+        return false;
     }
-    let hard: Usage = entries(quota, "/spec/hard")
-        .iter()
-        .filter_map(|(name, amount)| Some((name.clone(), quantity(amount)?)))
-        .collect();
-    let name = text(quota, "/metadata/name");
-    if plural == "pods" && group.is_empty() {
-        specified(request, object, &hard, name)?;
-    }
-    let adds = usage(group, plural, object);
-    let before = request.old.map(|old| usage(group, plural, old)).unwrap_or_default();
-    let grows = |resource: &String, amount: &Quantity| {
-        let was = before.get(resource).map_or(0, |amount| amount.milli());
-        hard.contains_key(resource) && amount.milli() > was
-    };
-    let added: Usage = adds.into_iter().filter(|(resource, amount)| grows(resource, amount)).collect();
-    if added.is_empty() {
-        return Ok(());
-    }
-    let mut used: Usage = Usage::new();
-    for stored in lookup.list(group, plural, request.namespace) {
-        let is_self = text(&stored, "/metadata/name") == request.name;
-        if !is_self && in_scope(quota, plural, &stored) {
-            add_all(&mut used, usage(group, plural, &stored));
-        }
-    }
-    let exceeded: Vec<_> = added
-        .iter()
-        .filter(|(resource, amount)| {
-            let used = used.get(*resource).map_or(0, |amount| amount.milli());
-            used + amount.milli() > hard[*resource].milli()
-        })
-        .map(|(resource, _)| resource)
-        .collect();
-    if exceeded.is_empty() {
-        return Ok(());
-    }
-    let show = |usage: &Usage| {
-        let zero = Quantity::ZERO;
-        let parts = exceeded.iter().map(|name| format!("{name}={}", usage.get(*name).unwrap_or(&zero)));
-        parts.collect::<Vec<_>>().join(",")
-    };
-    add_all(&mut used, before);
-    Err(request.forbidden(format!(
-        "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
-        show(&added),
-        show(&used),
-        show(&hard)
-    )))
-}
-
-/// With a quota on cpu or memory, every container must say what it needs.
-fn specified(request: &Request<'_>, pod: &Value, hard: &Usage, quota: &str) -> Result<(), Status> {
-    if request.operation != Operation::Create {
-        return Ok(());
-    }
-    let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for constrained in hard.keys() {
-        let (list, resource) = match constrained.as_str() {
-            "cpu" | "requests.cpu" => ("requests", "cpu"),
-            "memory" | "requests.memory" => ("requests", "memory"),
-            "limits.cpu" => ("limits", "cpu"),
-            "limits.memory" => ("limits", "memory"),
-            _ => continue,
-        };
-        if present(pod, &format!("/spec/resources/{list}/{resource}")) {
-            continue;
-        }
-        for container in init_and_app_containers(at(pod, "/spec")) {
-            if !present(container, &format!("/resources/{list}/{resource}")) {
-                missing.entry(constrained).or_default().push(text(container, "/name"));
-            }
-        }
-    }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let parts =
-        missing.iter().map(|(resource, containers)| format!("{resource} for: {}", containers.join(",")));
-    let parts: Vec<_> = parts.collect();
-    Err(request.forbidden(format!("failed quota: {quota}: must specify {}", parts.join("; "))))
-}
-
-fn add_all(sum: &mut Usage, more: Usage) {
-    for (resource, amount) in more {
-        let total = sum.get(&resource).map_or(amount, |sum| sum.add(&amount));
-        sum.insert(resource, total);
-    }
-}
-
-/// What one object counts for, by quota resource.
-fn usage(group: &str, plural: &str, object: &Value) -> Usage {
-    let one = |count: usize| Quantity::from_value(count as i64, Format::DecimalSi);
-    let mut usage = Usage::new();
-    if plural == "pods" && matches!(text(object, "/status/phase"), "Failed" | "Succeeded") {
-        return usage;
-    }
-    let counted = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
-    usage.insert(format!("count/{counted}"), one(1));
-    match (group, plural) {
-        ("", "pods") => {
-            usage.insert("pods".to_owned(), one(1));
-            compute(&mut usage, at(object, "/spec"));
-        }
-        ("", "services") => {
-            usage.insert("services".to_owned(), one(1));
-            let (kind, ports) = (text(object, "/spec/type"), items(object, "/spec/ports").len());
-            let node_ports = match kind {
-                "NodePort" => ports,
-                "LoadBalancer" if at(object, "/spec/allocateLoadBalancerNodePorts") != false => ports,
-                _ => 0,
+    let creates = request.operation == Operation::Create;
+    let updates = request.operation == Operation::Update;
+    match (group, plural, request.subresource) {
+        ("", "pods", "") if updates => {
+            let deadline = |pod: &Value| {
+                pod["spec"]["activeDeadlineSeconds"].as_i64().is_some_and(|seconds| seconds >= 0)
             };
-            usage.insert("services.nodeports".to_owned(), one(node_ports));
-            usage.insert("services.loadbalancers".to_owned(), one(usize::from(kind == "LoadBalancer")));
+            request.old.is_some_and(|old| deadline(old) != deadline(object))
         }
-        ("", "persistentvolumeclaims") => {
-            usage.insert("persistentvolumeclaims".to_owned(), one(1));
-            let storage = quantity(at(object, "/spec/resources/requests/storage"));
-            let class = text(object, "/spec/storageClassName");
-            if !class.is_empty() {
-                let prefix = format!("{class}.storageclass.storage.k8s.io");
-                usage.insert(format!("{prefix}/persistentvolumeclaims"), one(1));
-                if let Some(storage) = storage {
-                    usage.insert(format!("{prefix}/requests.storage"), storage);
-                }
-            }
-            if let Some(storage) = storage {
-                usage.insert("requests.storage".to_owned(), storage);
-            }
-        }
-        ("", "configmaps" | "secrets" | "replicationcontrollers" | "resourcequotas") => {
-            usage.insert(plural.to_owned(), one(1));
-        }
-        _ => {}
-    }
-    usage
-}
-
-fn compute(usage: &mut Usage, spec: &Value) {
-    for (resource, amount) in pod_amounts(spec, "requests") {
-        if matches!(resource.as_str(), "cpu" | "memory" | "ephemeral-storage") {
-            usage.insert(resource.clone(), amount);
-        }
-        usage.insert(format!("requests.{resource}"), amount);
-    }
-    for (resource, amount) in pod_amounts(spec, "limits") {
-        usage.insert(format!("limits.{resource}"), amount);
-    }
-}
-
-/// Whether a quota's scopes take this object in. A quota without scopes takes all.
-fn in_scope(quota: &Value, plural: &str, object: &Value) -> bool {
-    let scopes = items(quota, "/spec/scopes").iter().filter_map(Value::as_str);
-    let selectors = items(quota, "/spec/scopeSelector/matchExpressions");
-    scopes
-        .map(|scope| (scope, "Exists", &[][..]))
-        .chain(selectors.iter().map(|selector| {
-            (text(selector, "/scopeName"), text(selector, "/operator"), items(selector, "/values"))
-        }))
-        .all(|(scope, operator, values)| {
-            plural == "pods" && matches_scope(scope, operator, values, at(object, "/spec"))
-        })
-}
-
-fn matches_scope(scope: &str, operator: &str, values: &[Value], spec: &Value) -> bool {
-    let terminating = at(spec, "/activeDeadlineSeconds").as_i64().is_some_and(|seconds| seconds >= 0);
-    let best_effort = qos_class(spec) == "BestEffort";
-    match scope {
-        "Terminating" => terminating,
-        "NotTerminating" => !terminating,
-        "BestEffort" => best_effort,
-        "NotBestEffort" => !best_effort,
-        "PriorityClass" => {
-            let class = text(spec, "/priorityClassName");
-            match operator {
-                "In" => values.iter().any(|value| value == class),
-                "NotIn" => !values.iter().any(|value| value == class),
-                "DoesNotExist" => class.is_empty(),
-                _ => !class.is_empty(),
-            }
-        }
-        "CrossNamespacePodAffinity" => ["podAffinity", "podAntiAffinity"].iter().any(|kind| {
-            let terms = at(spec, &format!("/affinity/{kind}"));
-            let lists = [
-                "requiredDuringSchedulingIgnoredDuringExecution",
-                "preferredDuringSchedulingIgnoredDuringExecution",
-            ];
-            lists.iter().flat_map(|list| items(terms, &format!("/{list}"))).any(|term| {
-                let term =
-                    if present(term, "/podAffinityTerm") { at(term, "/podAffinityTerm") } else { term };
-                present(term, "/namespaceSelector") || !items(term, "/namespaces").is_empty()
-            })
-        }),
+        ("", "pods", "resize") => updates,
+        ("", "services" | "persistentvolumeclaims", "") => creates || updates,
+        ("", "persistentvolumeclaims", "status") => updates,
+        (_, _, "") => creates,
         _ => false,
+    }
+}
+
+/// What the write adds to one quota; `None` where it adds nothing or the quota is not about it.
+fn added(request: &Request<'_>, object: &Value, quota: &Value, now: i64) -> Result<Option<Amounts>, Status> {
+    let (group, plural) = (request.target.resource.group.as_str(), request.target.resource.plural.as_str());
+    let hard = quota::amounts(quota, "/status/hard");
+    let tracked = quota::tracked(&hard, group, plural);
+    if tracked.is_empty() || !quota::in_scope(quota, group, plural, object) {
+        return Ok(None);
+    }
+    let name = meta::name(quota);
+    if plural == "pods"
+        && group.is_empty()
+        && let Some(missing) = quota::unspecified(object, tracked.iter().copied())
+    {
+        return Err(request.forbidden(format!("failed quota: {name}: {missing}")));
+    }
+    let used = quota::amounts(quota, "/status/used");
+    if tracked.iter().any(|resource| !used.contains_key(*resource)) {
+        let resources = tracked.join(",");
+        return Err(request.forbidden(format!("status unknown for quota: {name}, resources: {resources}")));
+    }
+    let mut adds = quota::usage(group, plural, object, now);
+    let negative: Vec<&str> = names(&adds, |amount| amount.sign() < 0);
+    if !negative.is_empty() {
+        let why = format!("quota usage is negative for resource(s): {}", negative.join(","));
+        return Err(request.forbidden(why));
+    }
+    if let Some(old) = request.old.filter(|old| quota::in_scope(quota, group, plural, old)) {
+        let before = quota::usage(group, plural, old, now);
+        for (resource, amount) in &mut adds {
+            if let Some(before) = before.get(resource) {
+                *amount = amount.sub(before);
+            }
+        }
+    }
+    adds.retain(|resource, amount| amount.sign() > 0 && hard.contains_key(resource));
+    if adds.is_empty() {
+        return Ok(None);
+    }
+    let exceeded = names(&adds, |_| true).into_iter().filter(|resource| {
+        let total = used.get(*resource).map_or(adds[*resource], |used| used.add(&adds[*resource]));
+        total > hard[*resource]
+    });
+    let exceeded: Vec<&str> = exceeded.collect();
+    if exceeded.is_empty() || request.subresource == "status" {
+        return Ok(Some(adds));
+    }
+    let show = |amounts: &Amounts| quota::listed(amounts, exceeded.iter().copied());
+    let (asked, held, limit) = (show(&adds), show(&used), show(&hard));
+    let why = format!("exceeded quota: {name}, requested: {asked}, used: {held}, limited: {limit}");
+    Err(request.forbidden(why))
+}
+
+fn names(amounts: &Amounts, wanted: impl Fn(&api::quantity::Quantity) -> bool) -> Vec<&str> {
+    amounts.iter().filter(|(_, amount)| wanted(amount)).map(|(name, _)| name.as_str()).collect()
+}
+
+async fn charge_one(
+    cache: &Cache,
+    request: &Request<'_>,
+    object: &Value,
+    found: &Arc<Object>,
+    now: i64,
+) -> Result<Option<Amounts>, Status> {
+    let mut current = cache.get(found.key());
+    for _ in 0..ATTEMPTS_MAX {
+        // A quota that was deleted meanwhile limits nothing.
+        let Some(stored) = current else { return Ok(None) };
+        let mut value = stored.value();
+        let Some(adds) = added(request, object, &value, now)? else { return Ok(None) };
+        let mut used = quota::amounts(&value, "/status/used");
+        quota::add(&mut used, &adds);
+        value["status"]["used"] = quota::to_json(&used);
+        match cache.update(stored.key(), stored.revision(), value).await {
+            Ok(_) => return Ok(Some(adds)),
+            Err(StorageError::Conflict { .. } | StorageError::NotFound { .. }) => {
+                current = cache.get(found.key());
+            }
+            Err(error) => return Err(Status::internal(error)),
+        }
+    }
+    let name = &found.meta().name;
+    Err(Status::modified("", "resourcequotas", name))
+}
+
+/// Takes a charge back; a quota that has been recounted since may show too little for the moment until the next count.
+async fn refund(cache: &Cache, key: &str, amounts: &Amounts) {
+    for _ in 0..ATTEMPTS_MAX {
+        let Some(stored) = cache.get(key) else { return };
+        let mut value = stored.value();
+        let mut used = quota::amounts(&value, "/status/used");
+        for (resource, amount) in amounts {
+            if let Some(used) = used.get_mut(resource) {
+                let left = used.sub(amount);
+                *used = if left.sign() < 0 { api::quantity::Quantity::ZERO } else { left };
+            }
+        }
+        value["status"]["used"] = if used.is_empty() { json!({}) } else { quota::to_json(&used) };
+        match cache.update(key, stored.revision(), value).await {
+            Err(StorageError::Conflict { .. }) => {}
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(key, %error, "a charge to a quota cannot be taken back; the controller will recount");
+                return;
+            }
+        }
     }
 }

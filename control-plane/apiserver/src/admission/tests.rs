@@ -414,65 +414,6 @@ async fn a_binding_copies_the_nodes_place_to_the_pod() {
     assert_eq!(admitted["metadata"]["labels"], json!({ "topology.kubernetes.io/zone": "z1" }));
 }
 
-fn quota(hard: Value) -> Value {
-    json!({ "spec": { "hard": hard } })
-}
-
-#[tokio::test]
-async fn a_quota_counts_what_is_stored_and_what_is_added() {
-    let running = json!({ "spec": { "containers": [{ "resources": { "requests": { "cpu": "600m" } } }] } });
-    let objects = |hard: Value| {
-        Objects::cluster().with("resourcequotas", "default", "team", quota(hard)).with(
-            "pods",
-            "default",
-            "first",
-            running.clone(),
-        )
-    };
-    assert_eq!(
-        create("", "pods").refusal(objects(json!({ "pods": "1" })), pod(json!({}))).await,
-        "pods \"web\" is forbidden: exceeded quota: team, requested: pods=1, used: pods=1, limited: pods=1"
-    );
-    assert!(create("", "pods").admit(objects(json!({ "pods": "2" })), pod(json!({}))).await.is_ok());
-    let asking = pod(
-        json!({ "containers": [{ "name": "web", "image": "i", "resources": { "requests": { "cpu": "500m" } } }] }),
-    );
-    assert_eq!(
-        create("", "pods").refusal(objects(json!({ "requests.cpu": "1" })), asking).await,
-        "pods \"web\" is forbidden: exceeded quota: team, requested: requests.cpu=500m, used: requests.cpu=600m, limited: \
-         requests.cpu=1"
-    );
-    assert_eq!(
-        create("", "pods").refusal(objects(json!({ "limits.cpu": "1" })), pod(json!({}))).await,
-        "pods \"web\" is forbidden: failed quota: team: must specify limits.cpu for: web"
-    );
-    let done = Objects::cluster()
-        .with("resourcequotas", "default", "team", quota(json!({ "pods": "1" })))
-        .with("pods", "default", "first", json!({ "status": { "phase": "Succeeded" } }));
-    assert!(create("", "pods").admit(done, pod(json!({}))).await.is_ok(), "ended pods use nothing");
-}
-
-#[tokio::test]
-async fn a_quota_with_scopes_counts_only_what_is_in_them() {
-    let scoped = json!({ "spec": { "hard": { "pods": "0" }, "scopes": ["NotBestEffort"] } });
-    let objects = || Objects::cluster().with("resourcequotas", "default", "team", scoped.clone());
-    assert!(create("", "pods").admit(objects(), pod(json!({}))).await.is_ok());
-    let burstable = pod(
-        json!({ "containers": [{ "name": "web", "image": "i", "resources": { "requests": { "cpu": "1" } } }] }),
-    );
-    assert!(create("", "pods").refusal(objects(), burstable).await.contains("exceeded quota: team"));
-    let counted = Objects::cluster().with(
-        "resourcequotas",
-        "default",
-        "team",
-        quota(json!({ "count/deployments.apps": "0" })),
-    );
-    let deployment = json!({ "metadata": { "name": "web", "namespace": "default" } });
-    assert!(
-        create("apps", "deployments").refusal(counted, deployment).await.contains("count/deployments.apps=1")
-    );
-}
-
 /// A namespace whose default ServiceAccount appears at the third look.
 struct LateAccount {
     objects: Objects,

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Call, Target, escalation, now};
 use crate::{
-    admission::{self, Operation, Options},
+    admission::{self, Operation, Options, resource_quota},
     decode::Expected,
     query::WriteOptions,
     registry::{self, Context},
@@ -130,6 +130,7 @@ impl Create<'_> {
             Context { resource: &target.resource, subresource: "", now: &now, user: &self.user.name };
         target.default(&mut object);
         registry::prepare_create(&*target.strategy, &context, &mut object);
+        target.strategy.set_requester(&mut object, self.user);
         let name = meta::name(&object).to_owned();
         let mut request = admission::Request {
             operation: Operation::Create,
@@ -154,7 +155,10 @@ impl Create<'_> {
         state.admission.validate(&request, &object, warnings).await?;
         escalation::check(state, self.user, target, self.namespace, &object, None)?;
         warnings.extend(target.strategy.warnings(&object));
-        self.store(&name_after, object).await
+        let charge = resource_quota::charge(&state.cache, &request, &object).await?;
+        let stored = self.store(&name_after, object).await?;
+        charge.keep();
+        Ok(stored)
     }
 
     async fn store(&self, name: &str, mut object: Value) -> Result<Value, Status> {
@@ -172,7 +176,7 @@ impl Create<'_> {
         let stored = state.cache.create(&key, target.to_stored(object).await?).await;
         let stored = stored.map_err(|error| target.storage_error(name, error))?;
         if let Some(claim) = claim {
-            claim.keep();
+            claim.keep().await;
         }
         target.shown(&stored).await
     }

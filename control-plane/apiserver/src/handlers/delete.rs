@@ -24,6 +24,7 @@ use crate::{
     server::body::Body,
     state::State,
     storage::{StorageError, cache::Object},
+    subresources::service,
 };
 
 const ATTEMPTS_MAX: usize = 50;
@@ -158,6 +159,7 @@ impl Delete<'_> {
             }
             return match state.cache.delete(key, object.revision()).await {
                 Ok(revision) => {
+                    service::released(state, target, &old).await;
                     meta::set_resource_version(&mut new, &revision.0.to_string());
                     Ok(Some(Deleted::Gone(new)))
                 }

@@ -17,7 +17,7 @@ use super::{
     target::read,
 };
 use crate::{
-    admission::{self, Operation, Options},
+    admission::{self, Operation, Options, resource_quota},
     decode::Expected,
     query::WriteOptions,
     registry::{self, Context},
@@ -181,7 +181,12 @@ impl<'a> Update<'a> {
         }
         escalation::check(state, self.user, target, self.namespace, &new, Some(&old))?;
         warnings.extend(target.strategy.warnings(&new));
-        self.store(key, object, new, &old).await
+        let charge = resource_quota::charge(&state.cache, &request, &new).await?;
+        let stored = self.store(key, object, new, &old).await?;
+        if stored.is_some() {
+            charge.keep();
+        }
+        Ok(stored)
     }
 
     async fn store(
@@ -199,7 +204,10 @@ impl<'a> Update<'a> {
         }
         if is_finished(target, &new) {
             return match state.cache.delete(key, object.revision()).await {
-                Ok(_) => Ok(Some(new)),
+                Ok(_) => {
+                    service::released(state, target, old).await;
+                    Ok(Some(new))
+                }
                 Err(StorageError::Conflict { current: Some(_), .. }) => Ok(None),
                 Err(error) => Err(target.storage_error(self.name, error)),
             };
@@ -207,7 +215,7 @@ impl<'a> Update<'a> {
         match state.cache.update(key, object.revision(), target.to_stored(new).await?).await {
             Ok(stored) => {
                 if let Some(claim) = claim {
-                    claim.keep();
+                    claim.keep().await;
                 }
                 target.shown(&stored).await.map(Some)
             }

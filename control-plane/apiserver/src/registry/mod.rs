@@ -8,6 +8,7 @@
 mod admission_policy;
 mod api_service;
 pub mod bootstrap;
+mod certificates;
 pub mod crd;
 mod cronjob;
 mod daemonset;
@@ -31,6 +32,8 @@ mod rules;
 mod scaling;
 mod secret;
 pub(crate) mod service;
+mod service_cidr;
+mod service_families;
 pub mod service_ip;
 mod statefulset;
 pub(crate) mod storage;
@@ -43,6 +46,7 @@ mod workload;
 use api::{field::FieldError, schema::Resource};
 use serde_json::{Value, json};
 
+use crate::security::Identity;
 use fields::{at, child, copy, entries, int, remove, same, set};
 pub use table::{NAME_AND_AGE, human_duration};
 
@@ -117,6 +121,8 @@ pub trait Strategy: Send + Sync {
             _ => {}
         }
     }
+    /// Writes down who creates the object, for kinds that remember it.
+    fn set_requester(&self, _object: &mut Value, _user: &Identity) {}
     fn validate(&self, _context: &Context<'_>, _object: &Value) -> Vec<FieldError> {
         Vec::new()
     }
@@ -231,6 +237,9 @@ pub fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("policy", "poddisruptionbudgets") => &scaling::PodDisruptionBudgets,
         ("discovery.k8s.io", "endpointslices") => &discovery::EndpointSlices,
         ("networking.k8s.io", "ingresses") => &networking::Ingresses,
+        ("certificates.k8s.io", "certificatesigningrequests") => &certificates::CertificateSigningRequests,
+        ("networking.k8s.io", "servicecidrs") => &service_cidr::ServiceCidrs,
+        ("networking.k8s.io", "ipaddresses") => &service_cidr::IpAddresses,
         ("networking.k8s.io", "networkpolicies") => &networking::NetworkPolicies,
         ("rbac.authorization.k8s.io", "roles" | "clusterroles") => &rbac::Roles,
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => &rbac::Bindings,

@@ -1,13 +1,13 @@
 //! Kinds whose rules are few: their columns and defaults as table rows, and the handful with a line of validation.
 
 use api::field::FieldError;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Column, Context, Strategy, admission_policy, api_service,
     fields::*,
     rules::Errors,
-    table::{AGE, NAME, NAME_AND_AGE, NAME_AND_CREATED, NONE, UNSET, human_duration, number, or},
+    table::{AGE, NAME, NAME_AND_AGE, NAME_AND_CREATED, NONE, UNSET, number, or},
     webhooks::{self, default_match},
 };
 
@@ -112,13 +112,10 @@ pub(super) fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("scheduling.k8s.io", "priorityclasses") => &PRIORITY_CLASSES,
         ("node.k8s.io", "runtimeclasses") => &RUNTIME_CLASSES,
         ("networking.k8s.io", "ingressclasses") => &INGRESS_CLASSES,
-        ("networking.k8s.io", "ipaddresses") => &IP_ADDRESSES,
-        ("networking.k8s.io", "servicecidrs") => &SERVICE_CIDRS,
         ("storage.k8s.io", "csinodes") => &CSI_NODES,
         ("storage.k8s.io", "csistoragecapacities") => &CSI_STORAGE_CAPACITIES,
         ("storage.k8s.io", "volumeattachments") => &VOLUME_ATTACHMENTS,
         ("storage.k8s.io", "volumeattributesclasses") => &VOLUME_ATTRIBUTES_CLASSES,
-        ("certificates.k8s.io", "certificatesigningrequests") => &CertificateSigningRequests,
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations") => &webhooks::MUTATING,
         ("admissionregistration.k8s.io", "validatingwebhookconfigurations") => &webhooks::VALIDATING,
         ("admissionregistration.k8s.io", "validatingadmissionpolicies") => &VALIDATING_POLICIES,
@@ -267,34 +264,6 @@ fn ingress_class_parameters(class: &Value) -> String {
     }
 }
 
-static IP_ADDRESSES: Plain = Plain::new(&[
-    NAME,
-    Column::new("ParentRef", "string", |o, _| parent(at(o, "/spec/parentRef")).into()),
-    AGE,
-]);
-
-fn parent(reference: &Value) -> String {
-    if reference.is_null() {
-        return NONE.to_owned();
-    }
-    let resource = match (text(reference, "/resource"), text(reference, "/group")) {
-        (resource, "") => resource.to_lowercase(),
-        (resource, group) => format!("{resource}.{group}").to_lowercase(),
-    };
-    match text(reference, "/namespace") {
-        "" => format!("{resource}/{}", text(reference, "/name")),
-        namespace => format!("{resource}/{namespace}/{}", text(reference, "/name")),
-    }
-}
-
-static SERVICE_CIDRS: Plain = Plain::new(&[
-    NAME,
-    Column::new("CIDRs", "string", |o, _| {
-        items(o, "/spec/cidrs").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",").into()
-    }),
-    AGE,
-]);
-
 static CSI_NODES: Plain = Plain::new(&[
     NAME,
     Column::new("Drivers", "integer", |o, _| items(o, "/spec/drivers").len().into()),
@@ -335,100 +304,6 @@ static VOLUME_ATTACHMENTS: Plain = Plain::new(&[
 
 static VOLUME_ATTRIBUTES_CLASSES: Plain =
     Plain::new(&[NAME, Column::new("DriverName", "string", |o, _| text(o, "/driverName").into()), AGE]);
-
-/// Requests for certificates: who asks is written by the server, never by the caller.
-struct CertificateSigningRequests;
-
-impl Strategy for CertificateSigningRequests {
-    /// Sets the user's name; whoever knows the groups and uid of the caller adds them beside it.
-    fn prepare_create(&self, context: &Context<'_>, object: &mut Value) {
-        set(object, "status", json!({}));
-        let spec = child(object, "spec");
-        for key in ["uid", "groups", "extra"] {
-            remove(spec, key);
-        }
-        set(spec, "username", context.user);
-    }
-
-    fn prepare_update(&self, context: &Context<'_>, new: &mut Value, old: &Value) {
-        copy(new, old, "spec");
-        match context.subresource {
-            "" => copy(new, old, "status"),
-            "approval" => copy(child(new, "status"), at(old, "/status"), "certificate"),
-            _ => {}
-        }
-    }
-
-    fn validate(&self, _context: &Context<'_>, object: &Value) -> Vec<FieldError> {
-        let mut errors = Errors::default();
-        let spec = at(object, "/spec");
-        if items(spec, "/usages").is_empty() {
-            errors.required("spec.usages", "");
-        }
-        match text(spec, "/signerName") {
-            "" => errors.required("spec.signerName", ""),
-            "kubernetes.io/legacy-unknown" => errors.invalid(
-                "spec.signerName",
-                at(spec, "/signerName"),
-                "the legacy signerName is not allowed via this API version",
-            ),
-            _ => {}
-        }
-        if let Some(seconds) = at(spec, "/expirationSeconds").as_i64().filter(|seconds| *seconds < 600) {
-            let detail = "may not specify a duration less than 600 seconds (10 minutes)";
-            errors.invalid("spec.expirationSeconds", &seconds.into(), detail);
-        }
-        if text(spec, "/request").is_empty() {
-            errors.invalid("spec.request", &json!(""), "PEM block type must be CERTIFICATE REQUEST");
-        }
-        errors.into_vec()
-    }
-
-    fn name_errors(&self, name: &str, is_prefix: bool) -> Vec<String> {
-        api::names::path_segment(name, is_prefix)
-    }
-
-    fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("spec.signerName", text(object, "/spec/signerName").to_owned())]
-    }
-
-    fn selectable_field_names(&self) -> &'static [&'static str] {
-        &["spec.signerName"]
-    }
-
-    fn columns(&self) -> &'static [Column] {
-        const COLUMNS: &[Column] = &[
-            NAME,
-            AGE,
-            Column::new("SignerName", "string", |o, _| or(text(o, "/spec/signerName"), NONE).into()),
-            Column::new("Requestor", "string", |o, _| text(o, "/spec/username").into()),
-            Column::new("RequestedDuration", "string", |o, _| {
-                at(o, "/spec/expirationSeconds")
-                    .as_i64()
-                    .map_or_else(|| NONE.into(), |s| human_duration(s).into())
-            }),
-            Column::new("Condition", "string", |o, _| request_state(o).into()),
-        ];
-        COLUMNS
-    }
-}
-
-fn request_state(request: &Value) -> String {
-    let has = |kind: &str| items(request, "/status/conditions").iter().any(|c| text(c, "/type") == kind);
-    let mut state = match (has("Denied"), has("Approved")) {
-        (true, _) => "Denied",
-        (false, true) => "Approved",
-        (false, false) => "Pending",
-    }
-    .to_owned();
-    if has("Failed") {
-        state.push_str(",Failed");
-    }
-    if !text(request, "/status/certificate").is_empty() {
-        state.push_str(",Issued");
-    }
-    state
-}
 
 fn default_policy(policy: &mut Value) {
     let spec = child(policy, "spec");

@@ -1,11 +1,13 @@
 //! Cluster IPs and node ports: who holds which. One allocator lives in the server process; it is rebuilt from the
-//! stored Services at start, asked inside the create or update of a Service, and told when one is gone. No IO.
+//! stored Services and IPAddresses at start, asked inside the create or update of a Service, and told when one is gone.
+//! What a write under way has taken is pending until the write ends. No IO.
 //!
 //! The lower part of each range is left to addresses that people choose; the server's own choices start above it
 //! (KEP-3070, KEP-3668) and fall back to it only when the rest is full.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
 };
@@ -16,13 +18,14 @@ use serde_json::{Value, json};
 
 use super::{
     fields::*,
-    service::{is_headless, needs_cluster_ip, needs_health_check_port, needs_node_ports},
+    service::{needs_cluster_ip, needs_health_check_port, needs_node_ports},
+    service_families,
 };
 
 /// The node ports of an unconfigured cluster.
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
-/// One address or port that a request took. Give it back with [`Allocator::release`] if the write fails.
+/// One address or port that a request took, until [`Allocator::release`]. A write that succeeded is known by what it stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reservation {
     Ip(IpAddr),
@@ -33,35 +36,110 @@ pub enum Reservation {
 #[derive(Debug, PartialEq, Eq)]
 enum Refused {
     Taken,
+    /// In no range that addresses are given from.
+    Elsewhere,
     OutOfRange(String),
     Full,
 }
 
-/// Holds what is taken. Owners are `namespace/name`; what a Service holds already it may ask for again.
+/// Who holds what, by stored objects and by writes under way. Owners are `namespace/name`.
+struct Holders<T> {
+    stored: HashMap<T, String>,
+    pending: HashMap<T, String>,
+}
+
+impl<T: Copy + Eq + Hash> Holders<T> {
+    fn new() -> Self {
+        Self { stored: HashMap::new(), pending: HashMap::new() }
+    }
+
+    fn of(&self, what: &T) -> Option<&String> {
+        self.pending.get(what).or_else(|| self.stored.get(what))
+    }
+
+    fn free(&mut self, what: &T, owner: &str) {
+        if self.stored.get(what).is_some_and(|holder| holder == owner) {
+            self.stored.remove(what);
+        }
+    }
+}
+
+/// Holds what is taken. What a Service holds already it may ask for again.
 pub struct Allocator {
+    /// The ranges that the server was configured with; they say which families the cluster has, the first its own.
+    configured: Vec<IpNetwork>,
+    /// The ranges to choose from: those of the ServiceCIDRs that are ready.
     networks: Vec<IpNetwork>,
     node_ports: RangeInclusive<u16>,
-    owner_by_ip: HashMap<IpAddr, String>,
-    owner_by_port: HashMap<u16, String>,
+    ips: Holders<IpAddr>,
+    ports: Holders<u16>,
+    /// Owners by IPAddress objects.
+    addresses: HashMap<IpAddr, String>,
 }
 
 impl Allocator {
     /// An allocator over one service range, or two of different families; the first is the cluster's own family.
     pub fn new(networks: Vec<IpNetwork>) -> Self {
-        Self { networks, node_ports: NODE_PORTS, owner_by_ip: HashMap::new(), owner_by_port: HashMap::new() }
+        Self {
+            configured: networks.clone(),
+            networks,
+            node_ports: NODE_PORTS,
+            ips: Holders::new(),
+            ports: Holders::new(),
+            addresses: HashMap::new(),
+        }
     }
 
-    /// Forgets everything and takes what the stored Services hold.
+    /// Takes what the stored ServiceCIDRs allow; without any, the configured ranges.
+    pub fn set_ranges<'a>(&mut self, ranges: impl IntoIterator<Item = &'a Value>) {
+        let ready = ranges.into_iter().filter(|range| is_ready(range));
+        let networks = ready.flat_map(|range| items(range, "/spec/cidrs"));
+        let mut networks: Vec<IpNetwork> =
+            networks.filter_map(|network| network.as_str()?.parse().ok()).collect();
+        if networks.is_empty() {
+            networks.clone_from(&self.configured);
+        }
+        // The configured ranges come first.
+        networks.sort_by_key(|network| !self.configured.contains(network));
+        networks.dedup();
+        self.networks = networks;
+    }
+
+    /// Forgets what Services hold and takes what these do; writes under way keep what they have.
     pub fn rebuild<'a>(&mut self, services: impl IntoIterator<Item = &'a Value>) {
-        self.owner_by_ip.clear();
-        self.owner_by_port.clear();
-        for service in services {
-            for ip in held_ips(service) {
-                self.owner_by_ip.insert(ip, owner(service));
-            }
-            for port in held_ports(service) {
-                self.owner_by_port.insert(port, owner(service));
-            }
+        self.ips.stored.clear();
+        self.ports.stored.clear();
+        services.into_iter().for_each(|service| self.stored(service));
+    }
+
+    /// Takes what a stored Service holds, whatever else the allocator would have said to it.
+    pub fn stored(&mut self, service: &Value) {
+        let owner = owner(service);
+        for ip in held_ips(service) {
+            self.ips.stored.entry(ip).or_insert_with(|| owner.clone());
+        }
+        for port in held_ports(service) {
+            self.ports.stored.entry(port).or_insert_with(|| owner.clone());
+        }
+    }
+
+    /// Forgets all IPAddresses and takes these.
+    pub fn rebuild_addresses<'a>(&mut self, addresses: impl IntoIterator<Item = &'a Value>) {
+        self.addresses.clear();
+        addresses.into_iter().for_each(|address| self.address_stored(address));
+    }
+
+    /// Takes what a stored IPAddress holds.
+    pub fn address_stored(&mut self, address: &Value) {
+        if let Ok(ip) = text(address, "/metadata/name").parse() {
+            self.addresses.insert(ip, parent(address));
+        }
+    }
+
+    /// After an IPAddress is gone.
+    pub fn address_deleted(&mut self, address: &Value) {
+        if let Ok(ip) = text(address, "/metadata/name").parse::<IpAddr>() {
+            self.addresses.remove(&ip);
         }
     }
 
@@ -78,8 +156,7 @@ impl Allocator {
         dry_run: bool,
     ) -> Result<Vec<Reservation>, FieldError> {
         let mut reservations = Vec::new();
-        let outcome = self
-            .fill_families(service, old)
+        let outcome = service_families::fill(service, old, &self.families())
             .and_then(|()| self.fill_cluster_ips(service, &mut reservations))
             .and_then(|()| self.fill_ports(service, &mut reservations));
         if outcome.is_err() || dry_run {
@@ -89,12 +166,12 @@ impl Allocator {
         outcome.map(|()| reservations)
     }
 
-    /// Gives back what a failed write had taken.
+    /// Ends a write: what it had taken is free again, unless it is known to be stored by now.
     pub fn release(&mut self, reservations: &[Reservation]) {
         for reservation in reservations {
             match reservation {
-                Reservation::Ip(ip) => self.owner_by_ip.remove(ip),
-                Reservation::Port(port) => self.owner_by_port.remove(port),
+                Reservation::Ip(ip) => self.ips.pending.remove(ip),
+                Reservation::Port(port) => self.ports.pending.remove(port),
             };
         }
     }
@@ -112,77 +189,15 @@ impl Allocator {
 
     fn free(&mut self, service: &Value, ip_gone: impl Fn(&IpAddr) -> bool, port_gone: impl Fn(&u16) -> bool) {
         let owner = owner(service);
-        for ip in held_ips(service).iter().filter(|ip| ip_gone(ip)) {
-            if self.owner_by_ip.get(ip) == Some(&owner) {
-                self.owner_by_ip.remove(ip);
-            }
-        }
-        for port in held_ports(service).iter().filter(|port| port_gone(port)) {
-            if self.owner_by_port.get(port) == Some(&owner) {
-                self.owner_by_port.remove(port);
-            }
-        }
+        held_ips(service).iter().filter(|ip| ip_gone(ip)).for_each(|ip| self.ips.free(ip, &owner));
+        held_ports(service)
+            .iter()
+            .filter(|port| port_gone(port))
+            .for_each(|port| self.ports.free(port, &owner));
     }
 
     fn families(&self) -> Vec<&'static str> {
-        self.networks.iter().map(family).collect()
-    }
-
-    fn fill_families(&self, service: &mut Value, old: Option<&Value>) -> Result<(), FieldError> {
-        if text(service, "/spec/type") == "ExternalName" {
-            return Ok(());
-        }
-        let own = self.families();
-        let headless_anywhere = is_headless(service) && entries(service, "/spec/selector").is_empty();
-        let asked: Vec<String> = match items(service, "/spec/clusterIPs") {
-            ips if items(service, "/spec/ipFamilies").is_empty() => {
-                let parsed = ips.iter().filter_map(|ip| ip.as_str()?.parse::<IpAddr>().ok());
-                parsed.map(|ip| if ip.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned()).collect()
-            }
-            _ => items(service, "/spec/ipFamilies")
-                .iter()
-                .filter_map(Value::as_str)
-                .map(str::to_owned)
-                .collect(),
-        };
-        let policy = match text(service, "/spec/ipFamilyPolicy") {
-            "" if headless_anywhere || asked.len() == 2 => "RequireDualStack",
-            "" => "SingleStack",
-            policy => policy,
-        }
-        .to_owned();
-        if !headless_anywhere {
-            if policy == "RequireDualStack" && own.len() < 2 {
-                let detail = "this cluster is not configured for dual-stack services";
-                return Err(FieldError::invalid("spec.ipFamilyPolicy", policy, detail));
-            }
-            if let Some(i) = asked.iter().position(|family| !own.contains(&family.as_str())) {
-                let (path, detail) = (format!("spec.ipFamilies[{i}]"), "not configured on this cluster");
-                return Err(FieldError::invalid(path, asked[i].as_str(), detail));
-            }
-        }
-        if policy == "SingleStack" && asked.len() > 1 {
-            let before = old.map_or(0, |old| items(old, "/spec/ipFamilies").len());
-            if before < 2 {
-                let detail =
-                    "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified";
-                return Err(FieldError::invalid("spec.ipFamilyPolicy", policy, detail));
-            }
-        }
-        let mut families: Vec<&str> = asked.iter().map(String::as_str).collect();
-        if families.is_empty() {
-            families.extend(own.first());
-        }
-        if policy == "SingleStack" {
-            families.truncate(1);
-        } else if families.len() < 2 && (headless_anywhere || own.len() == 2) {
-            families.push(if families.first() == Some(&"IPv4") { "IPv6" } else { "IPv4" });
-        }
-        let families = json!(families);
-        let spec = child(service, "spec");
-        set(spec, "ipFamilyPolicy", policy);
-        set(spec, "ipFamilies", families);
-        Ok(())
+        self.configured.iter().map(family).collect()
     }
 
     fn fill_cluster_ips(
@@ -200,23 +215,20 @@ impl Allocator {
             items(service, "/spec/clusterIPs").iter().filter_map(Value::as_str).map(str::to_owned).collect();
         ips.truncate(families.len());
         for (i, family_name) in families.iter().enumerate() {
-            let network =
-                self.networks.iter().find(|network| family(network) == family_name.as_str()).copied();
-            let Some(network) = network else { continue };
             let asked = ips.get(i).cloned();
             let ip = match asked.as_deref().map(str::parse::<IpAddr>) {
-                Some(Ok(ip)) => self.take_ip(ip, network, &owner, taken).map(|()| ip),
-                _ => self.choose_ip(network, &owner, taken),
+                Some(Ok(ip)) => self.take_ip(ip, &owner, taken).map(|()| ip),
+                _ => self.choose_ip(family_name, &owner, taken),
             };
             match (ip, asked) {
                 (Ok(ip), None) => ips.push(ip.to_string()),
                 (Ok(_), Some(_)) => {}
                 (Err(refused), Some(asked)) => {
-                    let detail = format!("failed to allocate IP {asked}: {}", refused.text("IP", &asked));
+                    let detail = format!("failed to allocate IP {asked}: {}", refused.text("IP"));
                     return Err(FieldError::invalid("spec.clusterIPs", json!([asked]), detail));
                 }
                 (Err(refused), None) => {
-                    let detail = format!("failed to allocate a serviceIP: {}", refused.text("IP", ""));
+                    let detail = format!("failed to allocate a serviceIP: {}", refused.text("IP"));
                     return Err(FieldError::internal("spec.clusterIPs", detail));
                 }
             }
@@ -236,7 +248,7 @@ impl Allocator {
             let asked = int(port, "/nodePort");
             if asked != 0 {
                 self.take_port(asked, &owner, taken).map_err(|refused| {
-                    let detail = refused.text("port", &asked.to_string());
+                    let detail = refused.text("port");
                     FieldError::invalid(format!("spec.ports[{i}].nodePort"), asked, detail)
                 })?;
                 node_port_by_port.insert(int(port, "/port"), asked as u16);
@@ -262,65 +274,71 @@ impl Allocator {
             } else {
                 self.take_port(asked, &owner, taken).map_err(|refused| {
                     let detail = format!("failed to allocate requested HealthCheck NodePort {asked}: ");
-                    FieldError::internal("spec.healthCheckNodePort", detail + &refused.text("port", ""))
+                    FieldError::internal("spec.healthCheckNodePort", detail + &refused.text("port"))
                 })?;
             }
         }
         Ok(())
     }
 
-    fn take_ip(
-        &mut self,
-        ip: IpAddr,
-        network: IpNetwork,
-        owner: &str,
-        taken: &mut Vec<Reservation>,
-    ) -> Result<(), Refused> {
-        let offset = to_number(ip).wrapping_sub(to_number(network.network()));
-        if !network.contains(ip) || !usable(&network).contains(&offset) {
-            return Err(Refused::OutOfRange(network.to_string()));
+    fn holder(&self, ip: &IpAddr) -> Option<&String> {
+        self.ips.of(ip).or_else(|| self.addresses.get(ip))
+    }
+
+    fn take_ip(&mut self, ip: IpAddr, owner: &str, taken: &mut Vec<Reservation>) -> Result<(), Refused> {
+        // What a Service has it may keep, even if its range is gone.
+        if self.ips.of(&ip).is_some_and(|holder| holder == owner) {
+            return Ok(());
         }
-        match self.owner_by_ip.get(&ip) {
-            Some(holder) if holder != owner => Err(Refused::Taken),
-            Some(_) => Ok(()),
-            None => {
-                self.owner_by_ip.insert(ip, owner.to_owned());
-                taken.push(Reservation::Ip(ip));
-                Ok(())
-            }
+        let usable = |network: &&IpNetwork| {
+            let offset = to_number(ip).wrapping_sub(to_number(network.network()));
+            network.contains(ip) && usable(network).contains(&offset)
+        };
+        if self.networks.iter().find(usable).is_none() {
+            return Err(Refused::Elsewhere);
         }
+        if self.holder(&ip).is_some_and(|holder| holder != owner) {
+            return Err(Refused::Taken);
+        }
+        self.ips.pending.insert(ip, owner.to_owned());
+        taken.push(Reservation::Ip(ip));
+        Ok(())
     }
 
     fn choose_ip(
         &mut self,
-        network: IpNetwork,
+        family_name: &str,
         owner: &str,
         taken: &mut Vec<Reservation>,
     ) -> Result<IpAddr, Refused> {
-        let offsets = usable(&network);
-        let size = offsets.end() - offsets.start() + 1;
+        let networks = self.networks.iter().filter(|network| family(network) == family_name);
+        let ip = networks.into_iter().find_map(|network| self.first_free_ip(network)).ok_or(Refused::Full)?;
+        self.ips.pending.insert(ip, owner.to_owned());
+        taken.push(Reservation::Ip(ip));
+        Ok(ip)
+    }
+
+    fn first_free_ip(&self, network: &IpNetwork) -> Option<IpAddr> {
+        let offsets = usable(network);
+        let size = (offsets.end() + 1).saturating_sub(*offsets.start());
         let band = static_band(size, 16, 256);
         let base = to_number(network.network());
         let ip_at = |offset: u128| from_number(base + offset, network.is_ipv4());
-        let free = |offset: &u128| !self.owner_by_ip.contains_key(&ip_at(*offset));
+        let free = |offset: &u128| self.holder(&ip_at(*offset)).is_none();
         let upper = (offsets.start() + band)..=*offsets.end();
         let lower = *offsets.start()..=(offsets.start() + band).saturating_sub(1);
-        let offset = first_free(upper, free).or_else(|| first_free(lower, free)).ok_or(Refused::Full)?;
-        let ip = ip_at(offset);
-        self.owner_by_ip.insert(ip, owner.to_owned());
-        taken.push(Reservation::Ip(ip));
-        Ok(ip)
+        first_free(upper, free).or_else(|| first_free(lower, free)).map(ip_at)
     }
 
     fn take_port(&mut self, port: i64, owner: &str, taken: &mut Vec<Reservation>) -> Result<(), Refused> {
         let range = format!("{}-{}", self.node_ports.start(), self.node_ports.end());
         let port = u16::try_from(port).ok().filter(|port| self.node_ports.contains(port));
         let port = port.ok_or(Refused::OutOfRange(range))?;
-        match self.owner_by_port.get(&port) {
+        match self.ports.of(&port) {
             Some(holder) if holder != owner => Err(Refused::Taken),
             Some(_) => Ok(()),
             None => {
-                self.owner_by_port.insert(port, owner.to_owned());
+                self.ports.pending.insert(port, owner.to_owned());
                 taken.push(Reservation::Port(port));
                 Ok(())
             }
@@ -330,25 +348,23 @@ impl Allocator {
     fn choose_port(&mut self, owner: &str, taken: &mut Vec<Reservation>) -> Result<u16, FieldError> {
         let (start, end) = (u128::from(*self.node_ports.start()), u128::from(*self.node_ports.end()));
         let band = static_band(end - start + 1, 32, 128);
-        let free = |port: &u128| !self.owner_by_port.contains_key(&(*port as u16));
+        let free = |port: &u128| self.ports.of(&(*port as u16)).is_none();
         let port =
             first_free(start + band..=end, free).or_else(|| first_free(start..=start + band - 1, free));
         let port = port.ok_or_else(|| {
             FieldError::internal("spec.ports[0].nodePort", "failed to allocate a nodePort: range is full")
         })? as u16;
-        self.owner_by_port.insert(port, owner.to_owned());
+        self.ports.pending.insert(port, owner.to_owned());
         taken.push(Reservation::Port(port));
         Ok(port)
     }
 }
 
 impl Refused {
-    fn text(&self, what: &str, asked: &str) -> String {
+    fn text(&self, what: &str) -> String {
         match self {
             Self::Taken => format!("provided {what} is already allocated"),
-            Self::OutOfRange(range) if what == "IP" => format!(
-                "the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"
-            ),
+            Self::Elsewhere => "the provided network does not match the current range".to_owned(),
             Self::OutOfRange(range) => {
                 format!("provided port is not in the valid range. The range of valid ports is {range}")
             }
@@ -357,11 +373,28 @@ impl Refused {
     }
 }
 
-fn owner(service: &Value) -> String {
+pub(crate) fn owner(service: &Value) -> String {
     format!("{}/{}", text(service, "/metadata/namespace"), text(service, "/metadata/name"))
 }
 
-fn held_ips(service: &Value) -> Vec<IpAddr> {
+/// The owner that an IPAddress names, in the same form; not a Service's where it belongs to something else.
+pub(crate) fn parent(address: &Value) -> String {
+    let parent = at(address, "/spec/parentRef");
+    let (namespace, name) = (text(parent, "/namespace"), text(parent, "/name"));
+    match (text(parent, "/group"), text(parent, "/resource")) {
+        ("", "services") => format!("{namespace}/{name}"),
+        (group, resource) => format!("{resource}.{group}/{namespace}/{name}"),
+    }
+}
+
+/// Whether addresses may be given from a ServiceCIDR.
+fn is_ready(range: &Value) -> bool {
+    let is_ready =
+        |condition: &Value| text(condition, "/type") == "Ready" && text(condition, "/status") == "True";
+    items(range, "/status/conditions").iter().any(is_ready) && !present(range, "/metadata/deletionTimestamp")
+}
+
+pub(crate) fn held_ips(service: &Value) -> Vec<IpAddr> {
     items(service, "/spec/clusterIPs").iter().filter_map(|ip| ip.as_str()?.parse().ok()).collect()
 }
 

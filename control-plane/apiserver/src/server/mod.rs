@@ -45,7 +45,7 @@ use crate::{
         authentication::Options,
         credentials::StaticTokens,
         pki::{Pki, ServerNames},
-        tokens::Tokens,
+        tokens::{Reference, Tokens},
     },
     state::{Peer, State},
     storage::{Storage, cache::Cache, compactor, embedded::Embedded, etcd::Etcd},
@@ -62,6 +62,7 @@ pub mod listen;
 pub mod metrics;
 mod pipeline;
 mod roles;
+mod service_cidr;
 mod tls;
 
 /// How long connections get to end after the stop.
@@ -95,6 +96,10 @@ impl Server {
         let kubelet_client = security::tls::Live::new(&pki.kubelet_client)?;
         let state = Arc::new(build(config, &pki, Arc::clone(&kubelet_client), cache, stop)?);
         let tls = security::tls::server_config(Arc::clone(&serving))?;
+        service_cidr::ensure(&state)
+            .await
+            .map_err(|status| anyhow::anyhow!(status.message))
+            .context("cannot write the ServiceCIDR kubernetes")?;
         bootstrap::reconcile(&state).await.context("cannot write the bootstrap objects")?;
         flow_control::sync::load(&state);
         tokio::spawn(flow_control::sync::run(Arc::clone(&state)));
@@ -108,6 +113,7 @@ impl Server {
         .context("cannot publish how aggregated servers know this one")?;
         tokio::spawn(aggregation::registration::run(Arc::clone(&state)));
         tokio::spawn(aggregation::watch_availability(Arc::clone(&state)));
+        tokio::spawn(service_cidr::keep(Arc::clone(&state)));
         state.ready.store(true, std::sync::atomic::Ordering::Release);
         let certificates =
             Arc::new(Certificates::new(pki, names, serving, kubelet_client, Arc::clone(&state)));
@@ -155,6 +161,21 @@ impl Server {
     /// The API for a client in this process, with all of authorization and none of the network.
     pub fn service(&self, identity: Identity) -> LocalService {
         LocalService { state: Arc::clone(&self.state), peer: Arc::new(Peer::Local(identity)) }
+    }
+
+    /// A ServiceAccount's token without an end, for the Secret that is to carry it; `uid` is the account's.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn legacy_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        uid: &str,
+        secret: &str,
+    ) -> anyhow::Result<String> {
+        let account = Reference { name: account.to_owned(), uid: uid.to_owned() };
+        Ok(self.state.tokens.issue_legacy(namespace, &account, secret)?)
     }
 
     pub fn cache(&self) -> &Arc<Cache> {
@@ -231,7 +252,7 @@ fn build(
         audit: Audit::start(&config.security.audit)?,
         aggregation: Aggregation::new(Arc::clone(&cache), Arc::clone(&callout)),
         callout,
-        service_ips: tokio::sync::Mutex::new(ServiceIps::new(&cache, config.service_cidrs.clone())),
+        service_ips: ServiceIps::new(&cache, config.service_cidrs.clone()),
         discovery: Discovery::new(schema, config.address().to_string()),
         openapi: OpenApi::default(),
         metrics: metrics::Metrics::default(),

@@ -1,39 +1,86 @@
 //! Cluster IPs and node ports of Services: taken inside the write that needs them, given back when it fails.
 //!
-//! Between writes the allocator learns from the cache what other servers and deletions did.
+//! Each cluster IP is an IPAddress object too, made before the Service is stored: of several servers that choose the same
+//! address one makes it. Between writes the allocator learns from the cache what other servers and deletions did.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use api::status::Status;
+use api::{field::FieldError, status::Status};
 use ipnetwork::IpNetwork;
-use serde_json::Value;
-use tokio::sync::MutexGuard;
+use serde_json::{Value, json};
 
 use crate::{
-    handlers::Target,
-    registry::service_ip::{Allocator, Reservation},
+    handlers::{self, Target},
+    registry::{
+        service::needs_cluster_ip,
+        service_ip::{Allocator, Reservation, held_ips, owner, parent},
+    },
     state::State,
     storage::{
+        Revision, StorageError,
         cache::{Cache, Follower, Step},
         keys,
     },
 };
 
-/// The allocator with its source of news.
+const GROUP: &str = "networking.k8s.io";
+/// An address that others were quicker to take is chosen anew.
+const ATTEMPTS_MAX: usize = 50;
+
+/// The allocator with its sources of news.
 pub struct ServiceIps {
+    state: Mutex<Inner>,
+}
+
+struct Inner {
     allocator: Allocator,
-    follower: Follower,
+    cache: Arc<Cache>,
+    services: Follower,
+    addresses: Follower,
+    /// The newest change of a ServiceCIDR that the allocator knows.
+    ranges: Option<Revision>,
 }
 
 impl ServiceIps {
     pub fn new(cache: &Arc<Cache>, networks: Vec<IpNetwork>) -> Self {
-        let follower = Follower::new(Arc::clone(cache), keys::resource_prefix("", "services"));
-        Self { allocator: Allocator::new(networks), follower }
+        let follow = |group, plural| Follower::new(Arc::clone(cache), keys::resource_prefix(group, plural));
+        let inner = Inner {
+            allocator: Allocator::new(networks),
+            cache: Arc::clone(cache),
+            services: follow("", "services"),
+            addresses: follow(GROUP, "ipaddresses"),
+            ranges: None,
+        };
+        Self { state: Mutex::new(inner) }
     }
 
+    fn with<T>(&self, f: impl FnOnce(&mut Allocator) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).allocator)
+    }
+
+    fn allocate(
+        &self,
+        object: &mut Value,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<Vec<Reservation>, FieldError> {
+        let mut inner = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.catch_up();
+        inner.allocator.allocate(object, old, dry_run)
+    }
+}
+
+impl Inner {
     fn catch_up(&mut self) {
-        let Self { allocator, follower } = self;
-        follower.catch_up(|step| match step {
+        let Self { allocator, cache, services, addresses, ranges } = self;
+        let prefix = keys::resource_prefix(GROUP, "servicecidrs");
+        let newest = cache.newest(&prefix);
+        if *ranges != Some(newest) {
+            let stored: Vec<Value> = cache.list(&prefix).iter().map(|object| object.value()).collect();
+            allocator.set_ranges(&stored);
+            *ranges = Some(newest);
+        }
+        services.catch_up(|step| match step {
             Step::Reset(snapshot) => {
                 let services: Vec<Value> = snapshot.iter().map(|object| object.value()).collect();
                 allocator.rebuild(&services);
@@ -44,38 +91,129 @@ impl ServiceIps {
                     allocator.deleted(&object);
                     return;
                 }
-                let previous = event.previous.as_ref().map(|previous| previous.value());
-                // What is stored is taken, whatever the allocator would have said to it.
-                let _ = allocator.allocate(&mut object.clone(), previous.as_ref(), false);
-                if let Some(previous) = previous {
-                    allocator.updated(&object, &previous);
+                allocator.stored(&object);
+                if let Some(previous) = &event.previous {
+                    allocator.updated(&object, &previous.value());
                 }
             }
+        });
+        addresses.catch_up(|step| match step {
+            Step::Reset(snapshot) => {
+                let addresses: Vec<Value> = snapshot.iter().map(|object| object.value()).collect();
+                allocator.rebuild_addresses(&addresses);
+            }
+            Step::Event(event) if event.is_deletion() => allocator.address_deleted(&event.object.value()),
+            Step::Event(event) => allocator.address_stored(&event.object.value()),
         });
     }
 }
 
 /// Addresses and ports that a write under way has taken. They are given back when this is dropped before
-/// [`Claim::keep`]; other Services wait until then.
+/// [`Claim::keep`].
 pub struct Claim<'a> {
-    ips: MutexGuard<'a, ServiceIps>,
+    ips: &'a ServiceIps,
+    cache: &'a Arc<Cache>,
     reservations: Vec<Reservation>,
+    /// Keys and revisions of the IPAddresses that were made.
+    made: Vec<(String, Revision)>,
+    /// Keys of the IPAddresses that the write frees, and whose they are.
+    freed: Vec<String>,
+    owner: String,
 }
 
 impl Claim<'_> {
-    /// The write succeeded.
-    pub fn keep(mut self) {
-        self.reservations.clear();
+    /// The write succeeded, and the cache shows it: the allocator learns of it there before it gives out anything else.
+    pub async fn keep(mut self) {
+        self.made.clear();
+        free(self.cache, &self.owner, &self.freed).await;
     }
+
+    /// Makes the IPAddresses of the addresses that are new to the Service; the first that somebody else has is the error.
+    async fn make_addresses(&mut self, new: &[std::net::IpAddr]) -> Result<(), Refusal> {
+        for ip in new {
+            let key = address_key(ip);
+            if let Some(known) = self.cache.get(&key) {
+                if parent(&known.value()) != self.owner {
+                    return Err(Refusal::Taken);
+                }
+                continue;
+            }
+            match self.cache.create(&key, address(ip, &self.owner)).await {
+                Ok(stored) => self.made.push((key, stored.revision())),
+                Err(StorageError::Exists { .. }) => {
+                    self.cache.fresh().await.map_err(Refusal::Storage)?;
+                    if self.cache.get(&key).is_none_or(|known| parent(&known.value()) != self.owner) {
+                        return Err(Refusal::Taken);
+                    }
+                }
+                Err(error) => return Err(Refusal::Storage(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Refusal {
+    Taken,
+    Storage(StorageError),
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.ips.allocator.release(&self.reservations);
+        self.ips.with(|allocator| allocator.release(&self.reservations));
+        if self.made.is_empty() {
+            return;
+        }
+        let (cache, made) = (Arc::clone(self.cache), std::mem::take(&mut self.made));
+        tokio::spawn(async move {
+            for (key, revision) in made {
+                // Whoever changed it meanwhile sees to it; what leaks is found by the repair.
+                let _ = cache.delete(&key, revision).await;
+            }
+        });
     }
 }
 
+fn address_key(ip: &std::net::IpAddr) -> String {
+    keys::object_key(GROUP, "ipaddresses", None, &ip.to_string())
+}
+
+fn address(ip: &std::net::IpAddr, owner: &str) -> Value {
+    let (namespace, name) = owner.split_once('/').unwrap_or(("", owner));
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "IPAddress",
+        "metadata": {
+            "name": ip.to_string(),
+            "uid": uuid::Uuid::new_v4().to_string(),
+            "creationTimestamp": handlers::now(),
+            "labels": {
+                "ipaddress.kubernetes.io/ip-family": if ip.is_ipv4() { "IPv4" } else { "IPv6" },
+                "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",
+            },
+        },
+        "spec": { "parentRef": { "resource": "services", "namespace": namespace, "name": name } },
+    })
+}
+
+/// Deletes these IPAddresses where they belong to the owner.
+async fn free(cache: &Cache, owner: &str, keys: &[String]) {
+    for key in keys {
+        let Some(known) = cache.get(key).filter(|known| parent(&known.value()) == owner) else { continue };
+        if let Err(error) = cache.delete(key, known.revision()).await {
+            tracing::debug!(key, %error, "an IPAddress is left to the repair");
+        }
+    }
+}
+
+fn is_service(target: &Target) -> bool {
+    target.resource.plural == "services" && target.resource.group.is_empty()
+}
+
 /// Fills a Service that is about to be stored; `None` for other kinds.
+///
+/// # Errors
+/// 422 for what is taken, out of range or used up.
 pub async fn claim<'a>(
     state: &'a State,
     target: &Target,
@@ -83,14 +221,44 @@ pub async fn claim<'a>(
     old: Option<&Value>,
     dry_run: bool,
 ) -> Result<Option<Claim<'a>>, Status> {
-    if target.resource.plural != "services" || !target.resource.group.is_empty() {
+    if !is_service(target) {
         return Ok(None);
     }
-    let mut ips = state.service_ips.lock().await;
-    ips.catch_up();
-    let reservations = ips.allocator.allocate(object, old, dry_run).map_err(|error| {
-        let name = api::meta::name(object).to_owned();
-        target.invalid(&name, vec![error])
-    })?;
-    Ok(Some(Claim { ips, reservations }))
+    let before = old.map(held_ips).unwrap_or_default();
+    let asked = object.clone();
+    for _ in 0..ATTEMPTS_MAX {
+        let reservations = state.service_ips.allocate(object, old, dry_run).map_err(|error| {
+            let name = api::meta::name(object).to_owned();
+            target.invalid(&name, vec![error])
+        })?;
+        let mut claim = Claim {
+            ips: &state.service_ips,
+            cache: &state.cache,
+            reservations,
+            made: Vec::new(),
+            freed: Vec::new(),
+            owner: owner(object),
+        };
+        if dry_run {
+            return Ok(Some(claim));
+        }
+        let held = if needs_cluster_ip(object) { held_ips(object) } else { Vec::new() };
+        claim.freed = before.iter().filter(|ip| !held.contains(ip)).map(address_key).collect();
+        let new: Vec<_> = held.into_iter().filter(|ip| !before.contains(ip)).collect();
+        match claim.make_addresses(&new).await {
+            Ok(()) => return Ok(Some(claim)),
+            Err(Refusal::Storage(error)) => return Err(target.storage_error(&claim.owner, error)),
+            // The allocator knows of it now.
+            Err(Refusal::Taken) => object.clone_from(&asked),
+        }
+    }
+    Err(Status::internal("no cluster IP could be taken: others were quicker each time"))
+}
+
+/// A Service was deleted: its addresses are free.
+pub async fn released(state: &State, target: &Target, object: &Value) {
+    if is_service(target) {
+        let keys: Vec<String> = held_ips(object).iter().map(address_key).collect();
+        free(&state.cache, &owner(object), &keys).await;
+    }
 }

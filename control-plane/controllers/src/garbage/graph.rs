@@ -72,6 +72,9 @@ pub struct Graph {
     objects: HashMap<String, Object>,
     dependents_by_owner: HashMap<String, BTreeSet<String>>,
     uids_by_resource: BTreeMap<String, HashSet<String>>,
+    /// How many objects a namespace has, by resource; only what was listed completely is counted right.
+    counts: HashMap<String, HashMap<String, usize>>,
+    listed: HashSet<String>,
     /// Uids that are known not to exist; a uid never comes back.
     gone: HashSet<String>,
     gone_order: VecDeque<String>,
@@ -103,6 +106,22 @@ impl Graph {
         let mut dependents = self.dependents(uid);
         dependents.retain(|(_, object)| object.blocks(uid));
         dependents
+    }
+
+    /// How many objects of a resource a namespace has; `None` until all of them are known.
+    pub fn count(&self, group: &str, plural: &str, namespace: &str) -> Option<usize> {
+        let key = format!("{group}/{plural}");
+        let count = self.counts.get(&key).and_then(|counts| counts.get(namespace)).copied();
+        self.listed.contains(&key).then(|| count.unwrap_or(0))
+    }
+
+    fn recount(&mut self, object: &Object, appears: bool) {
+        let counts = self.counts.entry(resource_key(&object.identity.resource)).or_default();
+        let count = counts.entry(object.identity.namespace.clone()).or_default();
+        *count = if appears { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            counts.remove(&object.identity.namespace);
+        }
     }
 
     /// Whether the uid is known not to exist.
@@ -143,7 +162,7 @@ impl Graph {
         for owner in &object.owners {
             self.dependents_by_owner.entry(owner.uid.clone()).or_default().insert(uid.to_owned());
             let known = self.objects.get(&owner.uid);
-            if known.is_none_or(|known| known.foreground)
+            if known.is_none_or(|known| known.foreground || is_elsewhere(known, &object))
                 && old_owners.get(owner.uid.as_str()).is_none_or(|_| known.is_some())
             {
                 dirty.delete.insert(uid.to_owned());
@@ -157,6 +176,11 @@ impl Graph {
         }
         if object.orphaning {
             dirty.orphan.insert(uid.to_owned());
+        }
+        if old.is_none() {
+            let misled = self.dependents(uid).into_iter().filter(|(_, child)| is_elsewhere(&object, child));
+            dirty.delete.extend(misled.map(|(uid, _)| uid));
+            self.recount(&object, true);
         }
         self.uids_by_resource
             .entry(resource_key(&object.identity.resource))
@@ -172,6 +196,7 @@ impl Graph {
         self.set_gone(uid);
         dirty.delete.extend(self.dependents_by_owner.get(uid).into_iter().flatten().cloned());
         let Some(object) = self.objects.remove(uid) else { return dirty };
+        self.recount(&object, false);
         if let Some(uids) = self.uids_by_resource.get_mut(&resource_key(&object.identity.resource)) {
             uids.remove(uid);
         }
@@ -186,7 +211,9 @@ impl Graph {
 
     /// Takes in a complete list of one resource: what is not in `listed` is gone.
     pub fn retain(&mut self, resource: &ApiResource, listed: &HashSet<String>) -> Dirty {
-        let known = self.uids_by_resource.get(&resource_key(resource)).cloned().unwrap_or_default();
+        let key = resource_key(resource);
+        let known = self.uids_by_resource.get(&key).cloned().unwrap_or_default();
+        self.listed.insert(key);
         let mut dirty = Dirty::default();
         for uid in known.difference(listed) {
             let more = self.remove(uid);
@@ -206,6 +233,11 @@ impl Graph {
     }
 }
 
+/// Whether the owner lives in a namespace in which it cannot own the dependent.
+fn is_elsewhere(owner: &Object, dependent: &Object) -> bool {
+    !owner.identity.namespace.is_empty() && owner.identity.namespace != dependent.identity.namespace
+}
+
 fn resource_key(resource: &ApiResource) -> String {
     format!("{}/{}", resource.group, resource.plural)
 }
@@ -219,6 +251,8 @@ pub enum Standing {
     Dangling,
     /// It exists and waits for its dependents to be deleted.
     Waiting,
+    /// It cannot be told whether it exists: a namespaced owner of a cluster-scoped object.
+    Unresolvable,
 }
 
 /// What to do with an object.
@@ -240,7 +274,7 @@ pub enum Action {
 pub fn decide(owners: &[(String, Standing)], has_dependents: bool, in_cycle: bool) -> Action {
     let with =
         |standing: Standing| owners.iter().filter(move |(_, s)| *s == standing).map(|(uid, _)| uid.clone());
-    if owners.is_empty() {
+    if owners.is_empty() || with(Standing::Unresolvable).next().is_some() {
         return Action::Keep;
     }
     if with(Standing::Solid).next().is_some() {
@@ -327,6 +361,33 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_in_another_namespace_makes_the_dependent_dirty_whichever_is_seen_first() {
+        let within = |namespace: &str, mut object: Object| {
+            object.identity.namespace = namespace.to_owned();
+            object
+        };
+        let mut graph = Graph::default();
+        graph.set("owner", within("a", object(&[], None)));
+        let child = || within("b", object(&[("owner", true)], None));
+        assert_eq!(graph.set("child", child()).delete, uids(&["child"]));
+        let mut graph = Graph::default();
+        graph.set("child", child());
+        assert_eq!(graph.set("owner", within("a", object(&[], None))).delete, uids(&["child"]));
+    }
+
+    #[test]
+    fn objects_are_counted_by_namespace_once_they_are_all_listed() {
+        let mut graph = Graph::default();
+        graph.set("a", object(&[], None));
+        graph.set("a", object(&[], None));
+        assert_eq!(graph.count("apps", "ks", ""), None);
+        graph.retain(&resource(), &["a".to_owned()].into());
+        assert_eq!((graph.count("apps", "ks", ""), graph.count("apps", "ks", "ns")), (Some(1), Some(0)));
+        graph.remove("a");
+        assert_eq!(graph.count("apps", "ks", ""), Some(0));
+    }
+
+    #[test]
     fn the_decision_follows_the_owners() {
         use Standing::{Dangling, Solid, Waiting};
         let decide = |standings: &[Standing], dependents, cycle| {
@@ -337,6 +398,7 @@ mod tests {
         assert_eq!(decide(&[Solid, Solid], true, false), Action::Keep);
         assert_eq!(decide(&[Solid, Dangling], false, false), Action::Unlink(vec!["1".into()]));
         assert_eq!(decide(&[Dangling], true, false), Action::Delete);
+        assert_eq!(decide(&[Dangling, Standing::Unresolvable], true, false), Action::Keep);
         assert_eq!(decide(&[Waiting], false, false), Action::Delete);
         assert_eq!(decide(&[Waiting, Dangling], true, true), Action::Foreground { unblock: true });
     }

@@ -5,18 +5,21 @@
 //! graph does not know are read from the API and compared by uid.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::{Served, discover};
+use crate::events::{Recorder, Severity};
 use crate::queue::Queue;
 use crate::reconcile::{self, Error, Next, Reconcile, Result, found};
 use crate::store::Key;
@@ -26,11 +29,20 @@ pub mod graph;
 use graph::{Action, Dirty, FOREGROUND, Graph, Identity, ORPHAN, Object, Standing, decide};
 
 const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
+/// A new kind is served a moment after its definition changed, and definitions often come in numbers.
+const SETTLING_TIME: Duration = Duration::from_millis(200);
+/// Groups whose objects decide which resources are served.
+const DEFINING: [&str; 2] = ["apiextensions.k8s.io", "apiregistration.k8s.io"];
 /// What expires by itself and owns nothing.
 const IGNORED: [(&str, &str); 2] = [("", "events"), ("events.k8s.io", "events")];
 
-struct Shared {
+/// What the rest of the controllers may know from the collector: how many objects of any resource a namespace has.
+pub struct Collector {
     client: Client,
+    events: Recorder,
+    listeners: RwLock<Vec<Listener>>,
+    /// Rung when the set of served resources may have changed.
+    refresh: Notify,
     graph: Mutex<Graph>,
     delete: Arc<Queue>,
     orphan: Arc<Queue>,
@@ -38,7 +50,38 @@ struct Shared {
     resources: Mutex<BTreeMap<(String, String), (ApiResource, bool)>>,
 }
 
-impl Shared {
+type Listener = Box<dyn Fn(&ApiResource, &str) + Send + Sync>;
+
+impl Collector {
+    /// A collector that knows nothing yet; see [`run`].
+    pub fn new(client: Client, events: Recorder) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            events,
+            listeners: RwLock::default(),
+            refresh: Notify::new(),
+            graph: Mutex::default(),
+            delete: Arc::default(),
+            orphan: Arc::default(),
+            resources: Mutex::default(),
+        })
+    }
+
+    /// How many objects of a resource a namespace has; `None` while that is unknown.
+    pub fn count(&self, group: &str, plural: &str, namespace: &str) -> Option<usize> {
+        self.graph().count(group, plural, namespace)
+    }
+
+    /// Calls `listener` with the resource and namespace of which a count changed; the empty namespace is all of them.
+    pub fn subscribe(&self, listener: impl Fn(&ApiResource, &str) + Send + Sync + 'static) {
+        self.listeners.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(listener));
+    }
+
+    fn counted(&self, resource: &ApiResource, namespace: &str) {
+        let listeners = self.listeners.read().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().for_each(|listener| listener(resource, namespace));
+    }
+
     fn graph(&self) -> MutexGuard<'_, Graph> {
         self.graph.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,14 +110,7 @@ impl Shared {
 }
 
 /// Runs the collector until `cancel` is cancelled.
-pub async fn run(client: Client, cancel: CancellationToken) {
-    let shared = Arc::new(Shared {
-        client,
-        graph: Mutex::default(),
-        delete: Arc::default(),
-        orphan: Arc::default(),
-        resources: Mutex::default(),
-    });
+pub async fn run(shared: Arc<Collector>, cancel: CancellationToken) {
     let mut monitors = Monitors { shared: shared.clone(), running: BTreeMap::new(), cancel: cancel.clone() };
     let mut started = false;
     let mut workers = tokio::task::JoinSet::new();
@@ -83,6 +119,7 @@ pub async fn run(client: Client, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
+            () = shared.refresh.notified() => tokio::time::sleep(SETTLING_TIME).await,
         }
         pause = DISCOVERY_PERIOD;
         match discover(&shared.client).await {
@@ -104,7 +141,7 @@ pub async fn run(client: Client, cancel: CancellationToken) {
 }
 
 struct Monitors {
-    shared: Arc<Shared>,
+    shared: Arc<Collector>,
     running: BTreeMap<String, (CancellationToken, tokio::sync::watch::Receiver<bool>)>,
     cancel: CancellationToken,
 }
@@ -112,7 +149,8 @@ struct Monitors {
 impl Monitors {
     /// Starts watching new resources; stops watching those that are served no longer, if discovery was `complete`.
     fn update(&mut self, served: Vec<Served>, complete: bool) {
-        let name = |served: &Served| format!("{}/{}", served.resource.group, served.resource.plural);
+        // The version is part of it: a kind may come to be served at another version only.
+        let name = |served: &Served| format!("{}/{}", served.resource.api_version, served.resource.plural);
         let collectable = |served: &&Served| {
             let watched = ["list", "watch", "delete"].iter().all(|verb| served.verbs.contains(*verb));
             watched && !IGNORED.contains(&(served.resource.group.as_str(), served.resource.plural.as_str()))
@@ -159,7 +197,7 @@ impl Monitors {
 }
 
 async fn monitor(
-    shared: Arc<Shared>,
+    shared: Arc<Collector>,
     resource: ApiResource,
     synced: tokio::sync::watch::Sender<bool>,
     stop: CancellationToken,
@@ -181,7 +219,7 @@ async fn monitor(
 }
 
 fn take_in(
-    shared: &Shared,
+    shared: &Collector,
     resource: &ApiResource,
     event: watcher::Event<PartialObjectMeta<DynamicObject>>,
     listed: &mut HashSet<String>,
@@ -189,10 +227,20 @@ fn take_in(
 ) {
     let set = |object: &PartialObjectMeta<DynamicObject>| {
         let uid = object.uid().unwrap_or_default();
-        let dirty = shared.graph().set(&uid, Object::new(resource, &object.metadata));
+        let (dirty, is_new) = {
+            let mut graph = shared.graph();
+            let is_new = graph.get(&uid).is_none();
+            (graph.set(&uid, Object::new(resource, &object.metadata)), is_new)
+        };
         shared.enqueue(dirty);
+        if is_new && *synced.borrow() {
+            shared.counted(resource, &object.namespace().unwrap_or_default());
+        }
         uid
     };
+    if DEFINING.contains(&resource.group.as_str()) && *synced.borrow() {
+        shared.refresh.notify_one();
+    }
     match event {
         watcher::Event::Init => listed.clear(),
         watcher::Event::InitApply(object) => _ = listed.insert(set(&object)),
@@ -201,17 +249,19 @@ fn take_in(
             shared.enqueue(dirty);
             listed.clear();
             synced.send_replace(true);
+            shared.counted(resource, "");
         }
         watcher::Event::Apply(object) => _ = set(&object),
         watcher::Event::Delete(object) => {
             let dirty = shared.graph().remove(&object.uid().unwrap_or_default());
             shared.enqueue(dirty);
+            shared.counted(resource, &object.namespace().unwrap_or_default());
         }
     }
 }
 
 /// Looks at objects that may have lost their owners.
-struct Deleter(Arc<Shared>);
+struct Deleter(Arc<Collector>);
 
 impl Reconcile for Deleter {
     const NAME: &'static str = "generic-garbage-collector";
@@ -234,7 +284,7 @@ impl Reconcile for Deleter {
         }
         let mut owners = Vec::new();
         for owner in live.owner_references() {
-            owners.push((owner.uid.clone(), self.standing(owner, &object.identity.namespace).await?));
+            owners.push((owner.uid.clone(), self.standing(owner, uid, &object.identity).await?));
         }
         let (has_dependents, in_cycle) = {
             let dependents = self.0.graph().dependents(uid);
@@ -285,18 +335,21 @@ impl Deleter {
     }
 
     /// An owner that the graph does not know is looked up live: its watch may be behind, or its kind not watched.
-    async fn standing(&self, owner: &OwnerReference, namespace: &str) -> Result<Standing> {
+    async fn standing(&self, owner: &OwnerReference, uid: &str, dependent: &Identity) -> Result<Standing> {
+        let namespace = dependent.namespace.as_str();
         if self.0.graph().is_gone(&owner.uid) {
             return Ok(Standing::Dangling);
         }
         let Some((resource, namespaced)) = self.0.resource_of(&owner.api_version, &owner.kind) else {
             return Err(Error::Waiting(format!("the API serves no {} of {}", owner.kind, owner.api_version)));
         };
-        // A namespaced owner of a cluster-scoped object cannot exist; nor can one in another namespace.
-        if namespaced && namespace.is_empty() {
-            return Ok(Standing::Dangling);
-        }
         let known = self.0.graph().get(&owner.uid).cloned();
+        if namespaced && known.as_ref().is_some_and(|known| known.identity.namespace != namespace) {
+            self.report_elsewhere(owner, uid, dependent);
+        }
+        if namespaced && namespace.is_empty() {
+            return Ok(Standing::Unresolvable);
+        }
         if let Some(known) = known.filter(|known| !namespaced || known.identity.namespace == namespace) {
             return Ok(if known.foreground { Standing::Waiting } else { Standing::Solid });
         }
@@ -317,8 +370,34 @@ impl Deleter {
     }
 }
 
+impl Deleter {
+    fn report_elsewhere(&self, owner: &OwnerReference, uid: &str, dependent: &Identity) {
+        let involved = ObjectReference {
+            api_version: Some(dependent.resource.api_version.clone()),
+            kind: Some(dependent.resource.kind.clone()),
+            namespace: Some(dependent.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+            name: Some(dependent.name.clone()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        let OwnerReference { api_version, kind, name, uid, .. } = owner;
+        let namespace = &dependent.namespace;
+        let message = format!(
+            "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {uid}] does not exist in namespace \
+             {namespace:?}"
+        );
+        self.0.events.report_about(
+            "garbage-collector-controller",
+            involved,
+            Severity::Warning,
+            "OwnerRefInvalidNamespace",
+            message,
+        );
+    }
+}
+
 /// Releases the dependents of objects that are deleted with propagation Orphan.
-struct Orphaner(Arc<Shared>);
+struct Orphaner(Arc<Collector>);
 
 impl Reconcile for Orphaner {
     const NAME: &'static str = "generic-garbage-collector-orphan";

@@ -21,6 +21,14 @@ fn service(spec: Value) -> Value {
     with(&base, json!({ "spec": spec }))
 }
 
+/// Takes what the Service needs and stores it.
+fn store(addresses: &mut Allocator, object: &mut Value) -> Vec<Reservation> {
+    let taken = addresses.allocate(object, None, false).unwrap();
+    addresses.stored(object);
+    addresses.release(&taken);
+    taken
+}
+
 fn allocator() -> Allocator {
     Allocator::new(vec!["10.96.0.0/16".parse().unwrap()])
 }
@@ -110,7 +118,7 @@ fn a_put_that_leaves_out_addresses_keeps_them() {
 fn a_change_of_type_drops_what_the_new_type_has_not() {
     let (kind, mut addresses) = (services(), allocator());
     let mut old = kind.accepted(service(json!({ "type": "NodePort" })));
-    addresses.allocate(&mut old, None, false).unwrap();
+    store(&mut addresses, &mut old);
     let inside = with(&old, json!({ "spec": { "type": "ClusterIP" } }));
     assert!(kind.update_errors("", inside.clone(), &old).is_empty());
     let mut stored = kind.updated("", inside, &old);
@@ -164,8 +172,8 @@ fn what_is_taken_or_out_of_range_is_refused_and_nothing_stays_taken() {
     );
     assert_eq!(
         refusal(&mut addresses, json!({ "clusterIP": "10.1.0.1" })),
-        "spec.clusterIPs: Invalid value: [\"10.1.0.1\"]: failed to allocate IP 10.1.0.1: the provided IP (10.1.0.1) is not \
-         in the valid range. The range of valid IPs is 10.96.0.0/16"
+        "spec.clusterIPs: Invalid value: [\"10.1.0.1\"]: failed to allocate IP 10.1.0.1: the provided network \
+         does not match the current range"
     );
     let own_ip = json!({ "type": "NodePort", "clusterIP": "10.96.0.11", "ports": [{ "port": 80, "nodePort": 30080 }] });
     assert_eq!(
@@ -187,7 +195,7 @@ fn a_dry_run_takes_nothing_and_a_deleted_service_gives_all_back() {
     let mut addresses = allocator();
     let mut object = services().accepted(service(json!({ "clusterIP": "10.96.0.10" })));
     assert_eq!(addresses.allocate(&mut object, None, true).unwrap(), []);
-    let taken = addresses.allocate(&mut object, None, false).unwrap();
+    let taken = store(&mut addresses, &mut object);
     assert_eq!(taken, [Reservation::Ip("10.96.0.10".parse().unwrap())]);
     let mut other = with(&object, json!({ "metadata": { "name": "other" } }));
     assert!(addresses.allocate(&mut other, None, false).is_err());
@@ -231,6 +239,51 @@ fn a_small_range_is_used_to_its_last_address_and_then_full() {
         refused.to_string(),
         "spec.clusterIPs: Internal error: failed to allocate a serviceIP: range is full"
     );
+}
+
+#[test]
+fn ranges_that_are_ready_are_used_at_once_and_those_that_end_no_more() {
+    let mut addresses = Allocator::new(vec!["10.96.0.0/30".parse().unwrap()]);
+    let range = |cidr: &str, more: Value| {
+        let ready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+        with(&with(&json!({ "metadata": {}, "spec": { "cidrs": [cidr] } }), ready), more)
+    };
+    let (own, extra) = (range("10.96.0.0/30", json!({})), range("203.0.113.0/24", json!({})));
+    let asked = |name: &str, spec: Value| {
+        with(&services().accepted(service(spec)), json!({ "metadata": { "name": name } }))
+    };
+    let fixed = json!({ "clusterIP": "203.0.113.10" });
+    addresses.set_ranges([&own]);
+    assert!(addresses.allocate(&mut asked("a", fixed.clone()), None, true).is_err());
+    addresses.set_ranges([&extra, &own]);
+    let mut object = asked("a", fixed);
+    store(&mut addresses, &mut object);
+    for name in ["b", "c", "d"] {
+        let mut object = asked(name, json!({}));
+        addresses.allocate(&mut object, None, false).unwrap();
+        let is_own = object["spec"]["clusterIP"].as_str().unwrap().starts_with("10.96.0.");
+        assert_eq!(is_own, name != "d", "the configured range is used up first");
+    }
+    let ending =
+        range("203.0.113.0/24", json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }));
+    addresses.set_ranges([&own, &ending]);
+    assert!(addresses.allocate(&mut asked("e", json!({})), None, true).is_err());
+    let before = object.clone();
+    assert_eq!(addresses.allocate(&mut object, Some(&before), false).unwrap(), [], "what it has it keeps");
+}
+
+#[test]
+fn an_address_object_of_somebody_else_holds_its_address() {
+    let mut addresses = allocator();
+    let parent = |name: &str| json!({ "resource": "services", "namespace": "ns", "name": name });
+    let stored =
+        |name: &str| json!({ "metadata": { "name": "10.96.0.10" }, "spec": { "parentRef": parent(name) } });
+    let mut object = services().accepted(service(json!({ "clusterIP": "10.96.0.10" })));
+    addresses.address_stored(&stored("other"));
+    let refused = addresses.allocate(&mut object, None, false).unwrap_err().to_string();
+    assert!(refused.ends_with("provided IP is already allocated"), "{refused}");
+    addresses.address_deleted(&stored("other"));
+    assert!(addresses.allocate(&mut object, None, true).is_ok());
 }
 
 #[test]

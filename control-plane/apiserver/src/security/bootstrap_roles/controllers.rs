@@ -189,11 +189,14 @@ pub(super) const ROLES: &[Role] = &[
         name: "pod-garbage-collector",
         rules: &["delete, list, watch | core | pods", "read | core | nodes", "patch | core | pods/status"],
     },
-    Role { name: "pv-protection-controller", rules: &["read, update | core | persistentvolumes", EVENTS] },
+    Role {
+        name: "pv-protection-controller",
+        rules: &["patch, read, update | core | persistentvolumes", EVENTS],
+    },
     Role {
         name: "pvc-protection-controller",
         rules: &[
-            "read, update | core | persistentvolumeclaims",
+            "patch, read, update | core | persistentvolumeclaims",
             "update | core | persistentvolumeclaims/status",
             "read | core | pods",
             EVENTS,
@@ -224,6 +227,15 @@ pub(super) const ROLES: &[Role] = &[
     Role { name: "root-ca-cert-publisher", rules: &["create, update | core | configmaps", EVENTS] },
     Role { name: "service-account-controller", rules: &["create | core | serviceaccounts", EVENTS] },
     Role {
+        name: "service-cidrs-controller",
+        rules: &[
+            "patch, read, update | networking.k8s.io | servicecidrs",
+            "patch, update | networking.k8s.io | servicecidrs/finalizers, servicecidrs/status",
+            "read | networking.k8s.io | ipaddresses",
+            EVENTS,
+        ],
+    },
+    Role {
         name: "service-controller",
         rules: &[
             "read | core | services",
@@ -246,5 +258,14 @@ pub(super) const ROLES: &[Role] = &[
         ],
     },
     Role { name: "ttl-after-finished-controller", rules: &["delete, read | batch | jobs", EVENTS] },
+    Role {
+        name: "validatingadmissionpolicy-status-controller",
+        rules: &[
+            "read | admissionregistration.k8s.io | validatingadmissionpolicies",
+            "get, patch, update | admissionregistration.k8s.io | validatingadmissionpolicies/status",
+            "read | apiextensions.k8s.io | customresourcedefinitions",
+            EVENTS,
+        ],
+    },
     Role { name: "ttl-controller", rules: &["list, patch, update, watch | core | nodes", EVENTS] },
 ];
