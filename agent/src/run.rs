@@ -68,7 +68,10 @@ async fn client(config: &Config) -> anyhow::Result<Client> {
     let doing = || format!("--kubeconfig {}", config.kubeconfig.display());
     let kubeconfig = kube::config::Kubeconfig::read_from(&config.kubeconfig).with_context(doing)?;
     let options = kube::config::KubeConfigOptions::default();
-    let settings = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(doing)?;
+    let mut settings =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(doing)?;
+    // Also the name under which the API records what this node's status writes own.
+    settings.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static("kubelet/v1.36")));
     Client::try_from(settings).with_context(doing)
 }
 

@@ -167,26 +167,29 @@ fn families(flag: &str, ranges: &[IpNetwork]) -> anyhow::Result<Vec<IpNetwork>> 
     Ok(ranges.to_vec())
 }
 
+/// `name` is what the API records the client's writes under.
 async fn remote_client(
     arguments: &ClientArguments,
+    name: &'static str,
 ) -> anyhow::Result<(kube::Client, kube::config::Kubeconfig)> {
     let path = &arguments.kubeconfig;
     let named = || format!("cannot use the kubeconfig {}", path.display());
     let kubeconfig = kube::config::Kubeconfig::read_from(path).with_context(named)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig.clone(), &Default::default())
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig.clone(), &Default::default())
         .await
         .with_context(named)?;
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(name)));
     Ok((kube::Client::try_from(config).with_context(named)?, kubeconfig))
 }
 
 pub async fn scheduler(arguments: ClientArguments) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
-    scheduler::run(remote_client(&arguments).await?.0, stop).await
+    scheduler::run(remote_client(&arguments, "kube-scheduler").await?.0, stop).await
 }
 
 pub async fn controllers(server: ServerArguments, arguments: ClientArguments) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
-    let (client, kubeconfig) = remote_client(&arguments).await?;
+    let (client, kubeconfig) = remote_client(&arguments, "kube-controller-manager").await?;
     let config = controllers::Config {
         root_ca_pem: authority(&kubeconfig)
             .with_context(|| {

@@ -4,6 +4,7 @@
 //! merge ([`patch`]), OpenAPI documents ([`openapi`]). Beside it the words of the API: [`status`], [`field`] errors,
 //! [`names`], [`selector`]s, [`quantity`], [`quota`] usage, [`time`], and access to [`meta`]data.
 
+pub mod apply;
 pub mod field;
 pub mod json;
 pub mod meta;

@@ -108,6 +108,16 @@ impl Status {
         Self::conflict(group, plural, name, why)
     }
 
+    /// The conflicts of an apply patch; one cause for each is to be added.
+    pub fn apply_conflict(message: impl Into<String>) -> Self {
+        Self::failure(409, "Conflict", message).about(Map::new())
+    }
+
+    /// An error of the server in its own words, as upstream sends what it has no reason for.
+    pub fn plain_internal(message: impl Into<String>) -> Self {
+        Self::failure(500, "", message)
+    }
+
     pub fn invalid(group: &str, kind: &str, name: &str, errors: Vec<FieldError>) -> Self {
         let mut texts: Vec<String> = Vec::with_capacity(errors.len());
         for error in &errors {

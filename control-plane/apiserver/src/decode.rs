@@ -2,6 +2,7 @@
 //! field validation that the request asks for.
 
 use api::{
+    apply::spell_out_reset,
     field::FieldError,
     json, meta, protobuf,
     schema::{Schema, TypeId, builtin},
@@ -131,6 +132,7 @@ impl Expected<'_> {
             return Err(Status::undecodable(self.kind, self.version(), why));
         }
         self.check_kind(&mut value)?;
+        spell_out_reset(&mut value);
         let decoded = schema.decode(self.ty, &mut value);
         if let Some(error) = decoded.errors.first() {
             return Err(Status::undecodable(self.kind, self.version(), error));

@@ -21,6 +21,7 @@ pub mod flow_control;
 pub mod handlers;
 pub mod kinds;
 pub mod negotiate;
+pub mod ownership;
 pub mod protobuf;
 pub mod query;
 pub mod registry;

@@ -10,7 +10,10 @@ use api::{
 };
 use serde_json::{Value, json};
 
-use crate::request::percent_decode;
+use crate::{
+    ownership::{MANAGER_BYTES_MAX, is_printable},
+    request::percent_decode,
+};
 
 /// The decoded query of a request; a key may occur more than once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -217,8 +220,17 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
+    /// PatchOptions of an apply patch, which must say who applies.
+    pub fn parse_apply(query: &Query) -> Result<Self, Status> {
+        Self::parse_as(query, "PatchOptions", true)
+    }
+
     /// `kind` is the name of the options, for the text of an error.
     pub fn parse(query: &Query, kind: &str) -> Result<Self, Status> {
+        Self::parse_as(query, kind, false)
+    }
+
+    fn parse_as(query: &Query, kind: &str, applies: bool) -> Result<Self, Status> {
         let mut errors = Vec::new();
         let dry_run = dry_run(&query.all("dryRun"), &mut errors);
         let field_validation = match query.get("fieldValidation").unwrap_or_default() {
@@ -235,18 +247,29 @@ impl WriteOptions {
             }
         };
         let field_manager = query.get("fieldManager").unwrap_or_default().to_owned();
-        if field_manager.len() > 128 {
-            errors.push(FieldError::invalid(
-                "fieldManager",
-                Value::from(field_manager.clone()),
-                "may not be more than 128 characters",
-            ));
+        if applies && field_manager.is_empty() {
+            errors.push(FieldError::required("fieldManager", "is required for apply patch"));
         }
+        if !applies && kind == "PatchOptions" && query.get("force").is_some() {
+            errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+        }
+        check_manager(&field_manager, &mut errors);
         if errors.is_empty() {
             Ok(Self { dry_run, field_validation, field_manager, force: query.flag("force") })
         } else {
             Err(Status::invalid("meta.k8s.io", kind, "", errors))
         }
+    }
+}
+
+/// The name of a manager: 128 bytes that can be printed.
+fn check_manager(manager: &str, errors: &mut Vec<FieldError>) {
+    if manager.len() > MANAGER_BYTES_MAX {
+        errors.push(FieldError::too_long("fieldManager", MANAGER_BYTES_MAX));
+    }
+    for (at, c) in manager.char_indices().filter(|(_, c)| !is_printable(*c)).take(MANAGER_BYTES_MAX) {
+        let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+        errors.push(FieldError::invalid("fieldManager", Value::from(manager), why));
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     admission::Lookup,
     discovery::remote::RemoteVersion,
     handlers::{Target, now, update::Update},
+    ownership::Writer,
     query::WriteOptions,
     registry::fields::*,
     security::{GROUP_MASTERS, Identity},
@@ -172,7 +173,7 @@ async fn write(state: &State, name: &str, verdict: &Verdict) -> Result<(), Statu
     }
     info!(name, status = verdict.status, reason = verdict.reason, "availability of an aggregated API");
     let user = Identity::internal("system:kube-aggregator", &[GROUP_MASTERS]);
-    let options = WriteOptions::default();
+    let (options, writer) = (WriteOptions::default(), Writer::server());
     let update = Update {
         state,
         user: &user,
@@ -182,6 +183,7 @@ async fn write(state: &State, name: &str, verdict: &Verdict) -> Result<(), Statu
         name,
         options: &options,
         admits: false,
+        writer: &writer,
     };
     let at = now();
     let set = |old: &Value| {

@@ -17,6 +17,7 @@ use crate::{
         delete::Delete,
         update::Update,
     },
+    ownership::Writer,
     query::{DeleteOptions, WriteOptions},
     registry::fields::*,
     security::{GROUP_MASTERS, Identity},
@@ -183,7 +184,8 @@ async fn create(
     mut object: Value,
 ) -> Result<(), Status> {
     place(target, namespace, &mut object)?;
-    let create = Create { state, user, target, namespace, options: &WriteOptions::default() };
+    let (options, writer) = (WriteOptions::default(), Writer::server());
+    let create = Create { state, user, target, namespace, options: &options, writer: &writer };
     match create.run(object, &mut Vec::new()).await {
         Ok(_) => Ok(()),
         // Another server of the cluster registers the same.
@@ -219,7 +221,7 @@ pub(crate) async fn publish_authentication(
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data});
         return create(state, &user, &target, namespace, object).await;
     }
-    let options = WriteOptions::default();
+    let (options, writer) = (WriteOptions::default(), Writer::server());
     let update = Update {
         state,
         user: &user,
@@ -229,6 +231,7 @@ pub(crate) async fn publish_authentication(
         name,
         options: &options,
         admits: false,
+        writer: &writer,
     };
     let changed = |old: &Value| {
         let mut new = old.clone();

@@ -28,6 +28,7 @@ use tracing::{info, warn};
 use crate::{
     handlers::{Target, now, update::Update},
     kinds::Custom,
+    ownership::Writer,
     query::WriteOptions,
     registry::crd::{CLEANUP_FINALIZER, is_true},
     security::{GROUP_MASTERS, Identity},
@@ -251,7 +252,7 @@ async fn update_definition(
     change: &mut (dyn FnMut(&mut Value) + Send),
 ) -> Result<Value, Status> {
     let target = definitions_target(state).ok_or_else(Status::resource_not_found)?;
-    let (user, options) = (identity(), WriteOptions::default());
+    let (user, options, writer) = (identity(), WriteOptions::default(), Writer::server());
     let update = Update {
         state,
         user: &user,
@@ -261,6 +262,7 @@ async fn update_definition(
         name,
         options: &options,
         admits: true,
+        writer: &writer,
     };
     update
         .run(&mut Vec::new(), &mut |old| {

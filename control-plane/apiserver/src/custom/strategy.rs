@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use api::{
+    apply::Reset,
     field::FieldError,
     names,
+    schema::Resource,
     structural::{Structural, blocks_rules},
 };
 use cel::{Budget, REQUEST_COST_MAX, rules::Rules};
@@ -193,6 +195,14 @@ impl Strategy for CustomStrategy {
 
     fn scale(&self) -> Option<&Scale> {
         self.scale.as_ref()
+    }
+
+    fn reset_fields(&self, _resource: &Resource, subresource: &str) -> Reset {
+        match subresource {
+            "status" => Reset::Fields(&[&["metadata"], &["spec"]]),
+            "" if self.has_status => Reset::Fields(&[&["status"]]),
+            _ => Reset::NONE,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tracing::warn;
 use super::objects::GROUP;
 use crate::{
     handlers::{Target, now, update::Update},
+    ownership::Writer,
     query::WriteOptions,
     registry::fields::*,
     security::{GROUP_MASTERS, Identity},
@@ -126,7 +127,7 @@ async fn write_condition(
 ) -> anyhow::Result<()> {
     let Some(resource) = state.schema.resource(GROUP, "v1", SCHEMAS) else { return Ok(()) };
     let target = Target::new(resource);
-    let options = WriteOptions::default();
+    let (options, writer) = (WriteOptions::default(), Writer::server());
     let update = Update {
         state,
         user,
@@ -136,6 +137,7 @@ async fn write_condition(
         name,
         options: &options,
         admits: true,
+        writer: &writer,
     };
     let written = update
         .run(&mut Vec::new(), &mut |old| {

@@ -9,6 +9,7 @@ use super::{Call, Target, escalation, now};
 use crate::{
     admission::{self, Operation, Options, resource_quota},
     decode::Expected,
+    ownership::Writer,
     query::WriteOptions,
     registry::{self, Context},
     security::Identity,
@@ -24,6 +25,8 @@ const SUFFIX_LENGTH: usize = 5;
 /// The longest part of `generateName` that is kept.
 const GENERATE_BASE_MAX: usize = 58;
 const GENERATE_ATTEMPTS: usize = 8;
+/// An object of so many bytes of text is never too large because its owners come on top.
+const OWNED_BYTES_MAX: usize = 256 * 1024;
 
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
     let accepted = call.accepted_object()?;
@@ -39,6 +42,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         target,
         namespace: &call.info.namespace,
         options: &options,
+        writer: &Writer::of(&options.field_manager, &call.headers),
     };
     let created = write.run(object, &mut call.warnings).await?;
     call.answer(target, accepted, StatusCode::CREATED, created)
@@ -79,6 +83,8 @@ pub struct Create<'a> {
     pub target: &'a Target,
     pub namespace: &'a str,
     pub options: &'a WriteOptions,
+    /// Whom the object is recorded for.
+    pub writer: &'a Writer,
 }
 
 impl Create<'_> {
@@ -96,8 +102,14 @@ impl Create<'_> {
                 meta::set_name(&mut object, &generate_name(&base));
             }
             let name = meta::name(&object).to_owned();
+            let spare = self.spare(&object);
             let next = if attempt == attempts { std::mem::take(&mut object) } else { object.clone() };
-            match self.attempt(next, warnings).await {
+            let mut result = self.attempt(next, self.writer, warnings).await;
+            if let (Err(Status { code: 413, .. }), Some(spare)) = (&result, spare) {
+                warnings.clear();
+                result = self.attempt(spare, &Writer::Forgotten, warnings).await;
+            }
+            match result {
                 Err(status) if status.reason == "AlreadyExists" && generates => {
                     if attempt == attempts {
                         let resource = &*self.target.resource;
@@ -114,21 +126,33 @@ impl Create<'_> {
     /// What the server says about a new object, whatever the client said.
     fn begin(&self, object: &mut Value) {
         let metadata = meta::metadata_mut(object);
-        for field in
-            ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"]
-        {
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
             metadata.remove(field);
         }
         meta::set_uid(object, &uuid::Uuid::new_v4().to_string());
         meta::set_creation_timestamp(object, &now());
     }
 
-    async fn attempt(&self, mut object: Value, warnings: &mut Vec<String>) -> Result<Value, Status> {
+    /// The object once more, where with its owners it may be too large to be stored: they can take as much room as the
+    /// object, and nobody asked for them.
+    fn spare(&self, object: &Value) -> Option<Value> {
+        let mut left = OWNED_BYTES_MAX;
+        let records = matches!(self.writer, Writer::Manager(_));
+        (records && exceeds(object, &mut left)).then(|| object.clone())
+    }
+
+    async fn attempt(
+        &self,
+        mut object: Value,
+        writer: &Writer,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, Status> {
         let Self { state, target, .. } = *self;
         let now = now();
         let context =
             Context { resource: &target.resource, subresource: "", now: &now, user: &self.user.name };
         target.default(&mut object);
+        writer.record(target, "", None, &mut object, &now);
         registry::prepare_create(&*target.strategy, &context, &mut object);
         target.strategy.set_requester(&mut object, self.user);
         let name = meta::name(&object).to_owned();
@@ -182,9 +206,34 @@ impl Create<'_> {
     }
 }
 
+/// Whether a value has more bytes of text than are `left`.
+fn exceeds(value: &Value, left: &mut usize) -> bool {
+    fn spend(left: &mut usize, bytes: usize) -> bool {
+        let rest = left.checked_sub(bytes);
+        *left = rest.unwrap_or(0);
+        rest.is_none()
+    }
+    match value {
+        Value::String(text) => spend(left, text.len()),
+        Value::Array(items) => items.iter().any(|item| spend(left, 1) || exceeds(item, left)),
+        Value::Object(entries) => {
+            entries.iter().any(|(name, value)| spend(left, name.len() + 1) || exceeds(value, left))
+        }
+        _ => spend(left, 1),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_large_objects_exceed() {
+        let value = serde_json::json!({"ab": ["cd", 1, {"e": "f"}]});
+        let size = 3 + (1 + 2) + (1 + 1) + (1 + 2 + 1);
+        assert!(!exceeds(&value, &mut size.clone()));
+        assert!(exceeds(&value, &mut (size - 1)));
+    }
 
     #[test]
     fn generated_names_keep_58_characters_and_add_five() {

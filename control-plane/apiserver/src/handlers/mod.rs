@@ -30,6 +30,7 @@ use crate::{
     table::{IncludeObject, Tabler, partial},
 };
 
+pub mod apply;
 pub mod create;
 pub mod delete;
 pub mod delete_collection;

@@ -1,6 +1,5 @@
 //! PATCH: JSON Patch, JSON Merge Patch and strategic merge, applied to the newest object inside the update loop.
-//!
-//! Deliberately absent: server-side apply (`application/apply-patch+yaml`), answered with 415.
+//! Server-side apply is [`super::apply`].
 
 use api::{
     meta,
@@ -44,26 +43,18 @@ pub struct Patch {
 impl Patch {
     /// Reads the request's body as its Content-Type says.
     pub async fn read(call: &mut Call) -> Result<Self, Status> {
-        let content_type = call
-            .headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
-        let kind = match content_type.as_str() {
+        let kind = match content_type(call) {
             JSON_PATCH => PatchKind::Json,
             MERGE_PATCH => PatchKind::Merge,
             STRATEGIC_MERGE => PatchKind::Strategic,
-            APPLY => {
-                let mut status = Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE]);
-                status.message.push_str("; server-side apply is not served yet");
-                return Err(status);
+            _ => {
+                return Err(Status::unsupported_media_type(&[
+                    JSON_PATCH,
+                    MERGE_PATCH,
+                    STRATEGIC_MERGE,
+                    APPLY,
+                ]));
             }
-            _ => return Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE])),
         };
         let bytes = body::read(call.take_body()).await?;
         let Document { value, mut duplicates } = decode::parse_json(&bytes)
@@ -130,8 +121,21 @@ fn strict_operations(operations: &Value, duplicates: &[String]) -> Vec<String> {
     found
 }
 
+fn content_type(call: &Call) -> &str {
+    let text = call.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    text.unwrap_or_default().split(';').next().unwrap_or_default().trim()
+}
+
+/// Whether the patch is a configuration to apply.
+pub fn is_apply(call: &Call) -> bool {
+    content_type(call) == APPLY
+}
+
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
     let accepted = call.accepted_object()?;
+    if is_apply(call) {
+        return super::apply::handle(call, target).await;
+    }
     let options = WriteOptions::parse(&call.query, "PatchOptions")?;
     let patch = Patch::read(call).await?;
     if target.is_custom() && patch.kind == PatchKind::Strategic {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use api::{field::FieldError, meta, status::Status};
+use api::{apply::keep_times, field::FieldError, meta, status::Status};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     admission::{self, Operation, Options, resource_quota},
     decode::Expected,
+    ownership::{self, Writer},
     query::WriteOptions,
     registry::{self, Context},
     security::Identity,
@@ -49,6 +50,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
             target,
             namespace: &call.info.namespace,
             options: &options,
+            writer: &Writer::of(&options.field_manager, &call.headers),
         };
         meta::set_resource_version(&mut object, "");
         let created = write.run(object, &mut call.warnings).await?;
@@ -84,6 +86,8 @@ pub struct Update<'a> {
     pub options: &'a WriteOptions,
     /// Whether admission is asked: not where it was asked about what causes this change (a binding, an eviction).
     pub admits: bool,
+    /// Whom the change is recorded for.
+    pub writer: &'a Writer,
 }
 
 /// Makes the new object from the stored one; called again after a lost race.
@@ -101,6 +105,7 @@ impl<'a> Update<'a> {
             name: call.info.name.clone(),
             options: options.clone(),
             admits: true,
+            writer: Writer::of(&options.field_manager, &call.headers),
         }
     }
 
@@ -112,7 +117,14 @@ impl<'a> Update<'a> {
                 .await?
                 .ok_or_else(|| self.target.not_found(self.name))?;
             let mut said = Vec::new();
-            let attempt = self.attempt(&key, &object, &mut said, transform).await;
+            let mut attempt = self.attempt(&key, &object, self.writer, &mut said, transform).await;
+            if attempt.as_ref().is_err_and(|status| status.code == 413)
+                && matches!(self.writer, Writer::Manager(_))
+            {
+                // Owners can take much room, and nobody asked for them.
+                said.clear();
+                attempt = self.attempt(&key, &object, &Writer::Forgotten, &mut said, transform).await;
+            }
             if let Some(ended) = attempt.transpose() {
                 warnings.append(&mut said);
                 return ended;
@@ -131,6 +143,7 @@ impl<'a> Update<'a> {
         &self,
         key: &str,
         object: &Arc<Object>,
+        writer: &Writer,
         warnings: &mut Vec<String>,
         transform: Transform<'_>,
     ) -> Result<Option<Value>, Status> {
@@ -147,10 +160,14 @@ impl<'a> Update<'a> {
             user: &self.user.name,
         };
         target.default(&mut new);
+        writer.record(target, self.subresource, Some(&old), &mut new, &now);
         // A binding writes what no client may: it is checked by who makes it.
         let follows_rules = self.subresource != "binding";
         if follows_rules {
+            // Rules that keep metadata as it was must not keep its owners.
+            let owners = meta::metadata_mut(&mut new).remove("managedFields");
             registry::prepare_update(&*target.strategy, &context, &mut new, &old);
+            ownership::put(&mut new, owners);
         }
         let request = admission::Request {
             operation: Operation::Update,
@@ -168,6 +185,7 @@ impl<'a> Update<'a> {
             state.admission.mutate(&request, &mut new, warnings).await?;
             target.default(&mut new);
         }
+        keep_times(&mut new, &old);
         let errors = if follows_rules {
             registry::validate_update(&*target.strategy, &context, &new, &old)
         } else {
@@ -256,6 +274,7 @@ pub struct UpdateOwned<'a> {
     pub name: String,
     pub options: WriteOptions,
     pub admits: bool,
+    pub writer: Writer,
 }
 
 impl UpdateOwned<'_> {
@@ -269,6 +288,7 @@ impl UpdateOwned<'_> {
             name: &self.name,
             options: &self.options,
             admits: self.admits,
+            writer: &self.writer,
         };
         update.run(warnings, transform).await
     }
@@ -277,7 +297,6 @@ impl UpdateOwned<'_> {
 /// What no client can change: the server's part of `metadata`.
 fn keep_server_fields(new: &mut Value, old: &Value) {
     let metadata = meta::metadata_mut(new);
-    metadata.remove("managedFields");
     for field in [
         "uid",
         "creationTimestamp",

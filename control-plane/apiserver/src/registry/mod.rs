@@ -43,10 +43,10 @@ mod tests;
 pub(crate) mod webhooks;
 mod workload;
 
-use api::{field::FieldError, schema::Resource};
+use api::{apply::Reset, field::FieldError, schema::Resource};
 use serde_json::{Value, json};
 
-use crate::security::Identity;
+use crate::{ownership, security::Identity};
 use fields::{at, child, copy, entries, int, remove, same, set};
 pub use table::{NAME_AND_AGE, human_duration};
 
@@ -181,6 +181,10 @@ pub trait Strategy: Send + Sync {
     /// for. `None`: at once.
     fn grace_period_seconds(&self, _object: &Value, _requested: Option<i64>) -> Option<i64> {
         None
+    }
+    /// The fields that a write to the object (or with a name, to that subresource) cannot set and so does not own.
+    fn reset_fields(&self, resource: &Resource, subresource: &str) -> Reset {
+        ownership::reset_fields(resource, subresource)
     }
     fn default_propagation(&self) -> Propagation {
         Propagation::Background

@@ -15,6 +15,7 @@ use crate::{
         create::{Create, place},
         update::Update,
     },
+    ownership::Writer,
     query::WriteOptions,
     registry::{self, fields::same},
     security::{GROUP_MASTERS, Identity, bootstrap_roles},
@@ -66,8 +67,9 @@ pub(crate) async fn ensure(state: &State, user: &Identity, mut object: Value) ->
         return Ok(false);
     }
     place(&target, &namespace, &mut object).with_context(named)?;
+    let (options, writer) = (WriteOptions::default(), Writer::server());
     let create =
-        Create { state, user, target: &target, namespace: &namespace, options: &WriteOptions::default() };
+        Create { state, user, target: &target, namespace: &namespace, options: &options, writer: &writer };
     match create.run(object, &mut Vec::new()).await {
         Ok(_) => Ok(true),
         // Another server of the cluster starts at the same time.
@@ -96,9 +98,18 @@ async fn merge(
             return Ok(());
         }
     }
-    let options = WriteOptions::default();
-    let update =
-        Update { state, user, target, subresource: "", namespace, name, options: &options, admits: true };
+    let (options, writer) = (WriteOptions::default(), Writer::server());
+    let update = Update {
+        state,
+        user,
+        target,
+        subresource: "",
+        namespace,
+        name,
+        options: &options,
+        admits: true,
+        writer: &writer,
+    };
     update.run(&mut Vec::new(), &mut |old| Ok(merged(old, wanted))).await?;
     Ok(())
 }
@@ -117,7 +128,8 @@ async fn recreate(
         let deleted = state.cache.delete(&key, stored.revision()).await;
         deleted.map_err(|error| target.storage_error(name, error))?;
     }
-    let create = Create { state, user, target, namespace, options: &WriteOptions::default() };
+    let (options, writer) = (WriteOptions::default(), Writer::server());
+    let create = Create { state, user, target, namespace, options: &options, writer: &writer };
     create.run(wanted, &mut Vec::new()).await.map(drop)
 }
 

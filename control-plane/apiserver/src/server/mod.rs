@@ -322,7 +322,13 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (state, peer) = (Arc::clone(&self.state), Arc::clone(&self.peer));
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        if let (http::header::Entry::Vacant(agent), Peer::Local(identity)) =
+            (request.headers_mut().entry(http::header::USER_AGENT), &*peer)
+            && let Ok(name) = identity.name.trim_start_matches("system:").parse()
+        {
+            agent.insert(name);
+        }
         Box::pin(async move { Ok(pipeline::respond(state, peer, request).await) })
     }
 }

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use crate::{
     handlers::{Target, create::Create, now, update::Update},
+    ownership::Writer,
     query::WriteOptions,
     security::{GROUP_MASTERS, Identity},
     state::State,
@@ -47,8 +48,15 @@ pub(super) async fn ensure(state: &State) -> Result<(), Status> {
             "metadata": { "name": NAME },
             "spec": { "cidrs": ranges },
         });
-        let options = WriteOptions::default();
-        let create = Create { state, user: &user, target: &target, namespace: "", options: &options };
+        let (options, writer) = (WriteOptions::default(), Writer::server());
+        let create = Create {
+            state,
+            user: &user,
+            target: &target,
+            namespace: "",
+            options: &options,
+            writer: &writer,
+        };
         match create.run(object, &mut Vec::new()).await {
             Ok(_) => {}
             // Another server of the cluster starts at the same time.
@@ -93,7 +101,7 @@ async fn write(
     subresource: &'static str,
     change: &(dyn Fn(&mut Value) + Sync),
 ) -> Result<(), Status> {
-    let options = WriteOptions::default();
+    let (options, writer) = (WriteOptions::default(), Writer::server());
     let update = Update {
         state,
         user,
@@ -103,6 +111,7 @@ async fn write(
         name: NAME,
         options: &options,
         admits: true,
+        writer: &writer,
     };
     let mut transform = |old: &Value| {
         let mut new = old.clone();

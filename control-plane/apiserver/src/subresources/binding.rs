@@ -11,6 +11,7 @@ use crate::{
         Call, Target, now,
         update::{Update, check_name},
     },
+    ownership::Writer,
     query::WriteOptions,
     respond,
     server::body::Body,
@@ -46,6 +47,7 @@ pub async fn handle(call: &mut Call) -> Result<Response<Body>, Status> {
     let mut update = Update::of(call, &target, &options);
     update.subresource = "binding".to_owned();
     update.admits = false;
+    update.writer = Writer::Nobody;
     update.run(&mut call.warnings, &mut |pod| bind(pod, &binding, node, &now())).await?;
     let mut status = Status::success(None).to_value();
     status["code"] = json!(201);

@@ -15,6 +15,7 @@ use crate::{
         update::{Update, check_name},
     },
     negotiate,
+    ownership::Writer,
     query::{DeleteOptions, WriteOptions},
     respond,
     server::body::Body,
@@ -105,6 +106,7 @@ async fn spend_budget(call: &mut Call, pod: &Value, dry_run: bool) -> Result<(),
     update.admits = false;
     update.subresource = "status".to_owned();
     update.name = meta::name(budget).to_owned();
+    update.writer = Writer::Nobody;
     let name = meta::name(pod).to_owned();
     update
         .run(&mut call.warnings, &mut |budget| {
@@ -149,6 +151,7 @@ fn judge(budget: &Value, pod: &Value) -> Result<Verdict, Status> {
 async fn mark(call: &mut Call, target: &Target) -> Result<(), Status> {
     let mut update = Update::of(call, target, &WriteOptions::default());
     update.admits = false;
+    update.writer = Writer::Nobody;
     update.subresource = "status".to_owned();
     let condition = json!({
         "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",

@@ -1,6 +1,12 @@
 //! `/scale`: the replica count of a workload as an `autoscaling/v1` Scale, the same for every kind that has one.
 
-use api::{field::FieldError, meta, schema::TypeId, status::Status};
+use api::{
+    apply::{OneVersion, Ownership, Reset, ScaleFields},
+    field::FieldError,
+    meta,
+    schema::{Schema, TypeId},
+    status::Status,
+};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -9,12 +15,15 @@ use crate::{
     decode::Expected,
     handlers::{
         Call, Target,
-        patch::Patch,
+        apply::{Configuration, applied},
+        now,
+        patch::{Patch, is_apply},
         target::read,
         update::{Update, check_name},
     },
     negotiate,
-    query::WriteOptions,
+    ownership::{self, Writer},
+    query::{FieldValidation, WriteOptions},
     respond,
     server::body::Body,
 };
@@ -33,55 +42,132 @@ pub async fn get(call: &mut Call, target: &Target) -> Result<Response<Body>, Sta
 enum Wanted {
     Whole(Value),
     Patch(Patch),
+    Configuration(Configuration),
+}
+
+impl Wanted {
+    async fn read(
+        call: &mut Call,
+        expected: Expected<'_>,
+        validation: FieldValidation,
+    ) -> Result<Self, Status> {
+        if call.info.verb == "patch" {
+            return Ok(if is_apply(call) {
+                Self::Configuration(Configuration::read(call).await?)
+            } else {
+                Self::Patch(Patch::read(call).await?)
+            });
+        }
+        let mut scale = call.decode_body(expected, validation).await?;
+        check_name(&call.info.name, &mut scale)?;
+        Ok(Self::Whole(scale))
+    }
+}
+
+/// One write of a Scale.
+struct Writing<'a> {
+    target: &'a Target,
+    schema: &'a Schema,
+    expected: Expected<'a>,
+    options: &'a WriteOptions,
+    manager: &'a str,
+    /// The version in which the parent was asked for.
+    api_version: &'a str,
+}
+
+impl Writing<'_> {
+    /// The Scale that is wanted, with its owners, from the one that is there.
+    fn scale(&self, wanted: &Wanted, old: &Value, said: &mut Vec<String>) -> Result<Value, Status> {
+        let now = now();
+        let write = Ownership {
+            schema: self.schema,
+            ty: self.expected.ty,
+            api_version: GROUP_VERSION,
+            kind: "Scale",
+            subresource: "scale",
+            manager: self.manager,
+            now: &now,
+            reset: Reset::NONE,
+            versions: &OneVersion,
+        };
+        let validation = self.options.field_validation;
+        let mut scale = match wanted {
+            Wanted::Whole(scale) => scale.clone(),
+            Wanted::Patch(patch) => patch.apply(self.schema, self.expected, old, validation, said)?,
+            Wanted::Configuration(config) => {
+                config.judge(validation, said)?;
+                let force = self.options.force;
+                return applied(&write, self.schema, self.expected, Some(old), &config.value, force);
+            }
+        };
+        write.record(Some(old), &mut scale);
+        Ok(scale)
+    }
+
+    /// The parent with the count of a Scale that was made from it, and with its owners.
+    fn parent(&self, wanted: &Wanted, old: &Value, said: &mut Vec<String>) -> Result<Value, Status> {
+        let fields = ScaleFields {
+            parent: &old["metadata"]["managedFields"],
+            api_version: self.api_version,
+            replicas: &|version| {
+                let is_served = meta::group_and_version(version).0 == self.target.resource.group;
+                is_served.then(|| replicas_path(self.target))
+            },
+        };
+        let mut before = scale_of(self.target, old)?;
+        if let Some(owners) = fields.to_scale().map_err(Status::plain_internal)? {
+            before["metadata"]["managedFields"] = owners;
+        }
+        let scale = self.scale(wanted, &before, said)?;
+        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+        if replicas < 0 {
+            let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+            return Err(Status::invalid("autoscaling", "Scale", meta::name(old), vec![error]));
+        }
+        let mut new = old.clone();
+        set_replicas(self.target, &mut new, replicas);
+        meta::set_resource_version(&mut new, meta::resource_version(&scale));
+        if meta::resource_version(&scale).is_empty() {
+            meta::set_resource_version(&mut new, meta::resource_version(old));
+        }
+        if !meta::uid(&scale).is_empty() {
+            meta::set_uid(&mut new, meta::uid(&scale));
+        }
+        let owners = fields.to_parent(&scale["metadata"]["managedFields"]).map_err(Status::plain_internal)?;
+        ownership::put(&mut new, owners);
+        Ok(new)
+    }
 }
 
 pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
     let accepted = negotiate::accepted(&call.headers, &[])?;
-    let is_patch = call.info.verb == "patch";
-    let options = WriteOptions::parse(&call.query, if is_patch { "PatchOptions" } else { "UpdateOptions" })?;
+    let options = match call.info.verb.as_str() {
+        "patch" if is_apply(call) => WriteOptions::parse_apply(&call.query)?,
+        "patch" => WriteOptions::parse(&call.query, "PatchOptions")?,
+        _ => WriteOptions::parse(&call.query, "UpdateOptions")?,
+    };
     let schema = call.state.schema;
     let ty: TypeId =
         schema.type_of("autoscaling", "v1", "Scale").ok_or_else(|| Status::internal("no type Scale"))?;
     let expected = Expected { group_version: GROUP_VERSION, kind: "Scale", ty };
-    let wanted = if is_patch {
-        Wanted::Patch(Patch::read(call).await?)
-    } else {
-        let mut scale = call.decode_body(expected, options.field_validation).await?;
-        check_name(&call.info.name, &mut scale)?;
-        Wanted::Whole(scale)
-    };
-    let name = call.info.name.clone();
-    let mut said = Vec::new();
+    let wanted = Wanted::read(call, expected, options.field_validation).await?;
     let mut update = Update::of(call, target, &options);
     update.subresource = String::new();
+    let writer = std::mem::replace(&mut update.writer, Writer::Recorded);
+    let api_version = target.resource.group_version();
+    let writing = Writing {
+        target,
+        schema,
+        expected,
+        options: &options,
+        manager: writer.manager(),
+        api_version: &api_version,
+    };
+    let mut said = Vec::new();
     let stored = update
         .run(&mut call.warnings, &mut |old| {
-            let scale = match &wanted {
-                Wanted::Whole(scale) => scale.clone(),
-                Wanted::Patch(patch) => patch.apply(
-                    schema,
-                    expected,
-                    &scale_of(target, old)?,
-                    options.field_validation,
-                    &mut said,
-                )?,
-            };
-            let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-            if replicas < 0 {
-                let error =
-                    FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-                return Err(Status::invalid("autoscaling", "Scale", &name, vec![error]));
-            }
-            let mut new = old.clone();
-            set_replicas(target, &mut new, replicas);
-            meta::set_resource_version(&mut new, meta::resource_version(&scale));
-            if meta::resource_version(&scale).is_empty() {
-                meta::set_resource_version(&mut new, meta::resource_version(old));
-            }
-            if !meta::uid(&scale).is_empty() {
-                meta::set_uid(&mut new, meta::uid(&scale));
-            }
-            Ok(new)
+            said.clear();
+            writing.parent(&wanted, old, &mut said)
         })
         .await?;
     call.warnings.append(&mut said);
@@ -105,9 +191,14 @@ fn figures(target: &Target, object: &Value) -> Result<(i64, i64, String), Status
     Ok((wanted, count(&scale.status_replicas).unwrap_or(0), selector.unwrap_or_default().to_owned()))
 }
 
-fn set_replicas(target: &Target, object: &mut Value, replicas: i64) {
+/// The names of the fields on the way to the count.
+fn replicas_path(target: &Target) -> Vec<String> {
     let path = target.strategy.scale().map_or(".spec.replicas", |scale| scale.replicas.as_str());
-    let fields = simple_fields(path).into_iter();
+    simple_fields(path).into_iter().map(|field| field.to_owned()).collect()
+}
+
+fn set_replicas(target: &Target, object: &mut Value, replicas: i64) {
+    let fields = replicas_path(target).into_iter();
     *fields.fold(object, |value, field| &mut value[field]) = json!(replicas);
 }
 

@@ -20,7 +20,7 @@ use self::{
     hook::{Hook, Source},
 };
 use super::{Extension, Pass, Request, policy::Documents, rules::Matched};
-use crate::{callout::Callout, context, security::Authorizer, storage::cache::Cache};
+use crate::{callout::Callout, context, ownership, security::Authorizer, storage::cache::Cache};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -171,7 +171,8 @@ impl Webhooks {
             .to_string()
         });
         match review.accepted(patched).await? {
-            Some(changed) => {
+            Some(mut changed) => {
+                pass.warnings.extend(ownership::keep_readable(&mut changed, object));
                 *object = changed;
                 Ok(true)
             }
