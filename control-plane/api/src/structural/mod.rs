@@ -1,5 +1,5 @@
-//! The structural schema of a CustomResourceDefinition, and what it does to objects: pruning and decoding ([`prune`]),
-//! defaults ([`default`]), validation ([`validate`], [`lists`], [`embedded`]). Pure functions of schema and object.
+//! The structural schema of a CustomResourceDefinition, and what it does to objects: pruning and decoding (`prune`),
+//! defaults (`default`), validation (`validate`, `lists`, `embedded`). Pure functions of schema and object.
 //!
 //! ```text
 //! decode: metadata by its type, prune, nulls  ->  default  ->  validate (with the old object: ratcheting, KEP-4008)
