@@ -38,6 +38,17 @@ async fn pods(pods: &Api<Pod>, name: &str, count: usize) -> Vec<Pod> {
     .await
 }
 
+async fn a_service_has_slices(cluster: &Cluster) {
+    let spec = json!({ "selector": { "app": "web" }, "ports": [{ "port": 80 }] });
+    create(&cluster.api::<Service>("team"), json!({ "metadata": { "name": "web" }, "spec": spec })).await;
+    eventually("Endpoints and EndpointSlice", async || {
+        let endpoints = cluster.api::<Endpoints>("team").get_opt("web").await.unwrap().is_some();
+        let slices = cluster.api::<EndpointSlice>("team").list(&ListParams::default()).await.unwrap().items;
+        if endpoints && slices.len() == 1 { Ok(()) } else { Err((endpoints, slices.len())) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workloads_are_made_scaled_and_taken_down() {
     let cluster = Cluster::start().await;
@@ -89,14 +100,7 @@ async fn workloads_are_made_scaled_and_taken_down() {
         if status.desired_healthy == Some(1) { Ok(()) } else { Err(status) }
     })
     .await;
-    let spec = json!({ "selector": { "app": "web" }, "ports": [{ "port": 80 }] });
-    create(&cluster.api::<Service>("team"), json!({ "metadata": { "name": "web" }, "spec": spec })).await;
-    eventually("Endpoints and EndpointSlice", async || {
-        let endpoints = cluster.api::<Endpoints>("team").get_opt("web").await.unwrap().is_some();
-        let slices = cluster.api::<EndpointSlice>("team").list(&ListParams::default()).await.unwrap().items;
-        if endpoints && slices.len() == 1 { Ok(()) } else { Err((endpoints, slices.len())) }
-    })
-    .await;
+    a_service_has_slices(&cluster).await;
 
     let namespaces = Api::<Namespace>::all(cluster.client());
     namespaces.delete("team", &DeleteParams::default()).await.unwrap();
