@@ -8,7 +8,7 @@
 //! [quota     is charged with the write: resource_quota]
 //! ```
 //!
-//! A built-in [`Plugin`] is a pure function of the request, the object and what a [`Lookup`] finds; none of them writes. An
+//! A built-in plugin is a pure function of the request, the object and what a [`Lookup`] finds; none of them writes. An
 //! [`Extension`] is what users of the cluster configure: policies in CEL, webhooks.
 
 mod certificates;
