@@ -49,14 +49,8 @@ pub(super) async fn ensure(state: &State) -> Result<(), Status> {
             "spec": { "cidrs": ranges },
         });
         let (options, writer) = (WriteOptions::default(), Writer::server());
-        let create = Create {
-            state,
-            user: &user,
-            target: &target,
-            namespace: "",
-            options: &options,
-            writer: &writer,
-        };
+        let create =
+            Create { state, user: &user, target: &target, namespace: "", options: &options, writer: &writer };
         match create.run(object, &mut Vec::new()).await {
             Ok(_) => {}
             // Another server of the cluster starts at the same time.
