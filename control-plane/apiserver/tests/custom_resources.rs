@@ -299,6 +299,27 @@ async fn discovery_and_openapi_show_custom_kinds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn fields_that_are_applied_belong_to_their_manager() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    define(&admin, &definition()).await;
+    let apply = async |manager: &str, spec: Value| {
+        let path = format!("{WIDGETS}/a?fieldManager={manager}");
+        let body = widget("a", spec).to_string().into();
+        admin.send("PATCH", &path, &[("content-type", "application/apply-patch+yaml")], body).await
+    };
+    let made = apply("one", json!({"size": "small", "tags": ["x"]})).await.expect(201);
+    assert_eq!(made["spec"], json!({"size": "small", "tags": ["x"], "replicas": 1}));
+    let more = apply("two", json!({"size": "small", "tags": ["y"], "replicas": 3})).await.expect(200);
+    assert_eq!(more["spec"]["tags"], json!(["x", "y"]), "the set has members of both");
+    let conflict = apply("one", json!({"size": "small", "tags": ["x"], "replicas": 4})).await;
+    conflict.refuse(409, "Conflict");
+    let less = apply("two", json!({"size": "small"})).await.expect(200);
+    assert_eq!(less["spec"], json!({"size": "small", "tags": ["x"], "replicas": 1}));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn objects_with_finalizers_hold_their_definition() {
     let server = TestServer::start().await;
     let admin = server.admin();
@@ -314,7 +335,9 @@ async fn objects_with_finalizers_hold_their_definition() {
         answer.body["metadata"]["deletionTimestamp"].is_string()
     })
     .await;
-    admin.get(&path).await.expect(200);
+    let labelled =
+        admin.patch(&path, "merge", &json!({"metadata": {"labels": {"a": "b"}}})).await.expect(200);
+    assert_eq!(labelled["metadata"]["labels"]["a"], "b", "a definition that goes may still be changed");
     admin.post(WIDGETS, &widget("b", json!({"size": "small"}))).await.refuse(405, "MethodNotAllowed");
     let release = json!({"metadata": {"finalizers": null}});
     admin.patch(&object, "merge", &release).await.expect(200);

@@ -33,7 +33,7 @@ pub fn validate(resource: &Resource, strategy: &dyn Strategy, object: &Value) ->
         (false, "") => {}
         (false, _) => errors.forbidden("metadata.namespace", "not allowed on this type"),
     }
-    shared(&mut errors, metadata);
+    shared(&mut errors, object);
     errors.into_vec()
 }
 
@@ -59,11 +59,20 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
             );
         }
     }
-    shared(&mut errors, metadata);
+    shared(&mut errors, new);
     errors.into_vec()
 }
 
-fn shared(errors: &mut Errors, metadata: &Value) {
+/// Whether finalizers of this object may be names without a path: upstream warns of those of custom resources, and of
+/// definitions it says nothing.
+fn has_free_finalizers(object: &Value) -> bool {
+    let (group, version) = api::meta::group_and_version(api::meta::api_version(object));
+    let is_custom = || api::schema::builtin().kind(group, version, api::meta::kind(object)).is_none();
+    matches!(group, "apiextensions.k8s.io" | "apiregistration.k8s.io") || is_custom()
+}
+
+fn shared(errors: &mut Errors, object: &Value) {
+    let metadata = at(object, "/metadata");
     errors.not_negative("metadata.generation", at(metadata, "/generation"));
     errors.labels("metadata.labels", at(metadata, "/labels"));
     annotations(errors, "metadata.annotations", at(metadata, "/annotations"));
@@ -72,7 +81,9 @@ fn shared(errors: &mut Errors, metadata: &Value) {
     for finalizer in finalizers {
         let name = finalizer.as_str().unwrap_or("");
         errors.all_invalid("metadata.finalizers", finalizer, names::qualified_name(name));
-        if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
+        let is_qualified =
+            name.contains('/') || matches!(name, "kubernetes" | "orphan" | "foregroundDeletion");
+        if !is_qualified && !has_free_finalizers(object) {
             errors.invalid(
                 "metadata.finalizers",
                 finalizer,
