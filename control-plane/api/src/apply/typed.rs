@@ -57,11 +57,6 @@ impl<'a> Typed<'a> {
         Self { schema, shape, field: None }
     }
 
-    /// Whether a struct has no fields but those that its type names. Custom kinds say so field by field: decoding does.
-    pub fn is_closed(self) -> bool {
-        std::ptr::eq(self.schema, crate::schema::builtin())
-    }
-
     pub fn any(self) -> Self {
         Self { shape: &ANY, field: None, ..self }
     }

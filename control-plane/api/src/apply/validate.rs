@@ -113,7 +113,7 @@ impl Walk {
         for (name, value) in object {
             let element = PathElement::field(name);
             match atom {
-                Atom::Struct(ty) if ty.field(name).is_none() && typed.is_closed() => {
+                Atom::Struct(ty) if ty.field(name).is_none() && !ty.open => {
                     self.path.push(element);
                     self.error("field not declared in schema".to_owned());
                     self.path.pop();

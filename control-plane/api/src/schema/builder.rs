@@ -39,8 +39,12 @@ impl TypeBuilder {
         self.metadata
     }
 
-    pub(crate) fn add(&mut self, name: String, fields: Vec<Field>, atomic: bool) -> TypeId {
-        self.push(name, fields, atomic, None, None)
+    pub(crate) fn add(&mut self, name: String, fields: Vec<Field>, atomic: bool, open: bool) -> TypeId {
+        let id = self.push(name, fields, None, None);
+        if let Some(ty) = self.types.last_mut() {
+            (ty.atomic, ty.open) = (atomic, open);
+        }
+        id
     }
 
     pub(crate) fn finish(
@@ -50,7 +54,7 @@ impl TypeBuilder {
         gvk: GroupVersionKind,
         structural: Arc<Structural>,
     ) -> (Schema, TypeId) {
-        let id = self.push(name, fields, false, Some(gvk), Some(structural));
+        let id = self.push(name, fields, Some(gvk), Some(structural));
         (Schema::from_types(self.types), id)
     }
 
@@ -58,7 +62,6 @@ impl TypeBuilder {
         &mut self,
         name: String,
         mut fields: Vec<Field>,
-        atomic: bool,
         gvk: Option<GroupVersionKind>,
         structural: Option<Arc<Structural>>,
     ) -> TypeId {
@@ -70,8 +73,9 @@ impl TypeBuilder {
             by_tag: Box::default(),
             stated: Box::default(),
             leaf: None,
-            atomic,
+            atomic: false,
             gvk,
+            open: structural.as_ref().is_some_and(|structural| structural.preserves_unknown),
             structural,
             description_line: 0,
         });

@@ -165,6 +165,8 @@ pub struct Type {
     /// `x-kubernetes-map-type: atomic`.
     pub atomic: bool,
     pub gvk: Option<GroupVersionKind>,
+    /// Keeps fields that it does not name: `x-kubernetes-preserve-unknown-fields`.
+    pub open: bool,
     /// What decoding and defaulting go by, where the type is a custom kind.
     pub structural: Option<Arc<Structural>>,
     /// Line of the descriptions where this type's text stands; its fields follow.

@@ -48,6 +48,7 @@ fn parse_type(header: &'static str, description_line: u32) -> Type {
         leaf: None,
         atomic: false,
         gvk: None,
+        open: false,
         structural: None,
         description_line,
     };

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Definition, Structural, blocks_rules};
+use crate::schema::Shape;
 
 fn structural(schema: Value) -> Structural {
     Structural::parse(&schema).unwrap()
@@ -200,6 +201,24 @@ fn a_definition_is_decoded_and_defaulted_like_any_type() {
     assert_eq!(value["spec"].to_string(), r#"{"d":"x","n":3}"#);
     let mut wrong = json!({"metadata": {"labels": "x"}});
     assert!(schema.decode(ty, &mut wrong).errors[0].contains("cannot unmarshal string"));
+}
+
+#[test]
+fn types_are_open_where_the_schema_keeps_unknown_fields() {
+    let schema = object_of(json!({
+        "closed": {"type": "object", "properties": {"a": {"type": "string"}}},
+        "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {"type": "string"}}},
+        "nothing": {"type": "object"},
+        "map": {"type": "object", "additionalProperties": true},
+    }));
+    let (schema, ty) = Definition { group: "example.com", version: "v1", kind: "Widget" }.schema(schema);
+    let shape = |name: &str| schema.get(ty).field(name).unwrap().shape.clone();
+    let is_open = |name: &str| match shape(name) {
+        Shape::Ref(id) => schema.get(id).open,
+        other => panic!("{name} is {other:?}"),
+    };
+    assert!(!schema.get(ty).open && !is_open("closed") && !is_open("nothing") && is_open("open"));
+    assert_eq!(shape("map"), Shape::Map(Box::new(Shape::Any)));
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

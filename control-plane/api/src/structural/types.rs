@@ -82,6 +82,13 @@ fn list_type(structural: &Structural) -> ListType {
     }
 }
 
+/// Whether an object has the fields that its schema names, be it none: what is neither a map nor open.
+fn has_fields(structural: &Structural) -> bool {
+    !structural.properties.is_empty()
+        || structural.is_embedded
+        || (structural.additional.is_none() && !structural.preserves_unknown)
+}
+
 fn shape(structural: &Structural, name: &str, builder: &mut TypeBuilder) -> Shape {
     match structural.kind {
         Kind::String => Shape::String,
@@ -94,7 +101,7 @@ fn shape(structural: &Structural, name: &str, builder: &mut TypeBuilder) -> Shap
             let item = item.map_or(Shape::Any, |item| shape(item, &format!("{name}.items"), builder));
             Shape::List(Box::new(item))
         }
-        Kind::Object if !structural.properties.is_empty() || structural.is_embedded => {
+        Kind::Object if has_fields(structural) => {
             let mut fields = object_fields(structural, name, builder);
             if structural.is_embedded {
                 fields.retain(|field| !matches!(&*field.name, "apiVersion" | "kind" | "metadata"));
@@ -104,13 +111,16 @@ fn shape(structural: &Structural, name: &str, builder: &mut TypeBuilder) -> Shap
                     plain("metadata", Shape::Ref(builder.metadata())),
                 ]);
             }
-            Shape::Ref(builder.add(name.to_owned(), fields, structural.is_atomic_map))
+            let (atomic, open) = (structural.is_atomic_map, structural.preserves_unknown);
+            Shape::Ref(builder.add(name.to_owned(), fields, atomic, open))
         }
         Kind::Object => match &structural.additional {
             Some(Additional::Schema(inner)) => {
                 Shape::Map(Box::new(shape(inner, &format!("{name}.values"), builder)))
             }
-            Some(Additional::Allowed(_)) | None => Shape::Object,
+            // Of an object that says nothing of its fields all are unknown, and nothing is lost.
+            Some(Additional::Allowed(_)) => Shape::Map(Box::new(Shape::Any)),
+            None => Shape::Object,
         },
         Kind::Any => Shape::Any,
     }
