@@ -107,7 +107,7 @@ async fn a_defined_kind_is_served_validated_and_deleted_with_its_definition() {
     without_version["metadata"].as_object_mut().unwrap().remove("resourceVersion");
     let message = admin.put(&path, &without_version).await.refuse(422, "Invalid");
     assert!(
-        message.contains("metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"),
+        message.contains("metadata.resourceVersion: Invalid value: 0: must be specified for an update"),
         "{message}"
     );
     admin

@@ -248,9 +248,9 @@ impl<'a> Update<'a> {
             return Err(self.modified());
         }
         if version.is_empty() && !self.target.strategy.allow_unconditional_update() {
-            // As Go shows an unsigned zero.
+            // Upstream shows the number, also where the text is empty.
             let error =
-                FieldError::invalid("metadata.resourceVersion", "", "0x0: must be specified for an update");
+                FieldError::invalid("metadata.resourceVersion", "", "0: must be specified for an update");
             let error = error.without_value();
             return Err(self.target.invalid(self.name, vec![error]));
         }

@@ -15,7 +15,12 @@ mod records;
 mod table_file;
 mod writer;
 
-use std::{path::Path, sync::Arc, thread::JoinHandle};
+use std::{
+    path::Path,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,6 +42,9 @@ pub struct Embedded {
     writer: Option<JoinHandle<()>>,
 }
 
+/// How long another process that has the file is waited for.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Embedded {
     /// Opens the store, making the file when it is not there. The whole file is verified.
     ///
@@ -44,7 +52,16 @@ impl Embedded {
     /// [`StorageError::Damaged`] names a file that cannot be used; it is left as it is. [`StorageError::Unavailable`] when
     /// it cannot be opened: another process has it, or no permission.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StorageError> {
-        Self::with_file(TableFile::open(path.as_ref())?)
+        let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+        loop {
+            match TableFile::open(path.as_ref()) {
+                // A process that is on its way out lets go of the file in a moment.
+                Err(error) if table_file::is_open_elsewhere(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                opened => return Self::with_file(opened?),
+            }
+        }
     }
 
     /// Makes a store whose first write gets the revision after `revision`, so that a cluster that moves here goes on counting.

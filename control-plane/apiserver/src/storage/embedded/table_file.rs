@@ -281,10 +281,17 @@ pub(super) fn failed(error: impl Into<redb::Error>) -> StorageError {
     }
 }
 
+const OPEN_ELSEWHERE: &str = "is open in another process";
+
+/// Whether a file was not opened because another process has it.
+pub(super) fn is_open_elsewhere(error: &StorageError) -> bool {
+    matches!(error, StorageError::Unavailable { detail } if detail.ends_with(OPEN_ELSEWHERE))
+}
+
 fn open_error(path: &Path, error: DatabaseError) -> StorageError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => {
-            let detail = format!("{} is open in another process", path.display());
+            let detail = format!("{} {OPEN_ELSEWHERE}", path.display());
             StorageError::Unavailable { detail }
         }
         DatabaseError::Storage(redb::StorageError::Corrupted(detail)) => damaged(path, &detail),
