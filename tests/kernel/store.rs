@@ -59,7 +59,7 @@ impl Server {
             data.display()
         );
         std::fs::write(&path, text).expect("the script");
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("its mode");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("its mode");
         path
     }
 
