@@ -65,6 +65,19 @@ fn strings(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
 }
 
+/// A definition without its schemas: what is kept of it in memory.
+pub fn outline(mut object: Value) -> Value {
+    for version in object["spec"]["versions"].as_array_mut().into_iter().flatten() {
+        if let Some(version) = version.as_object_mut() {
+            version.remove("schema");
+        }
+    }
+    for field in ["managedFields", "annotations"] {
+        meta::metadata_mut(&mut object).remove(field);
+    }
+    object
+}
+
 /// Reads a definition.
 ///
 /// # Errors
@@ -94,19 +107,13 @@ pub fn parse(object: &Value) -> Result<Definition, String> {
             name,
         });
     }
-    let mut outline = object.clone();
-    for version in outline["spec"]["versions"].as_array_mut().into_iter().flatten() {
-        if let Some(version) = version.as_object_mut() {
-            version.remove("schema");
-        }
-    }
     Ok(Definition {
         group,
         kind,
         versions,
         storage,
         has_webhook: spec["conversion"]["strategy"] == "Webhook",
-        outline,
+        outline: outline(object.clone()),
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
     })
 }

@@ -30,7 +30,7 @@ use crate::{
     kinds::Custom,
     ownership::Writer,
     query::WriteOptions,
-    registry::crd::{CLEANUP_FINALIZER, is_true},
+    registry::crd::{CLEANUP_FINALIZER, copy_conditions, is_true},
     security::{GROUP_MASTERS, Identity},
     state::State,
     storage::{
@@ -56,6 +56,7 @@ struct Known {
     /// What the kinds depend on: identity, generation, accepted names, whether it is being deleted.
     outline: Value,
     revision: Revision,
+    /// Without schemas.
     value: Arc<Value>,
     kinds: Vec<Arc<Custom>>,
 }
@@ -143,7 +144,7 @@ impl Registrar {
     fn value(&self, object: &Object) -> Arc<Value> {
         match self.known.get(&object.meta().name) {
             Some(known) if known.revision == object.revision() => Arc::clone(&known.value),
-            _ => Arc::new(object.value()),
+            _ => Arc::new(definition::outline(object.value())),
         }
     }
 
@@ -186,7 +187,12 @@ impl Registrar {
             (known.revision, known.value) = (revision, value);
             return false;
         }
-        let kinds = if is_true(&value, "Established") { kinds_of(state, &name, &value) } else { Vec::new() };
+        let mut kinds = Vec::new();
+        if is_true(&value, "Established") {
+            let mut whole = object.value();
+            whole["status"] = value["status"].clone();
+            kinds = kinds_of(state, &name, &whole);
+        }
         self.known.insert(name, Known { outline, revision, value, kinds });
         true
     }
@@ -233,9 +239,8 @@ fn kinds_of(state: &State, name: &str, value: &Value) -> Vec<Arc<Custom>> {
 /// Writes what the server says of a definition; a definition that changed meanwhile is looked at again anyway.
 async fn write_status(state: &State, name: &str, status: Value) {
     let written = update_definition(state, name, &mut |new| {
-        for field in ["acceptedNames", "conditions"] {
-            new["status"][field] = status[field].clone();
-        }
+        new["status"]["acceptedNames"] = status["acceptedNames"].clone();
+        copy_conditions(&mut new["status"], &status, &["NamesAccepted", "Established"]);
     })
     .await;
     if let Err(error) = written

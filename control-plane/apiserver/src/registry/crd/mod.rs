@@ -177,6 +177,18 @@ impl Condition<'_> {
     }
 }
 
+/// Takes over the conditions of these kinds and leaves all others, which may have other writers.
+pub fn copy_conditions(status: &mut Value, from: &Value, kinds: &[&str]) {
+    let is_meant = |condition: &Value| kinds.iter().any(|kind| condition["type"] == *kind);
+    for condition in items(from, "/conditions").iter().filter(|condition| is_meant(condition)) {
+        let conditions = list(status, "conditions");
+        match conditions.iter_mut().find(|other| other["type"] == condition["type"]) {
+            Some(other) => *other = condition.clone(),
+            None => conditions.push(condition.clone()),
+        }
+    }
+}
+
 /// Whether a definition has a condition that is true.
 pub fn is_true(object: &Value, kind: &str) -> bool {
     items(object, "/status/conditions")

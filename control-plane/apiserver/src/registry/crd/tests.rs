@@ -242,6 +242,17 @@ fn deletion_waits_for_the_objects_of_the_kind() {
 }
 
 #[test]
+fn conditions_of_other_writers_stay() {
+    let mut status = json!({"conditions": [{"type": "Own", "status": "True"}, {"type": "Established", "status": "False"}]});
+    let from = json!({"conditions": [{"type": "Established", "status": "True"}, {"type": "Gone"}]});
+    super::copy_conditions(&mut status, &from, &["Established", "NamesAccepted"]);
+    assert_eq!(
+        status["conditions"],
+        json!([{"type": "Own", "status": "True"}, {"type": "Established", "status": "True"}])
+    );
+}
+
+#[test]
 fn unknown_formats_are_warned_of() {
     let schema = of_spec(json!({"type": "object", "properties": {
         "a": {"type": "string", "format": "uuid"}, "b": {"type": "string", "format": "money"}}}));
