@@ -35,7 +35,7 @@ impl Server {
         let data = folder.path().join("data");
         std::fs::create_dir(&data).expect("the data folder");
         let log = File::create(folder.path().join("log")).expect("a log");
-        let script = "mount -t tmpfs -o size=$1m tmpfs \"$2\" && shift && exec \"$@\"";
+        let script = "mount -t tmpfs -o size=$1m tmpfs \"$2\" && shift 2 && exec \"$@\"";
         let child = Command::new("unshare")
             .args(["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"])
             .arg(megabytes.to_string())
