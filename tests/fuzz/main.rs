@@ -5,6 +5,7 @@
 //! | json, yaml | request bodies, with the schema's decoding and strict reading |
 //! | protobuf | request bodies, and back |
 //! | patches | JSON Patch, JSON Merge Patch, strategic merge |
+//! | applies | configurations of server-side apply, managedFields |
 //! | selectors | labelSelector, fieldSelector |
 //! | scalars | quantities and times |
 //! | cel | expressions of policies and CustomResourceDefinitions, with their cost limit |
@@ -14,6 +15,7 @@
 use std::path::PathBuf;
 
 use api::{
+    apply::{ApplyError, FieldSet, OneVersion, Ownership, Reset},
     patch::{json_patch, merge_patch, strategic_merge},
     protobuf,
     quantity::Quantity,
@@ -198,6 +200,75 @@ fn patches() {
             Ok(mut value) => decode(&mut value, input),
         };
         outcome(&results.map(one))
+    });
+}
+
+const NOW: &str = "2026-01-01T00:00:00Z";
+
+/// A write of the pod by one manager.
+fn write(manager: &'static str) -> Ownership<'static> {
+    let schema = builtin();
+    Ownership {
+        schema,
+        ty: type_of(schema, &pod(), &[]),
+        api_version: "v1",
+        kind: "Pod",
+        subresource: "",
+        manager,
+        now: NOW,
+        reset: Reset::Fields(&[&["status"]]),
+        versions: &OneVersion,
+    }
+}
+
+/// One configuration on one object: what is applied twice changes nothing the second time.
+fn applied(live: &Value, config: &Value) -> u64 {
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        object.insert("apiVersion".to_owned(), json!("v1"));
+        object.insert("kind".to_owned(), json!("Pod"));
+    }
+    match write("fuzz").apply(Some(live), &config, true) {
+        Err(ApplyError::Untyped(text)) => outcome_of_text(&text.chars().take(80).collect::<String>()),
+        Err(other) => outcome_of_text(&other.to_string()),
+        Ok(object) => {
+            let again = write("fuzz").apply(Some(&object), &config, false).map_err(|error| error.to_string());
+            assert_eq!(again.as_ref(), Ok(&object), "what is applied twice");
+            let owners = object["metadata"]["managedFields"].as_array().map_or(0, Vec::len);
+            outcome(&(owners, object.to_string().len().ilog2()))
+        }
+    }
+}
+
+#[test]
+fn applies() {
+    let corpus = vec![
+        br#"{"spec":{"containers":[{"name":"c","image":"x","ports":[{"containerPort":80}]}]}}"#.to_vec(),
+        br#"{"metadata":{"finalizers":["a/b"],"labels":{"a":"c"}},"spec":{"nodeSelector":{"x":"y"}}}"#.to_vec(),
+        br#"{"f:spec":{".":{},"f:containers":{"k:{\"name\":\"c\"}":{".":{},"f:image":{}}},"v:1":{},"i:0":{}}}"#
+            .to_vec(),
+        br#"[{"manager":"a","operation":"Update","apiVersion":"v1","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{}}}]"#
+            .to_vec(),
+    ];
+    let fuzz = Fuzz { name: "applies", corpus, dictionary: &JSON_WORDS };
+    let mut live = pod();
+    write("creator").record(None, &mut live);
+    fuzz.run(|input| {
+        let Ok((value, _)) = api::json::parse_strict(input) else { return 0 };
+        let set = match FieldSet::decode(&value) {
+            Err(error) => outcome_of_text(&error),
+            Ok(set) => {
+                assert_eq!(FieldSet::decode(&set.encode()).as_ref(), Ok(&set), "it is written as it is read");
+                assert!(set.difference(&set).is_empty() && set.union(&set) == set);
+                outcome(&(set.len().min(8), set.leaves().len().min(8)))
+            }
+        };
+        let mut edited = live.clone();
+        edited["metadata"]["managedFields"] = value.clone();
+        edited["spec"]["priority"] = json!(1);
+        write("editor").record(Some(&live), &mut edited);
+        let owners = edited["metadata"]["managedFields"].as_array().map_or(0, Vec::len);
+        outcome(&(set, owners, applied(&live, &value)))
     });
 }
 
