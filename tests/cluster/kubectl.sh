@@ -298,8 +298,9 @@ k rollout status deployment/web --timeout=60s
 section "delete: by file, by label, at once"
 k delete -f changed.yaml
 says 'deployment.apps "web" deleted'
-k delete pod -l kind=alone --grace-period=1
-says 'pod "alone" deleted'
+k run labelled --image=busybox:1.36 --labels=kind=labelled -- sleep 3600
+k delete pod -l kind=labelled --grace-period=1
+says 'pod "labelled" deleted'
 k run stubborn --image=busybox:1.36 -- sleep 3600
 k wait --for=condition=Ready pod/stubborn --timeout=60s
 k delete pod stubborn --grace-period=0 --force

@@ -3,4 +3,3 @@
 mod datapath;
 mod netns;
 mod routing;
-mod store;

@@ -39,7 +39,9 @@ impl Schema {
                 }
                 _ => {}
             }
-            is_root && name == "metadata" || !field.omits_zero() || !is_zero(shape, value)
+            is_root && matches!(name.as_str(), "metadata" | "spec" | "status")
+                || !field.omits_zero()
+                || !is_zero(shape, value)
         });
     }
 
