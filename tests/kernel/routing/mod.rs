@@ -6,4 +6,3 @@ mod peers;
 mod plugin;
 mod routes;
 
-pub use agent::binary;
