@@ -39,9 +39,7 @@ impl Schema {
                 }
                 _ => {}
             }
-            is_root && matches!(name.as_str(), "metadata" | "spec" | "status")
-                || !field.omits_zero()
-                || !is_zero(shape, value)
+            is_root && name == "metadata" || !field.omits_zero() || !is_zero(shape, value)
         });
     }
 
