@@ -5,4 +5,3 @@ mod links;
 mod peers;
 mod plugin;
 mod routes;
-
