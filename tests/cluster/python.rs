@@ -28,7 +28,7 @@ assert created.metadata.uid and created.metadata.generation == 1, created
 ready = False
 for event in watch.Watch().stream(apps.list_namespaced_deployment, namespace, timeout_seconds=90):
     found = event["object"]
-    if found.metadata.name == "from-python" and found.status and found.status.ready_replicas == 2:
+    if found.metadata.name == "from-python" and found.status.ready_replicas == 2:
         ready = True
         break
 assert ready, "the Deployment did not become ready"

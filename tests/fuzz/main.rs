@@ -104,7 +104,7 @@ fn decode(value: &mut Value, input: &[u8]) -> u64 {
     let again = schema.decode(ty, &mut value.clone());
     assert!(again.errors.is_empty() && again.unknown.is_empty(), "a decoded object decodes");
     schema.default(ty, value);
-    schema.prune_zeros(ty, value);
+    schema.canonicalize(ty, value);
     let required = schema.required(ty, value).len();
     let message = protobuf::encode_message(schema, ty, value);
     outcome(&(decoded.unknown.len().min(3), required.min(3), (message.len() + 1).ilog2()))

@@ -179,6 +179,7 @@ impl Reader<'_> {
             };
             object.entry(field.name.as_ref()).or_insert(empty);
         }
+        self.schema.state(self.schema.get(ty), object);
         Ok(())
     }
 
@@ -248,8 +249,7 @@ impl Reader<'_> {
             }
             shape => {
                 let Some(value) = self.value(shape, wire, path)? else { return Ok(()) };
-                let is_root = name == "metadata" && path == name;
-                if is_root || !field.omits_zero() || !is_zero(self.schema.resolve(shape), &value) {
+                if !field.omits_zero() || !is_zero(self.schema.resolve(shape), &value) {
                     object.insert(name.to_owned(), value);
                 }
             }
@@ -289,7 +289,7 @@ impl Reader<'_> {
                 _ => {}
             }
         }
-        Ok((key, value.unwrap_or_else(|| zero(shape))))
+        Ok((key, value.unwrap_or_else(|| self.schema.zero(shape))))
     }
 
     /// `None` for a time that is not set.
@@ -381,17 +381,6 @@ fn wrong(path: &str, detail: &str) -> ProtobufError {
 
 fn utf8(bytes: &[u8], path: &str) -> Result<String, ProtobufError> {
     String::from_utf8(bytes.to_vec()).map_err(|_| wrong(path, "the text is not UTF-8"))
-}
-
-/// What a map entry without a value holds.
-fn zero(shape: &Shape) -> Value {
-    match shape {
-        Shape::Boolean => Value::from(false),
-        Shape::Int32 | Shape::Int64 | Shape::Double => Value::from(0),
-        Shape::List(_) => Value::Array(Vec::new()),
-        Shape::Map(_) | Shape::Object | Shape::Ref(_) => Value::Object(Map::new()),
-        _ => Value::from(""),
-    }
 }
 
 /// The text of a message's first field.

@@ -70,7 +70,8 @@ fn embedded_structs_zeros_and_leaves_read_as_json_has_them() {
         pod["spec"],
         json!({
             "volumes": [{"name": "v", "hostPath": {"path": "/data"}}],
-            "containers": [{"name": "c", "image": "nginx", "ports": [{"name": "http", "containerPort": 80}]}],
+            "containers": [{"name": "c", "image": "nginx", "ports": [{"name": "http", "containerPort": 80}],
+                "resources": {}}],
             "terminationGracePeriodSeconds": 0,
         })
     );
@@ -178,7 +179,7 @@ fn round_trip(mut object: Value) -> (Value, Value) {
 }
 
 #[test]
-fn pointers_keep_their_zero_and_all_else_reads_as_absent() {
+fn pointers_keep_their_zero_and_of_all_else_structs_alone_are_read() {
     let (json, protobuf) = round_trip(json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d", "creationTimestamp": null},
         "spec": {
@@ -193,8 +194,8 @@ fn pointers_keep_their_zero_and_all_else_reads_as_absent() {
     assert_eq!(json, protobuf);
     assert_eq!(
         json["spec"],
-        json!({"replicas": 0, "selector": {}, "template": {"spec": {
-            "containers": [{"name": "c", "securityContext": {"privileged": false}}]}}})
+        json!({"replicas": 0, "selector": {}, "strategy": {}, "template": {"metadata": {}, "spec": {
+            "containers": [{"name": "c", "resources": {}, "securityContext": {"privileged": false}}]}}})
     );
 }
 

@@ -2,11 +2,11 @@
 //!
 //! Unknown fields are named and dropped; nulls are dropped (in lists and maps they become the zero value); quantities and
 //! times take their canonical form; optional lists and maps that are empty vanish, and so does a zero in an optional field
-//! that is no pointer in Go. Wrong types are named with Go's words.
+//! that is no pointer in Go, but for structs, which are always there. Wrong types are named with Go's words.
 
 use serde_json::{Map, Number, Value};
 
-use super::{Alternative, Schema, Shape, TypeId, builder::OBJECT_META};
+use super::{Alternative, Schema, Shape, Type, TypeId, builder::OBJECT_META};
 use crate::{
     field::{child, index, quote},
     quantity::Quantity,
@@ -188,7 +188,6 @@ impl Decoder<'_> {
                 (_, Value::Null) => true,
                 (Shape::List(_), Value::Array(items)) => !field.required && items.is_empty(),
                 (Shape::Map(_), Value::Object(entries)) => !field.required && entries.is_empty(),
-                (_, _) if place.path.is_empty() && name == "metadata" => false,
                 (shape, value) => field.omits_zero() && is_zero(self.schema.resolve(shape), value),
             };
             if empty {
@@ -198,11 +197,7 @@ impl Decoder<'_> {
         for name in dropped {
             object.remove(&name);
         }
-        for field in ty.stated.iter().map(|index| &ty.fields[usize::from(*index)]) {
-            if !object.contains_key(field.name.as_ref()) {
-                object.insert(field.name.as_ref().to_owned(), self.zero(&field.shape));
-            }
-        }
+        self.schema.state(ty, object);
     }
 
     fn list(&mut self, item: &Shape, shape: &Shape, value: &mut Value, place: &Place<'_>) {
@@ -212,7 +207,7 @@ impl Decoder<'_> {
         };
         for (i, value) in items.iter_mut().enumerate() {
             if value.is_null() {
-                *value = self.zero(item);
+                *value = self.schema.zero(item);
                 continue;
             }
             let path = index(place.path, i);
@@ -227,7 +222,7 @@ impl Decoder<'_> {
         };
         for (key, value) in entries.iter_mut() {
             if value.is_null() {
-                *value = self.zero(item);
+                *value = self.schema.zero(item);
                 continue;
             }
             let path = child(place.path, key);
@@ -296,33 +291,48 @@ impl Decoder<'_> {
             Err(error) => self.error(error),
         }
     }
+}
 
-    /// What Go makes of a null inside a list or a map.
-    fn zero(&self, shape: &Shape) -> Value {
-        match self.schema.resolve(shape) {
+impl Schema {
+    /// Adds the fields that JSON has in any case and that are absent.
+    pub(crate) fn state(&self, ty: &Type, object: &mut Map<String, Value>) {
+        for field in self.stated(ty) {
+            if !object.contains_key(field.name.as_ref()) {
+                object.insert(field.name.as_ref().to_owned(), self.zero(&field.shape));
+            }
+        }
+    }
+
+    /// What Go makes of a null inside a list or a map, or of a value that is nowhere stated.
+    pub(crate) fn zero(&self, shape: &Shape) -> Value {
+        match self.resolve(shape) {
             Shape::String | Shape::Bytes => Value::from(""),
             Shape::Boolean => Value::Bool(false),
             Shape::Int32 | Shape::Int64 | Shape::IntOrString => Value::from(0),
             Shape::Double => Number::from_f64(0.0).map_or(Value::Null, Value::Number),
             Shape::Quantity => Value::from("0"),
             Shape::List(_) => Value::Array(Vec::new()),
-            Shape::Map(_) | Shape::Object | Shape::Ref(_) | Shape::SchemaOr(_) => Value::Object(Map::new()),
+            Shape::Map(_) | Shape::Object | Shape::SchemaOr(_) => Value::Object(Map::new()),
+            Shape::Ref(id) => {
+                let mut object = Map::new();
+                self.state(self.get(*id), &mut object);
+                Value::Object(object)
+            }
             Shape::Time | Shape::MicroTime | Shape::Any => Value::Null,
         }
     }
 }
 
-/// What Go leaves out of JSON where the field is no pointer.
+/// What Go leaves out of JSON where the field is no pointer. Structs, of which a quantity is one, it never leaves out.
 pub(crate) fn is_zero(shape: &Shape, value: &Value) -> bool {
     match value {
-        // A struct in Go, which JSON always has.
         Value::String(_) if *shape == Shape::Quantity => false,
         Value::Null => true,
         Value::Bool(flag) => !flag,
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => text.is_empty(),
         Value::Array(_) => false,
-        Value::Object(object) => object.is_empty(),
+        Value::Object(object) => object.is_empty() && !matches!(shape, Shape::Ref(_)),
     }
 }
 

@@ -14,33 +14,30 @@ impl Schema {
         }
     }
 
-    /// Takes out what decoding would: zeros in optional fields that are no pointers in Go. An object that rules changed
-    /// is stored in the form that it will be read in, whatever the client's encoding.
-    pub fn prune_zeros(&self, ty: TypeId, value: &mut Value) {
-        self.prune_object(ty, value, true);
-    }
-
-    fn prune_object(&self, ty: TypeId, value: &mut Value, is_root: bool) {
+    /// Takes out and adds what decoding would: zeros in optional fields that are no pointers in Go, and structs that are
+    /// none. An object that rules changed is stored in the form that it will be read in, whatever the client's encoding.
+    pub fn canonicalize(&self, ty: TypeId, value: &mut Value) {
         let (ty, Value::Object(object)) = (self.get(ty), value) else { return };
         object.retain(|name, value| {
             let Some(field) = ty.field(name) else { return true };
             let shape = self.resolve(&field.shape);
             match (shape, &mut *value) {
-                (Shape::Ref(id), value) => self.prune_object(*id, value, false),
+                (Shape::Ref(id), value) => self.canonicalize(*id, value),
                 (Shape::List(item), Value::Array(items)) => {
                     if let Shape::Ref(id) = self.resolve(item) {
-                        items.iter_mut().for_each(|item| self.prune_object(*id, item, false));
+                        items.iter_mut().for_each(|item| self.canonicalize(*id, item));
                     }
                 }
                 (Shape::Map(item), Value::Object(entries)) => {
                     if let Shape::Ref(id) = self.resolve(item) {
-                        entries.values_mut().for_each(|item| self.prune_object(*id, item, false));
+                        entries.values_mut().for_each(|item| self.canonicalize(*id, item));
                     }
                 }
                 _ => {}
             }
-            is_root && name == "metadata" || !field.omits_zero() || !is_zero(shape, value)
+            !field.omits_zero() || !is_zero(shape, value)
         });
+        self.state(ty, object);
     }
 
     /// Names required fields that are absent or null, also inside lists and maps; an empty value counts as present.

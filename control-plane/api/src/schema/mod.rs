@@ -125,12 +125,13 @@ impl Field {
     }
 }
 
-/// The indices of the scalars that JSON has in any case, though nobody must state them.
-fn stated(fields: &[Field], resolve: impl Fn(&Shape) -> Option<Shape>) -> Box<[u16]> {
-    let is_stated = |field: &Field| {
-        let leaf = resolve(&field.shape);
-        let quantity = leaf == Some(Shape::Quantity) && field.omits_zero();
-        quantity || field.shows_zero && field.default.is_none() && leaf.is_some()
+/// The indices of the fields that JSON has in any case, though nobody must state them: structs that are no pointers in
+/// Go, quantities among them, and scalars that it writes also when they are zero.
+fn stated<'a>(fields: &'a [Field], resolve: impl Fn(&'a Shape) -> &'a Shape) -> Box<[u16]> {
+    let is_stated = |field: &'a Field| match resolve(&field.shape) {
+        Shape::List(_) | Shape::Map(_) | Shape::Time | Shape::MicroTime => false,
+        Shape::Ref(_) => !field.pointer && !field.required,
+        leaf => *leaf == Shape::Quantity && field.omits_zero() || field.shows_zero && field.default.is_none(),
     };
     (0..).zip(fields).filter(|(_, field)| is_stated(field)).map(|(i, _)| i).collect()
 }
@@ -278,11 +279,8 @@ impl Schema {
         let by_name = types.iter().zip(ids()).map(|(ty, id)| (ty.name.clone(), id)).collect();
         let by_gvk = types.iter().zip(ids()).filter_map(|(ty, id)| Some((ty.gvk.clone()?, id))).collect();
         let mut schema = Self { types, by_name, by_gvk, resources: Vec::new() };
-        let scalar = |shape: &Shape| match schema.resolve(shape) {
-            Shape::Ref(_) | Shape::List(_) | Shape::Map(_) | Shape::Time | Shape::MicroTime => None,
-            leaf => Some(leaf.clone()),
-        };
-        let stated: Vec<_> = schema.types.iter().map(|ty| stated(&ty.fields, scalar)).collect();
+        let stated: Vec<_> =
+            schema.types.iter().map(|ty| stated(&ty.fields, |shape| schema.resolve(shape))).collect();
         schema.types.iter_mut().zip(stated).for_each(|(ty, stated)| ty.stated = stated);
         schema
     }
@@ -325,6 +323,11 @@ impl Schema {
 
     pub fn get(&self, id: TypeId) -> &Type {
         &self.types[id.0 as usize]
+    }
+
+    /// The fields of a type that JSON has in any case.
+    pub(crate) fn stated<'a>(&self, ty: &'a Type) -> impl Iterator<Item = &'a Field> {
+        ty.stated.iter().map(|index| &ty.fields[usize::from(*index)])
     }
 
     pub fn types(&self) -> &[Type] {

@@ -227,7 +227,18 @@ fn unknown_fields_are_dropped_and_named_with_their_path() {
     assert!(outcome.errors.is_empty());
     assert_eq!(
         value,
-        json!({"spec": {"template": {"spec": {"containers": [{"name": "a"}, {"name": "b"}]}}}})
+        json!({
+            "metadata": {},
+            "spec": {
+                "strategy": {},
+                "template": {
+                    "metadata": {},
+                    "spec": {"containers": [{"name": "a", "resources": {}}, {"name": "b", "resources": {}}]},
+                },
+            },
+            "status": {},
+        }),
+        "structs that are no pointers in Go are always there"
     );
 }
 
@@ -287,6 +298,7 @@ fn values_take_their_canonical_form() {
             "metadata": {"name": "p", "annotations": {"a": ""}, "creationTimestamp": "2026-11-21T10:00:00Z"},
             "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "500m", "memory": "1Mi"}}}],
                      "volumes": [{"name": "v", "emptyDir": {}}]},
+            "status": {},
         })
     );
 }
@@ -294,7 +306,18 @@ fn values_take_their_canonical_form() {
 #[test]
 fn required_lists_stay_when_they_are_empty() {
     let (value, _) = decode(POD, json!({"spec": {"containers": []}}));
-    assert_eq!(value, json!({"spec": {"containers": []}}));
+    assert_eq!(value, json!({"metadata": {}, "spec": {"containers": []}, "status": {}}));
+}
+
+#[test]
+fn what_rules_took_out_or_emptied_is_put_back_into_the_form_of_decoding() {
+    let (decoded, _) = decode(DEPLOYMENT, json!({"spec": {"replicas": 0, "template": {"spec": {}}}}));
+    let mut changed = decoded.clone();
+    changed["spec"]["paused"] = json!(false);
+    changed["spec"].as_object_mut().unwrap().remove("strategy");
+    changed.as_object_mut().unwrap().remove("status");
+    builtin().canonicalize(builtin().type_of("apps", "v1", "Deployment").unwrap(), &mut changed);
+    assert_eq!(changed, decoded);
 }
 
 #[test]

@@ -270,7 +270,7 @@ impl Target {
     /// Gives an object the form in which it is stored, the same from every encoding.
     pub fn canonicalize(&self, value: &mut Value) {
         if !self.is_custom {
-            self.schema.prune_zeros(self.resource.ty, value);
+            self.schema.canonicalize(self.resource.ty, value);
         }
     }
 
