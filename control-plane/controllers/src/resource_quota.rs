@@ -4,6 +4,8 @@
 //! changed quotas, and corrects what a crash between charge and write left behind. Pods, Services and claims are counted
 //! from their content, every other kind by number, custom kinds included: the garbage collector knows them all.
 
+mod charges;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +26,7 @@ use crate::pods;
 use crate::queue::Queue;
 use crate::reconcile::{Next, Reconcile, Result, found, now};
 use crate::store::{Key, Store};
+use charges::{Charges, SETTLE};
 
 /// Core kinds of which the content counts.
 const BY_CONTENT: [&str; 3] = ["pods", "services", "persistentvolumeclaims"];
@@ -37,16 +40,23 @@ pub struct Controller {
     cluster: Arc<Cluster>,
     collector: Arc<Collector>,
     pace: Arc<Pace>,
+    charges: Arc<Charges>,
 }
 
 /// Makes the controller and the queue that feeds it.
 pub fn new(cluster: &Arc<Cluster>, collector: &Arc<Collector>) -> (Arc<Controller>, Arc<Queue>) {
     let queue = Arc::new(Queue::default());
     let pace = Arc::new(Pace::default());
-    let dirty = queue.clone();
-    cluster.resource_quotas.subscribe(move |_, new| {
-        if let Some(quota) = new.filter(|quota| needs_status(&value(&***quota))) {
-            dirty.add(Key::of(&**quota));
+    let charges = Arc::new(Charges::default());
+    let (dirty, charged) = (queue.clone(), charges.clone());
+    cluster.resource_quotas.subscribe(move |old, new| {
+        let Some(quota) = new else {
+            return old.into_iter().for_each(|quota| charged.forget(&Key::of(&**quota)));
+        };
+        let (key, quota) = (Key::of(&**quota), value(&**quota));
+        charged.saw(&key, &quota::amounts(&quota, "/status/used"));
+        if needs_status(&quota) {
+            dirty.add(key);
         }
     });
     let news = News { quotas: cluster.resource_quotas.clone(), queue: queue.clone(), pace: pace.clone() };
@@ -78,7 +88,7 @@ pub fn new(cluster: &Arc<Cluster>, collector: &Arc<Collector>) -> (Arc<Controlle
         let namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
         news.changed(&resource.group, &resource.plural, namespace);
     });
-    let controller = Controller { cluster: cluster.clone(), collector: collector.clone(), pace };
+    let controller = Controller { cluster: cluster.clone(), collector: collector.clone(), pace, charges };
     (Arc::new(controller), queue)
 }
 
@@ -233,11 +243,13 @@ impl Reconcile for Controller {
         let hard = quota::amounts(&object, "/spec/hard");
         let before = quota::amounts(&object, "/status/used");
         let mut used = before.clone();
-        used.extend(self.used(&object, &key.namespace));
+        let (settled, again) = self.charges.settle(key, &before, self.used(&object, &key.namespace));
+        used.extend(settled);
         used.retain(|name, _| hard.contains_key(name));
         self.pace.ended(key, began.elapsed());
+        let next = if again { Next::After(SETTLE) } else { Next::Change };
         if used == before && hard == quota::amounts(&object, "/status/hard") {
-            return Ok(Next::Change);
+            return Ok(next);
         }
         object["status"] = serde_json::json!({
             "hard": object["spec"]["hard"].clone(),
@@ -249,7 +261,7 @@ impl Reconcile for Controller {
         if let Some(written) = found(api.replace_status(&key.name, &PostParams::default(), &updated).await)? {
             self.cluster.resource_quotas.observe(&written);
         }
-        Ok(Next::Change)
+        Ok(next)
     }
 }
 
