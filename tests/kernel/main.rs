@@ -3,3 +3,4 @@
 mod datapath;
 mod netns;
 mod routing;
+mod store;

@@ -5,3 +5,5 @@ mod links;
 mod peers;
 mod plugin;
 mod routes;
+
+pub use agent::binary;

@@ -370,7 +370,7 @@ pub fn storage_status(error: &StorageError) -> Status {
         StorageError::Future { requested, current } => {
             Status::too_large_resource_version(requested.0, current.0)
         }
-        StorageError::Unavailable { .. } => Status::service_unavailable(error.to_string()),
+        // Not 503, after which clients repeat a request by themselves: the write may stand.
         other => Status::internal(other),
     }
 }

@@ -25,7 +25,11 @@ impl Strategy for Ingresses {
         let mut errors = Errors::default();
         let spec = at(object, "/spec");
         if items(spec, "/rules").is_empty() && !present(spec, "/defaultBackend") {
-            errors.invalid("spec", at(spec, "/rules"), "either `defaultBackend` or `rules` must be specified");
+            errors.invalid(
+                "spec",
+                at(spec, "/rules"),
+                "either `defaultBackend` or `rules` must be specified",
+            );
         }
         if present(spec, "/defaultBackend") {
             backend(&mut errors, at(spec, "/defaultBackend"), "spec.defaultBackend");

@@ -71,7 +71,8 @@ impl TableFile {
         answer.map_err(|error| name(&self.path, error))
     }
 
-    /// Runs a write. After a failure the database is opened again at the next write, as redb asks for.
+    /// Runs a write. After a failure the database is opened again at the next write, as redb asks for. A panic is a failure
+    /// too: redb asserts what a disk that lies may break, and the thread that writes is the only one.
     pub(super) fn write<T>(
         &self,
         write: impl FnOnce(&Database) -> Result<T, redb::Error>,
@@ -79,11 +80,16 @@ impl TableFile {
         self.reopen()?;
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = &*guard else { return Err(self.closed()) };
-        let answer = write(database);
+        let answer = catch_unwind(AssertUnwindSafe(|| write(database)));
         drop(guard);
+        let answer = answer.unwrap_or_else(|_| {
+            Err(redb::Error::Io(io::Error::other("the storage engine met what it holds impossible")))
+        });
         answer.map_err(|error| {
             tracing::error!(path = %self.path.display(), %error, "the store cannot be written");
-            drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
+            let broken = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+            // Closing writes as well; what fails there is found when the file is opened again.
+            drop(catch_unwind(AssertUnwindSafe(|| drop(broken))));
             name(&self.path, failed(error))
         })
     }

@@ -128,17 +128,26 @@ async fn a_file_that_is_damaged_is_named_and_left_as_it_is() {
     Embedded::open(&good).unwrap();
 }
 
+/// What is wrong with a [`Disk`].
+#[derive(Debug, Default)]
+struct Faults {
+    full: AtomicBool,
+    /// Writes arrive, but the disk does not say so.
+    sync_fails: AtomicBool,
+    /// The next write panics.
+    panics: AtomicBool,
+}
+
 #[derive(Debug)]
 struct Disk {
     file: fs::File,
-    full: Arc<AtomicBool>,
-    /// Writes arrive, but the disk does not say so.
-    sync_fails: Arc<AtomicBool>,
+    faults: Arc<Faults>,
 }
 
 impl Disk {
     fn check(&self) -> io::Result<()> {
-        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        assert!(!self.faults.panics.swap(false, Ordering::SeqCst), "as the engine does about broken pages");
+        if self.faults.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
 
@@ -155,7 +164,7 @@ impl redb::StorageBackend for Disk {
     }
     fn sync_data(&self) -> io::Result<()> {
         self.check()?;
-        if self.sync_fails.load(Ordering::SeqCst) {
+        if self.faults.sync_fails.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk does not answer"));
         }
         self.file.sync_data()
@@ -166,30 +175,29 @@ impl redb::StorageBackend for Disk {
     }
 }
 
-/// A store on a [`Disk`], with its two switches.
-fn on_disk(path: &Path) -> (Embedded, Arc<AtomicBool>, Arc<AtomicBool>) {
-    let (full, sync_fails) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let flags = (full.clone(), sync_fails.clone());
+/// A store on a [`Disk`] that is well until its faults say otherwise.
+fn on_disk(path: &Path) -> (Embedded, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    let of_disk = faults.clone();
     let opener = move |path: &Path| {
         let file = fs::File::options().read(true).write(true).open(path)?;
-        let disk = Disk { file, full: flags.0.clone(), sync_fails: flags.1.clone() };
-        redb::Database::builder().create_with_backend(disk)
+        redb::Database::builder().create_with_backend(Disk { file, faults: of_disk.clone() })
     };
     let file = TableFile::open_with(path, Box::new(opener)).unwrap();
-    (Embedded::with_file(file).unwrap(), full, sync_fails)
+    (Embedded::with_file(file).unwrap(), faults)
 }
 
 #[tokio::test]
 async fn a_write_whose_fate_was_unknown_reaches_watchers_if_it_stands() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
-    let (store, _, sync_fails) = on_disk(&path);
+    let (store, faults) = on_disk(&path);
     let first = store.create(&pod("a"), "1".into()).await.unwrap();
     let mut stream = store.watch("/registry/", first).await.unwrap();
     for round in 0..5 {
-        sync_fails.store(true, Ordering::SeqCst);
+        faults.sync_fails.store(true, Ordering::SeqCst);
         assert!(store.create(&pod(&format!("unknown-{round}")), "1".into()).await.is_err());
-        sync_fails.store(false, Ordering::SeqCst);
+        faults.sync_fails.store(false, Ordering::SeqCst);
         store.create(&pod(&format!("known-{round}")), "1".into()).await.unwrap();
     }
     let items = store.list(all(None)).await.unwrap().items;
@@ -206,18 +214,19 @@ async fn a_write_whose_fate_was_unknown_reaches_watchers_if_it_stands() {
 async fn a_full_disk_fails_writes_and_the_store_recovers_when_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
-    let (store, full, _) = on_disk(&path);
+    let (store, faults) = on_disk(&path);
     let first = store.create(&pod("a"), "1".into()).await.unwrap();
     let mut stream = store.watch("/registry/", first).await.unwrap();
-    full.store(true, Ordering::SeqCst);
+    faults.full.store(true, Ordering::SeqCst);
     for _ in 0..3 {
         let error = store.create(&pod("b"), "1".into()).await.unwrap_err();
         assert!(
             matches!(&error, StorageError::Unavailable { detail } if detail.contains("store.redb")),
             "{error}"
         );
+        assert_eq!(error.to_string().matches("unavailable").count(), 1, "{error}");
     }
-    full.store(false, Ordering::SeqCst);
+    faults.full.store(false, Ordering::SeqCst);
     let second = store.create(&pod("c"), "1".into()).await.unwrap();
     assert!(second > first);
     let items = store.list(all(None)).await.unwrap().items;
@@ -227,6 +236,26 @@ async fn a_full_disk_fails_writes_and_the_store_recovers_when_there_is_room() {
     assert_eq!((seen[0].key.as_ref(), seen[0].revision), (pod("c").as_str(), second));
     drop(store);
     assert_eq!(Embedded::open(&path).unwrap().revision().await.unwrap(), second);
+}
+
+#[tokio::test]
+async fn a_panic_of_the_engine_fails_one_write_and_the_writer_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let (store, faults) = on_disk(&path);
+    store.create(&pod("a"), "1".into()).await.unwrap();
+    faults.panics.store(true, Ordering::SeqCst);
+    let error = store.create(&pod("b"), "1".into()).await.unwrap_err();
+    assert!(
+        matches!(&error, StorageError::Unavailable { detail } if detail.contains("impossible")),
+        "{error}"
+    );
+    let second = store.create(&pod("c"), "1".into()).await.unwrap();
+    drop(store);
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.revision().await.unwrap(), second);
+    let keys: Vec<_> = store.list(all(None)).await.unwrap().items.into_iter().map(|item| item.key).collect();
+    assert!(keys.contains(&pod("a").into()) && keys.contains(&pod("c").into()), "{keys:?}");
 }
 
 const CHILD_PATH: &str = "SEAWAY_TEST_STORE";

@@ -92,7 +92,10 @@ impl Writer {
             }
             Err(error) => {
                 self.uncertain = true;
-                let detail = error.to_string();
+                let detail = match error {
+                    StorageError::Unavailable { detail } => detail,
+                    other => other.to_string(),
+                };
                 for waiting in batch {
                     drop(waiting.done.send(Err(StorageError::Unavailable { detail: detail.clone() })));
                 }
