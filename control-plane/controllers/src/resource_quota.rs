@@ -26,7 +26,7 @@ use crate::pods;
 use crate::queue::Queue;
 use crate::reconcile::{Next, Reconcile, Result, found, now};
 use crate::store::{Key, Store};
-use charges::{Charges, SETTLE};
+use charges::Charges;
 
 /// Core kinds of which the content counts.
 const BY_CONTENT: [&str; 3] = ["pods", "services", "persistentvolumeclaims"];
@@ -247,7 +247,7 @@ impl Reconcile for Controller {
         used.extend(settled);
         used.retain(|name, _| hard.contains_key(name));
         self.pace.ended(key, began.elapsed());
-        let next = if again { Next::After(SETTLE) } else { Next::Change };
+        let next = again.map_or(Next::Change, Next::After);
         if used == before && hard == quota::amounts(&object, "/status/hard") {
             return Ok(next);
         }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::store::Key;
 
 /// How long a charge may take to become an object that is seen.
-pub const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(1);
 /// Charges within this time are kept as one.
 const GRAIN: Duration = Duration::from_millis(100);
 
@@ -46,17 +46,20 @@ impl Charges {
     }
 
     /// What to write for a quota whose objects were counted as `counted` while its status says `used`: never less than
-    /// the count, and less than `used` only by what recent charges do not explain. `true` if a count shall follow after
-    /// [`SETTLE`].
-    pub fn settle(&self, key: &Key, used: &Amounts, counted: Amounts) -> (Amounts, bool) {
+    /// the count, and less than `used` only by what recent charges do not explain. With it the time after which the last of
+    /// them has settled, where a count shall follow then.
+    pub fn settle(&self, key: &Key, used: &Amounts, counted: Amounts) -> (Amounts, Option<Duration>) {
         let mut quotas = self.by_quota.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = quotas.get_mut(key).map(|history| history.recent(Instant::now())).unwrap_or_default();
-        let mut again = false;
+        let now = Instant::now();
+        let (recent, rest) = quotas.get_mut(key).map(|history| history.recent(now)).unwrap_or_default();
+        let mut again = None;
         let settle = |(name, counted): (String, Quantity)| {
             let Some(used) = used.get(&name) else { return (name, counted) };
             let charged = recent.get(&name).map_or(counted, |recent| counted.add(recent));
             let amount = charged.min(*used).max(counted);
-            again |= amount > counted;
+            if amount > counted {
+                again = Some(rest);
+            }
             (name, amount)
         };
         (counted.into_iter().map(settle).collect(), again)
@@ -82,14 +85,15 @@ impl History {
         }
     }
 
-    /// The sum of what was charged within [`SETTLE`].
-    fn recent(&mut self, now: Instant) -> Amounts {
+    /// The sum of what was charged within [`SETTLE`], and in what time all of it will have settled.
+    fn recent(&mut self, now: Instant) -> (Amounts, Duration) {
         while self.raises.front().is_some_and(|(until, _)| *until + SETTLE <= now) {
             self.raises.pop_front();
         }
         let mut sum = Amounts::new();
         self.raises.iter().for_each(|(_, raise)| quota::add(&mut sum, raise));
-        sum
+        let settled = self.raises.back().map_or(now, |(until, _)| *until + SETTLE);
+        (sum, settled - now)
     }
 }
 
@@ -102,7 +106,7 @@ mod tests {
         quota::amounts(&json!({ "used": { "pods": pods } }), "/used")
     }
 
-    fn settled(charges: &Charges, used: &str, counted: &str) -> (String, bool) {
+    fn settled(charges: &Charges, used: &str, counted: &str) -> (String, Option<Duration>) {
         let (settled, again) = charges.settle(&Key::new("ns", "q"), &amounts(used), amounts(counted));
         (settled["pods"].to_string(), again)
     }
@@ -117,7 +121,7 @@ mod tests {
     async fn what_nobody_charged_of_late_is_given_back_at_once() {
         let charges = quiet_at("5");
         tokio::time::advance(SETTLE + GRAIN).await;
-        assert_eq!(settled(&charges, "5", "3"), ("3".to_owned(), false));
+        assert_eq!(settled(&charges, "5", "3"), ("3".to_owned(), None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -125,10 +129,10 @@ mod tests {
         let charges = quiet_at("5");
         tokio::time::advance(SETTLE + GRAIN).await;
         charges.saw(&Key::new("ns", "q"), &amounts("7"));
-        assert_eq!(settled(&charges, "7", "5"), ("7".to_owned(), true));
-        assert_eq!(settled(&charges, "7", "4"), ("6".to_owned(), true));
+        assert_eq!(settled(&charges, "7", "5"), ("7".to_owned(), Some(SETTLE + GRAIN)));
+        assert_eq!(settled(&charges, "7", "4"), ("6".to_owned(), Some(SETTLE + GRAIN)));
         tokio::time::advance(SETTLE + GRAIN).await;
-        assert_eq!(settled(&charges, "7", "5"), ("5".to_owned(), false));
+        assert_eq!(settled(&charges, "7", "5"), ("5".to_owned(), None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -138,15 +142,15 @@ mod tests {
         let key = Key::new("ns", "q");
         charges.saw(&key, &amounts("4"));
         charges.saw(&key, &amounts("5"));
-        assert_eq!(settled(&charges, "5", "4"), ("5".to_owned(), true));
+        assert_eq!(settled(&charges, "5", "4"), ("5".to_owned(), Some(SETTLE + GRAIN)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn more_than_was_charged_is_written_at_once() {
         let charges = quiet_at("1");
-        assert_eq!(settled(&charges, "1", "4"), ("4".to_owned(), false));
+        assert_eq!(settled(&charges, "1", "4"), ("4".to_owned(), None));
         charges.forget(&Key::new("ns", "q"));
-        assert_eq!(settled(&charges, "4", "2"), ("2".to_owned(), false));
+        assert_eq!(settled(&charges, "4", "2"), ("2".to_owned(), None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -159,7 +163,7 @@ mod tests {
         }
         let (settled, again) = charges.settle(&key, &amounts("999"), amounts("0"));
         let pods = settled["pods"].value();
-        assert!(again && (200..=230).contains(&pods), "{pods}");
+        assert!(again.is_some() && (200..=230).contains(&pods), "{pods}");
         assert!(charges.by_quota.lock().unwrap()[&key].raises.len() <= 12);
     }
 }
