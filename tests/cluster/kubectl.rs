@@ -5,29 +5,7 @@ use std::time::Duration;
 
 use harness::{Cluster, Namespace, eventually, run};
 
-const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: web
-  labels: {app: web, tier: front}
-spec:
-  replicas: 2
-  selector:
-    matchLabels: {app: web}
-  template:
-    metadata:
-      labels: {app: web}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: nginx
-        image: nginx:1.22
-        env:
-        - {name: COLOUR, value: blue}
-        ports:
-        - containerPort: 80
-";
+const WEB: &str = include_str!("web.yaml");
 
 fn ready(namespace: &Namespace<'_>) {
     namespace.kubectl("rollout status deployment/web --timeout=120s").ok();

@@ -7,6 +7,7 @@ set -euo pipefail
 
 KUBECONFIG=$(realpath "${KUBECONFIG:?names the kubeconfig of the cluster}")
 export KUBECONFIG
+here=$(dirname "$(realpath "$0")")
 work=$(mktemp -d)
 namespace=session
 cd "$work"
@@ -84,29 +85,7 @@ section "create, apply: create, no change, change, prune a field; diff"
 k create namespace "$namespace"
 says "namespace/$namespace created"
 k() { run kubectl -n "$namespace" "$@"; }
-cat >web.yaml <<'YAML'
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: web
-  labels: {app: web, tier: front}
-spec:
-  replicas: 2
-  selector:
-    matchLabels: {app: web}
-  template:
-    metadata:
-      labels: {app: web}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: nginx
-        image: nginx:1.22
-        env:
-        - {name: COLOUR, value: blue}
-        ports:
-        - containerPort: 80
-YAML
+cp "$here/web.yaml" .
 k apply -f web.yaml
 is "deployment.apps/web created"
 k apply -f web.yaml
