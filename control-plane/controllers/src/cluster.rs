@@ -15,6 +15,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -61,6 +62,7 @@ pub struct Cluster {
     pub stateful_sets: Arc<Store<StatefulSet>>,
     /// The Secrets that carry ServiceAccount tokens.
     pub token_secrets: Arc<Store<Secret>>,
+    pub volume_attributes_classes: Arc<Store<VolumeAttributesClass>>,
 }
 
 /// The name of the ConfigMap that carries the cluster's CA in every namespace.
@@ -100,6 +102,7 @@ impl Cluster {
             services: Arc::default(),
             stateful_sets: Arc::default(),
             token_secrets: Arc::default(),
+            volume_attributes_classes: Arc::default(),
         }
     }
 
@@ -133,6 +136,7 @@ impl Cluster {
         self.watch(&self.service_cidrs, tasks, cancel);
         self.watch(&self.services, tasks, cancel);
         self.watch(&self.stateful_sets, tasks, cancel);
+        self.watch(&self.volume_attributes_classes, tasks, cancel);
         let leases = Api::<Lease>::namespaced(self.client.clone(), NODE_LEASES);
         tasks.spawn(feed(leases, watcher::Config::default(), self.leases.clone(), cancel.clone()));
         let typed = watcher::Config::default().fields(&format!("type={TOKEN_TYPE}"));
@@ -179,5 +183,6 @@ impl Cluster {
         self.services.wait_synced().await;
         self.stateful_sets.wait_synced().await;
         self.token_secrets.wait_synced().await;
+        self.volume_attributes_classes.wait_synced().await;
     }
 }

@@ -214,6 +214,8 @@ impl Controllers<'_> {
         self.tasks.spawn(policy_types::run(policies.client.clone(), self.cancel.clone()));
         self.start(volume_protection::claims(&self.acting_as("pvc-protection-controller")), 1);
         self.start(volume_protection::volumes(&self.acting_as("pv-protection-controller")), 1);
+        let classes = self.acting_as("volumeattributesclass-protection-controller");
+        self.start(volume_protection::classes(&classes), 1);
     }
 
     fn start_nodes(&mut self, config: &Config) {

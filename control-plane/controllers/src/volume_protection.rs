@@ -1,6 +1,7 @@
-//! PV and PVC protection: a claim that a pod uses, and a volume that a claim has, stay until that ends.
+//! PV, PVC and VolumeAttributesClass protection: a claim that a pod uses, a volume that a claim has, and a class that
+//! either names, stay until that ends.
 //!
-//! Two controllers of one shape: an object carries a finalizer from its creation; it is taken off an object that is being
+//! Three controllers of one shape: an object carries a finalizer from its creation; it is taken off an object that is being
 //! deleted once nothing uses it. The stores only say where to look: before a claim is let go, the pods are read from the API.
 
 use std::collections::BTreeSet;
@@ -8,7 +9,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use kube::api::{ListParams, Patch, PatchParams};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
@@ -19,6 +21,7 @@ use crate::store::{Key, Store};
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
+const CLASS_FINALIZER: &str = "kubernetes.io/vac-protection";
 
 /// Protects claims that pods use.
 pub struct Claims {
@@ -27,6 +30,11 @@ pub struct Claims {
 
 /// Protects volumes that claims have.
 pub struct Volumes {
+    cluster: Arc<Cluster>,
+}
+
+/// Protects VolumeAttributesClasses that claims or volumes name.
+pub struct Classes {
     cluster: Arc<Cluster>,
 }
 
@@ -64,6 +72,51 @@ pub fn volumes(cluster: &Arc<Cluster>) -> (Arc<Volumes>, Arc<Queue>) {
     (Arc::new(Volumes { cluster: cluster.clone() }), queue)
 }
 
+/// Makes the controller of VolumeAttributesClasses and the queue that feeds it.
+pub fn classes(cluster: &Arc<Cluster>) -> (Arc<Classes>, Arc<Queue>) {
+    let queue = Arc::new(Queue::default());
+    let dirty = queue.clone();
+    cluster.volume_attributes_classes.subscribe(move |_, new| {
+        if let Some(class) = new.filter(|class| wants(&***class, CLASS_FINALIZER)) {
+            dirty.add(Key::of(&**class));
+        }
+    });
+    // A class can only be freed by what no longer names it.
+    let dirty = queue.clone();
+    cluster.persistent_volume_claims.subscribe(move |old, new| {
+        let (old, new) = (old.map(|claim| classes_of_claim(claim)), new.map(|claim| classes_of_claim(claim)));
+        for class in old.unwrap_or_default().difference(&new.unwrap_or_default()) {
+            dirty.add(Key::cluster(class.as_str()));
+        }
+    });
+    let dirty = queue.clone();
+    cluster.persistent_volumes.subscribe(move |old, new| {
+        let (old, new) =
+            (old.and_then(|volume| class_of_volume(volume)), new.and_then(|volume| class_of_volume(volume)));
+        if let Some(class) = old.filter(|old| new != Some(old)) {
+            dirty.add(Key::cluster(class));
+        }
+    });
+    (Arc::new(Classes { cluster: cluster.clone() }), queue)
+}
+
+/// The VolumeAttributesClasses that a claim wants, has, or is on its way to.
+fn classes_of_claim(claim: &PersistentVolumeClaim) -> BTreeSet<String> {
+    let status = claim.status.as_ref();
+    let modified = status.and_then(|status| status.modify_volume_status.as_ref());
+    let names = [
+        claim.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_ref()),
+        status.and_then(|status| status.current_volume_attributes_class_name.as_ref()),
+        modified.and_then(|modified| modified.target_volume_attributes_class_name.as_ref()),
+    ];
+    names.into_iter().flatten().filter(|name| !name.is_empty()).cloned().collect()
+}
+
+fn class_of_volume(volume: &PersistentVolume) -> Option<&str> {
+    let name = volume.spec.as_ref()?.volume_attributes_class_name.as_deref()?;
+    (!name.is_empty()).then_some(name)
+}
+
 /// Whether an object's finalizer is to be put on, or may have to be taken off.
 fn wants<K: Resource>(object: &K, finalizer: &str) -> bool {
     let has = object.finalizers().iter().any(|held| held == finalizer);
@@ -86,16 +139,22 @@ fn uses(pod: &Pod, claim: &str) -> bool {
     crate::pods::node_name(pod).is_some() && claims_of(pod).contains(claim)
 }
 
-/// Writes `finalizers` of exactly this version of the object.
-async fn set_finalizer<K>(api: &Api<K>, store: &Store<K>, object: &K, finalizer: &str, on: bool) -> Result<()>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
+/// The object's finalizers with this one among them, or without it.
+fn finalizers_with<K: Resource>(object: &K, finalizer: &str, on: bool) -> Vec<String> {
     let mut finalizers = object.finalizers().to_vec();
     finalizers.retain(|held| held != finalizer);
     if on {
         finalizers.push(finalizer.to_owned());
     }
+    finalizers
+}
+
+/// Writes `finalizers` of exactly this version of the object.
+async fn set_finalizer<K>(api: &Api<K>, store: &Store<K>, object: &K, finalizer: &str, on: bool) -> Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let finalizers = finalizers_with(object, finalizer, on);
     let metadata = serde_json::json!({
         "uid": object.uid(),
         "resourceVersion": object.resource_version(),
@@ -153,6 +212,39 @@ impl Reconcile for Volumes {
     }
 }
 
+impl Reconcile for Classes {
+    const NAME: &'static str = "volumeattributesclass-protection-controller";
+
+    async fn reconcile(&self, key: &Key) -> Result {
+        let store = &self.cluster.volume_attributes_classes;
+        let Some(class) = store.get(key) else { return Ok(Next::Change) };
+        if !wants(&*class, CLASS_FINALIZER) {
+            return Ok(Next::Change);
+        }
+        let ends = class.metadata.deletion_timestamp.is_some();
+        if ends {
+            let volumes = self.cluster.persistent_volumes.all();
+            let claims = self.cluster.persistent_volume_claims.all();
+            if volumes.iter().any(|volume| class_of_volume(volume) == Some(key.name.as_str()))
+                || claims.iter().any(|claim| classes_of_claim(claim).contains(&key.name))
+            {
+                return Ok(Next::Change);
+            }
+        }
+        // This controller's account may update classes, not patch them.
+        let mut changed = VolumeAttributesClass::clone(&class);
+        let finalizers = finalizers_with(&changed, CLASS_FINALIZER, !ends);
+        let goes = ends && finalizers.is_empty();
+        changed.metadata.finalizers = Some(finalizers);
+        let api = Api::<VolumeAttributesClass>::all(self.cluster.client.clone());
+        let written = found(api.replace(&key.name, &PostParams::default(), &changed).await)?;
+        if let Some(written) = written.filter(|_| !goes) {
+            store.observe(&written);
+        }
+        Ok(Next::Change)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +267,22 @@ mod tests {
         assert!(uses(&bound, "data") && uses(&bound, "web-b"));
         assert!(!uses(&bound, "web-a") && !uses(&bound, "web-c"));
         assert!(!uses(&pod(None), "data"));
+    }
+
+    #[test]
+    fn a_claim_names_the_classes_that_it_wants_has_and_goes_to() {
+        let claim: PersistentVolumeClaim = serde_json::from_value(json!({
+            "spec": { "volumeAttributesClassName": "gold" },
+            "status": {
+                "currentVolumeAttributesClassName": "silver",
+                "modifyVolumeStatus": { "targetVolumeAttributesClassName": "bronze", "status": "InProgress" },
+            },
+        }))
+        .expect("a claim");
+        assert_eq!(Vec::from_iter(classes_of_claim(&claim)), ["bronze", "gold", "silver"]);
+        let claim = json!({ "spec": { "volumeAttributesClassName": "" }, "status": {} });
+        let claim: PersistentVolumeClaim = serde_json::from_value(claim).expect("a claim");
+        assert!(classes_of_claim(&claim).is_empty());
     }
 
     #[test]

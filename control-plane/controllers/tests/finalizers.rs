@@ -6,6 +6,7 @@ use k8s_openapi::api::authentication::v1::TokenReview;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Event, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount,
 };
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -47,6 +48,29 @@ async fn a_claim_goes_after_the_pod_that_uses_it_and_a_volume_after_its_binding(
     assert!(volumes.get_opt("v").await.unwrap().is_some());
     volumes.patch_status("v", &PatchParams::default(), &phase("Released")).await.unwrap();
     gone(&volumes, "v").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_of_volumes_goes_once_no_claim_names_it() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("team").await;
+    let classes = Api::<VolumeAttributesClass>::all(cluster.client());
+    for name in ["gold", "free"] {
+        let class = json!({ "metadata": { "name": name }, "driverName": "disks.example.com",
+            "parameters": { "iops": "100" } });
+        assert_eq!(create(&classes, class).await.finalizers(), ["kubernetes.io/vac-protection"]);
+    }
+    let claims = cluster.api::<PersistentVolumeClaim>("team");
+    let spec = json!({ "accessModes": ["ReadWriteOnce"], "volumeAttributesClassName": "gold",
+        "resources": { "requests": { "storage": "1Gi" } } });
+    create(&claims, json!({ "metadata": { "name": "data" }, "spec": spec })).await;
+    classes.delete("gold", &DeleteParams::default()).await.unwrap();
+    classes.delete("free", &DeleteParams::default()).await.unwrap();
+    gone(&classes, "free").await;
+    assert!(classes.get_opt("gold").await.unwrap().is_some(), "a claim names it");
+    claims.delete("data", &DeleteParams::default()).await.unwrap();
+    gone(&classes, "gold").await;
     cluster.stop().await;
 }
 

@@ -221,11 +221,34 @@ pub(super) const ROLES: &[Role] = &[
         ],
     },
     Role {
+        name: "resource-claim-controller",
+        rules: &[
+            "read | core | pods",
+            "update | core | pods/finalizers",
+            "patch, update | core | pods/status",
+            "create, delete, read | resource.k8s.io | resourceclaims",
+            "patch, update | resource.k8s.io | resourceclaims, resourceclaims/binding, resourceclaims/status",
+            EVENTS,
+        ],
+    },
+    Role {
         name: "resourcequota-controller",
         rules: &["list, watch | * | *", "update | core | resourcequotas/status", EVENTS],
     },
+    Role {
+        name: "route-controller",
+        rules: &["list, watch | core | nodes", "patch | core | nodes/status", EVENTS],
+    },
     Role { name: "root-ca-cert-publisher", rules: &["create, update | core | configmaps", EVENTS] },
     Role { name: "service-account-controller", rules: &["create | core | serviceaccounts", EVENTS] },
+    Role {
+        name: "selinux-warning-controller",
+        rules: &[
+            "read | core | persistentvolumeclaims, persistentvolumes, pods",
+            "read | storage.k8s.io | csidrivers",
+            EVENTS,
+        ],
+    },
     Role {
         name: "service-cidrs-controller",
         rules: &[
@@ -264,6 +287,14 @@ pub(super) const ROLES: &[Role] = &[
             "read | admissionregistration.k8s.io | validatingadmissionpolicies",
             "get, patch, update | admissionregistration.k8s.io | validatingadmissionpolicies/status",
             "read | apiextensions.k8s.io | customresourcedefinitions",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "volumeattributesclass-protection-controller",
+        rules: &[
+            "read | core | persistentvolumeclaims, persistentvolumes",
+            "read, update | storage.k8s.io | volumeattributesclasses",
             EVENTS,
         ],
     },
