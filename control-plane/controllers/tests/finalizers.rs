@@ -101,6 +101,19 @@ async fn a_token_secret_is_filled_and_goes_with_its_account() {
         create(&reviews, json!({ "metadata": {}, "spec": { "token": token } })).await.status.unwrap();
     assert_eq!(review.authenticated, Some(true), "{review:?}");
     assert_eq!(review.user.unwrap().username.as_deref(), Some("system:serviceaccount:team:robot"));
+    eventually("the Secret to say when it was used", async || {
+        let secret = secrets.get("robot-token").await.unwrap();
+        let used = secret.labels().get("kubernetes.io/legacy-token-last-used").cloned();
+        used.filter(|day| day.len() == "2026-01-31".len()).ok_or(secret.metadata.labels)
+    })
+    .await;
+    let tracking = "kube-apiserver-legacy-service-account-token-tracking";
+    let since = eventually("the start of tracking", async || {
+        let config = cluster.api::<ConfigMap>("kube-system").get_opt(tracking).await.unwrap();
+        config.and_then(|config| config.data).ok_or("no ConfigMap")
+    })
+    .await;
+    assert_eq!(since["since"].len(), "2026-01-31".len());
     accounts.delete("robot", &DeleteParams::default()).await.unwrap();
     gone(&secrets, "robot-token").await;
     cluster.stop().await;

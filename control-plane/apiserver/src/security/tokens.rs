@@ -6,6 +6,7 @@
 
 mod keys;
 mod seen;
+mod uses;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ pub use self::keys::KeyError;
 use self::{
     keys::{SigningKey, VerifyingKey, algorithm_name},
     seen::Seen,
+    uses::Uses,
 };
 use super::Identity;
 use crate::storage::{cache::Cache, keys as storage_keys};
@@ -30,8 +32,11 @@ pub const WARN_ONLY_EXPIRATION_SECONDS: i64 = 60 * 60 + 7;
 pub const EXTENDED_EXPIRATION_SECONDS: i64 = 365 * 24 * 60 * 60;
 /// Of clocks, and of deletions, in seconds.
 const LEEWAY_SECONDS: i64 = 60;
+const DAY_SECONDS: i64 = 24 * 60 * 60;
 /// Who issued the tokens that are kept in Secrets.
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+/// On a Secret: the day of its token's last use.
+pub const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 /// On a Secret whose token was not used for long.
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 
@@ -65,6 +70,12 @@ pub enum TokenError {
     /// The token could not be made.
     #[error("{0}")]
     Issue(String),
+}
+
+/// The day of a time in seconds since the epoch, in UTC, as labels say it: `2026-01-31`.
+pub fn date(seconds: i64) -> String {
+    let time = jiff::Timestamp::from_second(seconds).unwrap_or_default();
+    jiff::tz::Offset::UTC.to_datetime(time).date().to_string()
 }
 
 /// As Go prints a list with `%q`.
@@ -228,6 +239,7 @@ pub struct Tokens {
     signing: SigningKey,
     verifying: Vec<VerifyingKey>,
     seen: Seen<Claims>,
+    uses: Uses,
 }
 
 impl Tokens {
@@ -240,7 +252,7 @@ impl Tokens {
         let issuers = vec![issuer.to_owned()];
         let audiences = issuers.clone();
         let verifying = VerifyingKey::parse_all(key_pem)?;
-        Ok(Self { issuers, audiences, signing, verifying, seen: Seen::default() })
+        Ok(Self { issuers, audiences, signing, verifying, seen: Seen::default(), uses: Uses::default() })
     }
 
     /// Verifies tokens of other keys too: PEM texts of public keys, private keys or certificates.
@@ -272,6 +284,11 @@ impl Tokens {
             self.audiences = audiences.to_vec();
         }
         self
+    }
+
+    /// Secrets whose tokens were used and whose label does not say so yet.
+    pub fn uses(&self) -> &Uses {
+        &self.uses
     }
 
     /// Whom a token is for that is for the API server.
@@ -380,7 +397,7 @@ impl Tokens {
                 check_bound(private, objects, now)?;
                 identity(&claims.jti, private)
             }
-            _ => self.legacy_identity(token, &claims, objects)?,
+            _ => self.legacy_identity(token, &claims, objects, now)?,
         };
         Ok(Verified { identity, audiences: matched })
     }
@@ -416,6 +433,7 @@ impl Tokens {
         token: &str,
         claims: &Claims,
         objects: &dyn BoundObjects,
+        now: i64,
     ) -> Result<Identity, TokenError> {
         let said = |text: &str| Err(TokenError::Claims(text.to_owned()));
         let legacy = &claims.legacy;
@@ -444,6 +462,10 @@ impl Tokens {
         }
         let account = Reference { name: name.clone(), uid: legacy.account_uid.clone() };
         check_account(namespace, &account, objects, i64::MAX)?;
+        let last_used = api::meta::label(&secret, LAST_USED).unwrap_or_default();
+        if last_used != date(now) && last_used != date(now + DAY_SECONDS) {
+            self.uses.note(namespace, &legacy.secret_name);
+        }
         if api::meta::label(&secret, INVALID_SINCE).is_some_and(|since| !since.is_empty()) {
             return said(&format!(
                 "the token in secret {namespace}/{} for service account {namespace}/{name} has been marked invalid. Use \

@@ -57,6 +57,7 @@ pub(crate) mod bootstrap;
 mod certificates;
 mod gzip;
 mod health;
+mod legacy_tokens;
 pub mod limits;
 pub mod listen;
 pub mod metrics;
@@ -114,6 +115,7 @@ impl Server {
         tokio::spawn(aggregation::registration::run(Arc::clone(&state)));
         tokio::spawn(aggregation::watch_availability(Arc::clone(&state)));
         tokio::spawn(service_cidr::keep(Arc::clone(&state)));
+        tokio::spawn(legacy_tokens::keep(Arc::clone(&state)));
         state.ready.store(true, std::sync::atomic::Ordering::Release);
         let certificates =
             Arc::new(Certificates::new(pki, names, serving, kubelet_client, Arc::clone(&state)));

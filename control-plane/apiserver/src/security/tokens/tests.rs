@@ -253,3 +253,25 @@ fn a_token_in_a_secret_lives_as_long_as_the_secret_holds_it() {
     reborn.0.0.get_mut(&("serviceaccounts", "robot".to_owned())).unwrap().uid = "another".to_owned();
     assert_eq!(refused(&reborn), "service account UID (another) does not match claim (uid-robot)");
 }
+
+#[tokio::test]
+async fn the_first_use_of_a_day_is_noted_for_the_label_of_the_secret() {
+    let tokens = tokens();
+    let token = tokens.issue_legacy("ns", &reference("robot").unwrap(), "robot-token").unwrap();
+    let kept = base64::engine::general_purpose::STANDARD.encode(&token);
+    let verify = |last_used: &str| {
+        let labels = json!({ LAST_USED: last_used });
+        let secret = json!({"metadata": {"labels": labels}, "data": {"token": kept}});
+        tokens.verify(&token, &[], &WithSecret(objects(), secret), NOW).unwrap();
+    };
+    let noted = async || tokio::time::timeout(std::time::Duration::ZERO, tokens.uses().take()).await.ok();
+    for known in [date(NOW), date(NOW + DAY_SECONDS)] {
+        verify(&known);
+        assert_eq!(noted().await, None, "{known}");
+    }
+    verify(&date(NOW - DAY_SECONDS));
+    verify("");
+    assert_eq!(noted().await, Some([("ns".to_owned(), "robot-token".to_owned())].into()));
+    assert_eq!(noted().await, None);
+    assert_eq!(date(1_769_817_600), "2026-01-31");
+}
