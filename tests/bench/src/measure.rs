@@ -182,14 +182,17 @@ impl List<'_> {
             check_count(&first.body, expected).with_context(|| name.to_owned())?;
         }
         self.figures.put(name, "MB", first.length as f64 / 1e6);
-        let (cpu, began) = (self.subject.cpu()?, Instant::now());
+        let (cpu, kernel) = (self.subject.cpu()?, self.subject.cpu_of_kernel()?);
+        let began = Instant::now();
         let mut took = Vec::new();
         while began.elapsed().as_secs_f64() < self.options.seconds || took.len() < LISTS_MIN as usize {
             let sent = Instant::now();
             connection.send(Request::get(path()).accept(accept)).await?.good()?;
             took.push(sent.elapsed());
         }
-        self.figures.put(name, "us CPU", (self.subject.cpu()? - cpu) / took.len() as f64 * 1e6);
+        let each = |seconds: f64| seconds / took.len() as f64 * 1e6;
+        self.figures.put(name, "us CPU", each(self.subject.cpu()? - cpu));
+        self.figures.put(name, "us CPU in the kernel", each(self.subject.cpu_of_kernel()? - kernel));
         self.figures.latencies(name, took);
         Ok(())
     }

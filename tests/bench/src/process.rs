@@ -64,6 +64,18 @@ impl Process {
         Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
     }
 
+    /// What of its CPU time was spent in the kernel, in seconds; the kernel counts it in ticks of 10 ms.
+    pub(crate) fn cpu_of_kernel(&self) -> Result<f64> {
+        let path = format!("/proc/{}/stat", self.id());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        // The name before the last parenthesis may hold anything; stime is the thirteenth field after it.
+        let field = text.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(12));
+        let ticks: f64 =
+            field.and_then(|ticks| ticks.parse().ok()).with_context(|| format!("{path} has no stime"))?;
+        // SAFETY: sysconf has no memory effects.
+        Ok(ticks / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64)
+    }
+
     /// Resident memory now and at its highest, in MB.
     pub(crate) fn memory(&self) -> Result<(f64, f64)> {
         let path = format!("/proc/{}/status", self.id());
@@ -122,4 +134,22 @@ pub(crate) fn raise_descriptor_limit() {
 /// A port of loopback that was free a moment ago.
 pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_process_is_read_as_it_spends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = ["if=/dev/zero", "of=/dev/null"].map(str::to_owned);
+        let process = Process::start(Path::new("dd"), &arguments, &folder.path().join("log")).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while process.cpu_of_kernel().unwrap() < 0.02 {
+            assert!(std::time::Instant::now() < deadline, "dd spends its time in the kernel");
+            std::thread::yield_now();
+        }
+        assert!(process.cpu().unwrap() > 0.01);
+    }
 }

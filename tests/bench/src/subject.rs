@@ -139,6 +139,12 @@ impl Subject {
         Ok(self.server()?.cpu()? + store)
     }
 
+    /// What of [`Subject::cpu`] was spent in the kernel, in seconds.
+    pub(crate) fn cpu_of_kernel(&self) -> Result<f64> {
+        let store = self.etcd.as_ref().map_or(Ok(0.0), Process::cpu_of_kernel)?;
+        Ok(self.server()?.cpu_of_kernel()? + store)
+    }
+
     /// Resident memory of the server and of its store where that is a process, in MB.
     pub(crate) fn memory(&self) -> Result<(f64, Option<f64>)> {
         let store = self.etcd.as_ref().map(|etcd| etcd.memory().map(|(now, _)| now)).transpose()?;

@@ -22,7 +22,7 @@ use crate::{
     subject::Subject,
 };
 
-const WRITES: u32 = 200;
+const WRITES: u32 = 500;
 const DELIVERY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What the watchers tell the writer.
@@ -45,11 +45,11 @@ pub(crate) async fn measure(
 ) -> Result<()> {
     let mut writer = client.connect().await?;
     write(&mut writer, 0, "warm").await?;
-    let cpu = subject.cpu()?;
+    let (cpu, kernel) = (subject.cpu()?, subject.cpu_of_kernel()?);
     for index in 0..WRITES {
         write(&mut writer, index, "alone").await?;
     }
-    let alone = subject.cpu()? - cpu;
+    let (alone, kernel_alone) = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
     figures.put("patch", "us CPU", alone / f64::from(WRITES) * 1e6);
 
     let list = writer.send(Request::get("/api/v1/pods?limit=1").keep()).await?.good()?;
@@ -70,13 +70,14 @@ pub(crate) async fn measure(
     }
     // The first event is on its way while the last watchers begin.
     deliver(&mut writer, &shared, began, 0, options.watchers, "first").await?;
-    let cpu = subject.cpu()?;
+    let (cpu, kernel) = (subject.cpu()?, subject.cpu_of_kernel()?);
     for index in 0..WRITES {
         deliver(&mut writer, &shared, began, index, options.watchers, "watched").await?;
     }
-    let with_watchers = subject.cpu()? - cpu;
+    let (with_watchers, kernel) = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
     let events = f64::from(WRITES) * f64::from(options.watchers);
     figures.put("watch event", "us CPU", (with_watchers - alone).max(0.0) / events * 1e6);
+    figures.put("watch event", "us CPU in the kernel", (kernel - kernel_alone).max(0.0) / events * 1e6);
     // Closes their connections.
     watchers.abort_all();
     while let Some(ended) = watchers.join_next().await {

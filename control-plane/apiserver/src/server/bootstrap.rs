@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// So many objects are written at a time: they share their syncs to disk.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 256;
 
 /// Makes what is missing; returns when all of it is there.
 pub(super) async fn reconcile(state: &State) -> anyhow::Result<()> {
@@ -42,7 +42,9 @@ pub(super) async fn reconcile(state: &State) -> anyhow::Result<()> {
     let (namespaces, others): (Vec<Value>, Vec<Value>) =
         objects.into_iter().partition(|object| meta::kind(object) == "Namespace");
     let mut made = 0;
-    for batch in [namespaces, bootstrap_roles(), others, flow_control::objects::bootstrap()] {
+    // Nothing else waits for another: each batch would be another sync to disk.
+    let others = bootstrap_roles().into_iter().chain(others).chain(flow_control::objects::bootstrap());
+    for batch in [namespaces, others.collect()] {
         made += stream::iter(batch)
             .map(|object| ensure(state, &user, object))
             .buffer_unordered(AT_ONCE)
