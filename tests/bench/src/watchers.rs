@@ -47,7 +47,7 @@ pub(crate) async fn measure(
     write(&mut writer, 0, "warm").await?;
     let (cpu, kernel) = (subject.cpu()?, subject.cpu_of_kernel()?);
     for index in 0..WRITES {
-        write(&mut writer, index, "alone").await?;
+        write(&mut writer, index % options.objects, "alone").await?;
     }
     let (alone, kernel_alone) = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
     figures.put("patch", "us CPU", alone / f64::from(WRITES) * 1e6);
@@ -72,6 +72,7 @@ pub(crate) async fn measure(
     deliver(&mut writer, &shared, began, 0, options.watchers, "first").await?;
     let (cpu, kernel) = (subject.cpu()?, subject.cpu_of_kernel()?);
     for index in 0..WRITES {
+        let index = index % options.objects;
         deliver(&mut writer, &shared, began, index, options.watchers, "watched").await?;
     }
     let (with_watchers, kernel) = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
@@ -93,7 +94,7 @@ pub(crate) async fn measure(
 }
 
 async fn write(writer: &mut Connection, index: u32, value: &str) -> Result<()> {
-    let patch = json!({"metadata": {"annotations": {"example.com/step": format!("{value}-{index}")}}});
+    let patch = json!({"metadata": {"annotations": {"example.com/step": format!("{value}-{}", rand::random::<u64>())}}});
     writer.send(Request::merge_patch(objects::path(index), patch.to_string())).await?.good()?;
     Ok(())
 }

@@ -14,12 +14,15 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use api::status::Status;
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt, stream};
+use futures::{
+    FutureExt as _, Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
 use http::{Response, StatusCode};
 use rand::Rng as _;
 use serde_json::{Value, json};
-use tokio::time::{Instant, Sleep};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use super::{Call, Target, target::storage_status};
 use crate::{
@@ -69,9 +72,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         watch: begin.watch.map(|watch| if options.allow_bookmarks { watch.with_bookmarks() } else { watch }),
         options,
         encoder,
-        deadline: Box::pin(tokio::time::sleep_until(Instant::now() + timeout)),
-        stopped: Box::pin(call.state.stop.clone().cancelled_owned()),
-        stop: call.state.stop.clone(),
+        ends: ends(call.state.stop.clone(), timeout),
         guard: Counted::new(Arc::clone(&call.state)),
         last: false,
     };
@@ -172,17 +173,30 @@ struct Source {
     watch: Option<Watch>,
     options: ListOptions,
     encoder: Encoder,
-    deadline: std::pin::Pin<Box<Sleep>>,
-    stop: CancellationToken,
-    stopped: std::pin::Pin<Box<WaitForCancellationFutureOwned>>,
+    ends: FuturesUnordered<BoxFuture<'static, End>>,
     #[expect(dead_code, reason = "held for its Drop")]
     guard: Counted,
     /// Nothing follows.
     last: bool,
 }
 
+/// Why a watch ends that could go on.
+#[derive(Clone, Copy)]
+enum End {
+    Deadline,
+    Stop,
+}
+
+/// What ends a watch, in a set, as that asks its members only when they were woken: an event comes far more often.
+fn ends(stop: CancellationToken, timeout: Duration) -> FuturesUnordered<BoxFuture<'static, End>> {
+    let deadline = tokio::time::sleep(timeout).map(|()| End::Deadline).boxed();
+    let stopped = stop.cancelled_owned().map(|()| End::Stop).boxed();
+    FuturesUnordered::from_iter([deadline, stopped])
+}
+
 fn frames(source: Source) -> impl Stream<Item = Result<Bytes, body::BoxError>> + Send {
-    stream::unfold(source, |mut source| async move {
+    // Boxed, as it moves twice for each frame.
+    stream::unfold(Box::new(source), |mut source| async move {
         let frame = source.next().await?;
         Some((Ok(frame), source))
     })
@@ -198,19 +212,17 @@ impl Source {
                 return None;
             }
             let watch = self.watch.as_mut()?;
-            // The watch first: where an event waits, the other two are not asked, but for their time having come.
-            let overdue = self.stop.is_cancelled() || Instant::now() >= self.deadline.deadline();
+            // The ends first: they come however busy the watch is.
             let delivery = tokio::select! {
                 biased;
-                delivery = watch.next(), if !overdue => delivery?,
-                () = self.stopped.as_mut() => return None,
-                () = self.deadline.as_mut() => {
+                Some(end) = self.ends.next() => {
                     self.last = true;
-                    if !self.options.allow_bookmarks {
+                    if matches!(end, End::Stop) || !self.options.allow_bookmarks {
                         return None;
                     }
                     watch.event_or_bookmark()
                 }
+                delivery = watch.next() => delivery?,
             };
             match delivery {
                 Ok(Delivery::Bookmark(revision)) if self.options.allow_bookmarks => {

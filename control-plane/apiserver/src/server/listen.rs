@@ -1,21 +1,30 @@
 //! The accept loop: TCP, TLS, then HTTP/1.1 or HTTP/2 as ALPN decided, with upgrades, until told to stop.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use http::Request;
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use http::{Request, Response, Version};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tracing::{debug, warn};
 
-use super::{body::BoxError, pipeline};
+use super::{
+    body::{Body, BoxError},
+    connection::{Conversation, Streams},
+    pipeline,
+    wire::Wire,
+};
 use crate::state::{Peer, State};
 
 /// A client that has not finished its TLS handshake by then is dropped.
@@ -99,29 +108,51 @@ async fn serve(
     let stream = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake"))??;
-    let peer = state.authenticator.peer(stream.get_ref().1.peer_certificates());
+    let (stream, session) = stream.into_inner();
+    let peer = state.authenticator.peer(session.peer_certificates());
     let peer = Arc::new(Peer::Network { peer, address });
     let service = service_fn(move |request: Request<Incoming>| {
-        let (state, peer) = (Arc::clone(&state), Arc::clone(&peer));
-        async move {
-            let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
-            Ok::<_, std::convert::Infallible>(pipeline::respond(state, peer, request).await)
-        }
+        let answer = answer(Arc::clone(&state), Arc::clone(&peer), request);
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
-    let connection = builder().serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    tokio::pin!(connection);
+    let (wire, streams) = (Wire::new(stream, session), Streams::default());
+    let builder = builder(streams.clone());
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(wire.clone()), service).into_owned();
+    let mut conversation = Conversation::new(connection, wire, streams);
+    // In a set, as that asks its member only when it was woken.
+    let mut cancelled = FuturesUnordered::from_iter([cancel.cancelled_owned()]);
     tokio::select! {
-        result = connection.as_mut() => return result,
-        () = cancel.cancelled() => connection.as_mut().graceful_shutdown(),
+        biased;
+        result = &mut conversation => return result,
+        _ = cancelled.next() => conversation.connection().graceful_shutdown(),
     }
-    match tokio::time::timeout(DRAIN_TIME_MAX, connection).await {
+    match tokio::time::timeout(DRAIN_TIME_MAX, conversation).await {
         Ok(result) => result,
         Err(_) => Ok(()),
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+/// Answers a request. That of HTTP/2 is worked on in a task of its own, as the others of its connection do not wait for it;
+/// the task ends with the stream.
+async fn answer(state: Arc<State>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
+    let is_one_of_many = request.version() == Version::HTTP_2;
+    let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+    let response = pipeline::respond(state, peer, request);
+    if !is_one_of_many {
+        return response.await;
+    }
+    match AbortOnDropHandle::new(tokio::spawn(response)).await {
+        Ok(response) => response,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going.
+            Err(_) => future::pending().await,
+        },
+    }
+}
+
+fn builder(streams: Streams) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(streams);
     builder
         .http1()
         .timer(TokioTimer::new())

@@ -55,6 +55,7 @@ use crate::{
 pub mod body;
 pub(crate) mod bootstrap;
 mod certificates;
+mod connection;
 mod gzip;
 mod health;
 mod legacy_tokens;
@@ -65,6 +66,7 @@ mod pipeline;
 mod roles;
 mod service_cidr;
 mod tls;
+mod wire;
 
 /// How long connections get to end after the stop.
 const STOP_TIME_MAX: Duration = Duration::from_secs(15);

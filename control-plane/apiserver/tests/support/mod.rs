@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
@@ -248,6 +248,18 @@ impl Client {
         self.send("DELETE", path, &[("content-type", "application/json")], body).await
     }
 
+    /// One HTTP/2 connection, for many requests at a time.
+    pub async fn connect_http2(&self) -> Http2 {
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::IpAddress(self.address.ip().into());
+        let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        Http2 { sender, address: self.address, connection: tokio::spawn(connection) }
+    }
+
     /// Opens a watch; `path` holds the query.
     pub async fn watch(&self, path: &str) -> Events {
         self.watch_as(path, &[]).await
@@ -264,6 +276,44 @@ impl Client {
     pub async fn upgrade(&self, path: &str, protocol: &str) -> http::Response<Incoming> {
         let headers = [("connection", "Upgrade"), ("upgrade", protocol)];
         self.exchange(self.request("GET", path, &headers, Vec::new())).await
+    }
+}
+
+/// See [`Client::connect_http2`].
+pub struct Http2 {
+    sender: hyper::client::conn::http2::SendRequest<Full<Bytes>>,
+    address: SocketAddr,
+    connection: JoinHandle<hyper::Result<()>>,
+}
+
+impl Http2 {
+    /// Begins a request; its answer comes when it is polled.
+    pub fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &Value,
+    ) -> impl Future<Output = http::Response<Incoming>> + use<> {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into() };
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://{}{path}", self.address))
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .unwrap();
+        let mut sender = self.sender.clone();
+        async move { tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap() }
+    }
+
+    pub async fn watch(&self, path: &str) -> Events {
+        let response = self.send("GET", path, &Value::Null).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        Events { content_type: String::new(), body: response.into_body(), buffer: BytesMut::new() }
+    }
+
+    /// Waits until the server has closed the connection.
+    pub async fn closed(self) {
+        tokio::time::timeout(DEADLINE, self.connection).await.unwrap().unwrap().unwrap();
     }
 }
 
