@@ -42,12 +42,31 @@ impl Streams {
     }
 }
 
-/// Whether the connection asked to be polled; it wakes the task only where that is not at it already.
+/// The task of a conversation, which is woken only while it is not at work.
 #[derive(Default)]
+struct Task {
+    is_polling: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// Whether a part of a conversation asked to be polled.
 struct Signal {
     is_woken: AtomicBool,
-    is_polling: AtomicBool,
-    task: AtomicWaker,
+    task: Arc<Task>,
+}
+
+impl Signal {
+    fn set(&self) {
+        self.is_woken.store(true, Ordering::SeqCst);
+    }
+
+    fn take(&self) -> bool {
+        self.is_woken.swap(false, Ordering::SeqCst)
+    }
+
+    fn is_set(&self) -> bool {
+        self.is_woken.load(Ordering::SeqCst)
+    }
 }
 
 impl Wake for Signal {
@@ -56,10 +75,24 @@ impl Wake for Signal {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.is_woken.store(true, Ordering::SeqCst);
-        if !self.is_polling.load(Ordering::SeqCst) {
-            self.task.wake();
+        self.set();
+        if !self.task.is_polling.load(Ordering::SeqCst) {
+            self.task.waker.wake();
         }
+    }
+}
+
+/// The signal of a part, twice: to be asked, and to be given to what the part waits for.
+struct Part {
+    signal: Arc<Signal>,
+    waker: Waker,
+}
+
+impl Part {
+    fn new(task: &Arc<Task>) -> Self {
+        // Nobody polled it yet.
+        let signal = Arc::new(Signal { is_woken: AtomicBool::new(true), task: Arc::clone(task) });
+        Self { waker: Arc::clone(&signal).into(), signal }
     }
 }
 
@@ -69,8 +102,9 @@ pub(super) struct Conversation<C, T> {
     wire: Wire<T>,
     begun: Streams,
     running: FuturesUnordered<BoxFuture<'static, ()>>,
-    signal: Arc<Signal>,
-    waker: Waker,
+    task: Arc<Task>,
+    of_connection: Part,
+    of_streams: Part,
     result: Option<Result<(), BoxError>>,
 }
 
@@ -81,45 +115,54 @@ where
 {
     /// `connection` writes to `wire` and gives its streams to `streams`.
     pub(super) fn new(connection: C, wire: Wire<T>, streams: Streams) -> Self {
-        let signal = Arc::new(Signal { is_woken: AtomicBool::new(true), ..Signal::default() });
+        let task = Arc::default();
         Self {
             connection: Box::pin(connection),
             wire,
             begun: streams,
             running: FuturesUnordered::new(),
-            waker: Arc::clone(&signal).into(),
-            signal,
+            of_connection: Part::new(&task),
+            of_streams: Part::new(&task),
+            task,
             result: None,
         }
     }
 
     /// The connection, which is polled afterwards.
     pub(super) fn connection(&mut self) -> Pin<&mut C> {
-        self.signal.is_woken.store(true, Ordering::SeqCst);
+        self.of_connection.signal.set();
         self.connection.as_mut()
     }
 
     /// Streams, then the connection where one of them or the socket asks for it, until neither has more to do.
-    fn turns(&mut self, context: &mut Context<'_>) {
+    fn turns(&mut self) {
         for _ in 0..TURNS_MAX {
-            self.running.extend(self.begun.take());
-            while let Poll::Ready(Some(())) = self.running.poll_next_unpin(context) {}
-            if !self.signal.is_woken.swap(false, Ordering::SeqCst) {
+            let begun = self.begun.take();
+            // A set learns who was woken only when it is polled.
+            if self.of_streams.signal.take() || !begun.is_empty() {
+                self.running.extend(begun);
+                let mut context = Context::from_waker(&self.of_streams.waker);
+                while let Poll::Ready(Some(())) = self.running.poll_next_unpin(&mut context) {}
+            }
+            if !self.of_connection.signal.take() {
+                if self.of_streams.signal.is_set() {
+                    continue;
+                }
                 return;
             }
-            if let Poll::Ready(result) = self.connection.as_mut().poll(&mut Context::from_waker(&self.waker))
-            {
+            let mut context = Context::from_waker(&self.of_connection.waker);
+            if let Poll::Ready(result) = self.connection.as_mut().poll(&mut context) {
                 self.result = Some(result);
                 return;
             }
         }
         // There may be streams that nobody polled yet.
-        self.signal.is_woken.store(true, Ordering::SeqCst);
+        self.of_streams.signal.set();
     }
 
     fn send(&self) -> Poll<io::Result<()>> {
         // As the connection: a socket wakes only who asked last.
-        self.wire.send(&mut Context::from_waker(&self.waker))
+        self.wire.send(&mut Context::from_waker(&self.of_connection.waker))
     }
 }
 
@@ -132,14 +175,19 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        this.signal.task.register(context.waker());
-        this.signal.is_polling.store(true, Ordering::SeqCst);
+        this.task.waker.register(context.waker());
+        this.task.is_polling.store(true, Ordering::SeqCst);
         if this.result.is_none() {
             this.wire.cork();
-            this.turns(context);
+            this.turns();
+        }
+        if this.result.is_some() {
+            // Only the socket counts from here on.
+            this.of_streams.signal.take();
+            this.of_connection.signal.take();
         }
         let sent = this.send();
-        this.signal.is_polling.store(false, Ordering::SeqCst);
+        this.task.is_polling.store(false, Ordering::SeqCst);
         match sent {
             Poll::Ready(sent) if this.result.is_some() || sent.is_err() => {
                 let result = this.result.take().unwrap_or(Ok(()));
@@ -148,7 +196,7 @@ where
             _ => {}
         }
         // What came while nobody was woken for it.
-        if this.signal.is_woken.load(Ordering::SeqCst) {
+        if this.of_connection.signal.is_set() || this.of_streams.signal.is_set() {
             context.waker().wake_by_ref();
         }
         Poll::Pending
