@@ -86,8 +86,7 @@ pub(crate) fn host(spec: &Path) -> Result<()> {
     }
     enter_namespaces(&spec)?;
     join_cgroup(&spec.name)?;
-    std::fs::write(spec.folder.join("host.pid"), std::process::id().to_string())
-        .context("writing host.pid")?;
+    write_pid(&spec.folder, "host", std::process::id())?;
     while !STOP.load(Ordering::SeqCst) {
         for entry in &mut running {
             entry.turn(&spec)?;
@@ -157,8 +156,7 @@ impl Running {
         if wanted && now >= self.not_before {
             self.started = now;
             let child = self.start(spec)?;
-            let pid = spec.folder.join(format!("{}.pid", self.process.name));
-            std::fs::write(pid, child.id().to_string()).context("writing a pid file")?;
+            write_pid(&spec.folder, &self.process.name, child.id())?;
             self.child = Some(child);
         }
         Ok(())
@@ -233,4 +231,12 @@ fn log(spec: &Spec, name: &str) -> Result<File> {
 fn append(spec: &Spec, name: &str, text: &str) -> Result<()> {
     use std::io::Write;
     log(spec, name)?.write_all(text.as_bytes()).context("writing a log")
+}
+
+/// Writes `NAME.pid` beside the others; whoever reads it finds the old number or the new one, never a part.
+fn write_pid(folder: &Path, name: &str, pid: u32) -> Result<()> {
+    let new = folder.join(format!("{name}.pid.new"));
+    std::fs::write(&new, pid.to_string())
+        .and_then(|()| std::fs::rename(&new, folder.join(format!("{name}.pid"))))
+        .with_context(|| format!("writing {name}.pid"))
 }
