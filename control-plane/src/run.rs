@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use apiserver::{Config, Identity, Server, Store, security::GROUP_MASTERS, server::listen};
 use base64::Engine as _;
 use controllers::service_account_tokens::{Holder, Issuer};
+use controllers::{ADDRESS_REPAIR, Accounts};
 use ipnetwork::IpNetwork;
 use tokio::{
     net::TcpListener,
@@ -20,6 +21,8 @@ use crate::arguments::{ClientArguments, ServerArguments, StoreKind};
 const DEFAULT_BIND: &str = "0.0.0.0:6443";
 const SCHEDULER: &str = "system:kube-scheduler";
 const CONTROLLERS: &str = "system:kube-controller-manager";
+/// Whom the API records the writes of all controllers under.
+const CONTROLLERS_AGENT: &str = "kube-controller-manager";
 
 /// Runs a process on a runtime of its own.
 pub fn block_on(process: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -71,13 +74,12 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
         let config = controllers::Config {
             root_ca_pem,
             token_issuer: Some(token_issuer(Arc::clone(&server))),
+            accounts: Some(accounts(Arc::clone(&server))),
             ca_key_pem: read(&ca.with_extension("key"))?,
             node_monitor_grace_period: Duration::from_secs(arguments.node_monitor_grace_period),
             ..controllers::Config::default()
         };
-        // Upstream runs each controller under an account of its own, which together may do nearly all of this.
-        let client = client(&server, CONTROLLERS, &[GROUP_MASTERS]);
-        parts.spawn(controllers::run_with(client, config, stop.child_token()));
+        parts.spawn(controllers::run_with(client(&server, CONTROLLERS, &[]), config, stop.child_token()));
     }
     let ended = watch_parts(&mut parts, stop.clone());
     let ((), ended) = tokio::join!(server.serve(listeners), ended);
@@ -87,6 +89,17 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
 
 fn client(server: &Server, user: &str, groups: &[&str]) -> kube::Client {
     kube::Client::new(server.service(Identity::internal(user, groups)), "default")
+}
+
+/// Each controller with no more than its own role.
+fn accounts(server: Arc<Server>) -> Accounts {
+    Accounts::new(move |account| {
+        if account == ADDRESS_REPAIR {
+            return client(&server, "system:apiserver", &[GROUP_MASTERS]);
+        }
+        let identity = Identity::service_account("kube-system", account, "");
+        kube::Client::new(server.service(identity).called(CONTROLLERS_AGENT), "default")
+    })
 }
 
 fn token_issuer(server: Arc<Server>) -> Issuer {
@@ -189,7 +202,7 @@ pub async fn scheduler(arguments: ClientArguments) -> anyhow::Result<()> {
 
 pub async fn controllers(server: ServerArguments, arguments: ClientArguments) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
-    let (client, kubeconfig) = remote_client(&arguments, "kube-controller-manager").await?;
+    let (client, kubeconfig) = remote_client(&arguments, CONTROLLERS_AGENT).await?;
     let config = controllers::Config {
         root_ca_pem: authority(&kubeconfig)
             .with_context(|| {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use apiserver::{Config, Identity, Server, Store, storage::embedded::Embedded};
+use controllers::{ADDRESS_REPAIR, Accounts};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
 use tempfile::TempDir;
@@ -109,12 +110,25 @@ impl Cluster {
     pub fn start_controllers(&mut self) {
         let config = controllers::Config {
             root_ca_pem: "a certificate".to_owned(),
+            accounts: Some(self.accounts()),
             node_monitor_grace_period: Duration::from_secs(2),
             node_startup_grace_period: Duration::from_secs(10),
             ..controllers::Config::default()
         };
         let run = |client, stop| controllers::run_with(client, config, stop);
-        self.controllers = Some(self.part(run, "system:kube-controller-manager", &[MASTERS]));
+        self.controllers = Some(self.part(run, "system:kube-controller-manager", &[]));
+    }
+
+    /// Each controller with no more than its own role.
+    fn accounts(&self) -> Accounts {
+        let address = self.address.clone();
+        Accounts::new(move |account| {
+            let identity = match account {
+                ADDRESS_REPAIR => Identity::internal("system:apiserver", &[MASTERS]),
+                account => Identity::service_account("kube-system", account, ""),
+            };
+            Gateway { address: address.clone(), identity }.client()
+        })
     }
 
     pub async fn kill_controllers(&mut self) {

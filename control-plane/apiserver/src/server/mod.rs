@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -164,7 +164,8 @@ impl Server {
 
     /// The API for a client in this process, with all of authorization and none of the network.
     pub fn service(&self, identity: Identity) -> LocalService {
-        LocalService { state: Arc::clone(&self.state), peer: Arc::new(Peer::Local(identity)) }
+        let agent = identity.name.trim_start_matches("system:").parse().ok();
+        LocalService { state: Arc::clone(&self.state), peer: Arc::new(Peer::Local(identity)), agent }
     }
 
     /// A ServiceAccount's token without an end, for the Secret that is to carry it; `uid` is the account's.
@@ -309,6 +310,15 @@ fn credentials(config: &config::Security, pki: &Pki) -> anyhow::Result<Options> 
 pub struct LocalService {
     state: Arc<State>,
     peer: Arc<Peer>,
+    agent: Option<HeaderValue>,
+}
+
+impl LocalService {
+    /// Names the client by another name than its user's; its writes are recorded under it.
+    pub fn called(mut self, agent: &'static str) -> Self {
+        self.agent = Some(HeaderValue::from_static(agent));
+        self
+    }
 }
 
 impl<B> tower::Service<Request<B>> for LocalService
@@ -327,11 +337,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (state, peer) = (Arc::clone(&self.state), Arc::clone(&self.peer));
         let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-        if let (http::header::Entry::Vacant(agent), Peer::Local(identity)) =
-            (request.headers_mut().entry(http::header::USER_AGENT), &*peer)
-            && let Ok(name) = identity.name.trim_start_matches("system:").parse()
-        {
-            agent.insert(name);
+        if let Some(agent) = &self.agent {
+            request.headers_mut().entry(http::header::USER_AGENT).or_insert_with(|| agent.clone());
         }
         Box::pin(async move { Ok(pipeline::respond(state, peer, request).await) })
     }

@@ -3,7 +3,7 @@
 #![expect(dead_code, reason = "each test binary uses a part of this")]
 
 use std::fmt::Debug;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,6 +83,16 @@ impl Cluster {
     }
 }
 
+/// A server that listens there.
+pub fn config_at(folder: &TempDir, address: SocketAddr) -> Config {
+    Config {
+        bind: vec![address],
+        advertise_address: address.ip(),
+        advertise_port: address.port(),
+        ..config(folder, &["10.96.0.0/16"])
+    }
+}
+
 fn config(folder: &TempDir, service_cidrs: &[&str]) -> Config {
     Config {
         data_dir: folder.path().to_owned(),
@@ -104,8 +114,8 @@ fn accounts(server: Arc<Server>) -> Accounts {
     Accounts::new(move |account| match account {
         ADDRESS_REPAIR => client_of(&server, "system:apiserver", "system:masters"),
         account => {
-            let name = format!("system:serviceaccount:kube-system:{account}");
-            client_of(&server, &name, "system:serviceaccounts")
+            let identity = Identity::service_account("kube-system", account, "");
+            Client::new(server.service(identity).called("kube-controller-manager"), "default")
         }
     })
 }
