@@ -19,7 +19,8 @@ const SOURCE_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 250;
 /// Levels of the tree, macros expanded: what checking and evaluation may recurse.
 const HEIGHT_MAX: usize = 400;
-const RESERVED: [&str; 17] = [
+/// Words that can be no identifier.
+pub(crate) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",

@@ -2,36 +2,21 @@
 
 use std::borrow::Cow;
 
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+use crate::parser::RESERVED;
+
+/// What the grammar reserves beside its words.
+const LITERALS: [&str; 4] = ["true", "false", "null", "in"];
+
+fn is_reserved(word: &str) -> bool {
+    RESERVED.contains(&word) || LITERALS.contains(&word)
+}
 
 /// The identifier, `None` where the name cannot be one.
 pub fn escape(name: &str) -> Option<String> {
     if name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) {
         return None;
     }
-    if RESERVED.contains(&name) {
+    if is_reserved(name) {
         return Some(format!("__{name}__"));
     }
     let mut escaped = String::with_capacity(name.len());
@@ -75,7 +60,7 @@ pub fn unescape(identifier: &str) -> Option<Cow<'_, str>> {
             "dot" => ".",
             "dash" => "-",
             "slash" => "/",
-            word if RESERVED.contains(&word) && word.len() + 4 == identifier.len() => word,
+            word if is_reserved(word) && word.len() + 4 == identifier.len() => word,
             _ => return None,
         });
         rest = tail;
