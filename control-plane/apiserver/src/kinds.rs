@@ -12,6 +12,7 @@ use api::{
     status::Status,
 };
 use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     conversion::{Form, Webhook},
@@ -32,6 +33,8 @@ pub struct Custom {
     pub deprecation: Option<String>,
     /// Changes whenever the definition does.
     pub revision: String,
+    /// Cancelled when the definition is gone or another one, and with the server: watches end then.
+    pub ended: CancellationToken,
 }
 
 /// Group, version and plural name.
@@ -149,6 +152,7 @@ mod tests {
             form: Form::Stored,
             deprecation: None,
             revision: String::new(),
+            ended: CancellationToken::new(),
         })
     }
 

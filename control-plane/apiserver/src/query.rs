@@ -43,6 +43,12 @@ impl Query {
         self.pairs.iter().filter(|(name, _)| name == key).map(|(_, value)| value.as_str()).collect()
     }
 
+    /// Replaces all values of `key`.
+    pub fn set(&mut self, key: &str, values: impl IntoIterator<Item = String>) {
+        self.pairs.retain(|(name, _)| name != key);
+        self.pairs.extend(values.into_iter().map(|value| (key.to_owned(), value)));
+    }
+
     /// A boolean as upstream converts it: present and neither `0` nor `false`.
     pub fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))

@@ -121,6 +121,26 @@ async fn a_group_of_another_server_is_proxied_discovered_and_withdrawn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn other_servers_are_shown_a_certificate_that_can_be_renewed() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    let backend = backend().await;
+    register(&admin, &backend).await;
+    let shown = async || {
+        admin.get("/apis/wardle.example.com/v1alpha1/namespaces/default/flunders").await.expect(200);
+        let received = backend.received();
+        let request = received.iter().rfind(|request| request.path.ends_with("/flunders"));
+        request.unwrap().certificate.clone().expect("the server says who it is")
+    };
+    let before = shown().await;
+    assert_eq!(shown().await, before);
+    std::fs::remove_file(server.folder.path().join("pki/front-proxy/client.crt")).unwrap();
+    server.server.reload_certificates().unwrap();
+    assert_ne!(shown().await, before, "from the next request on");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_own_group_has_a_local_api_service_that_comes_back() {
     let server = TestServer::start().await;
     let admin = server.admin();

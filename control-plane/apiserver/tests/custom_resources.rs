@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use support::{Client, DEADLINE, TestServer};
@@ -62,7 +62,7 @@ async fn until(client: &Client, path: &str, what: &str, is_good: impl Fn(&suppor
             return answer.body;
         }
         assert!(began.elapsed() < DEADLINE, "{what}: {}", answer.text);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::task::yield_now().await;
     }
 }
 
@@ -358,5 +358,90 @@ async fn kinds_are_served_again_after_a_restart() {
     let folder = server.stop().await;
     let server = TestServer::start_in(folder).await;
     assert_eq!(server.admin().get(&format!("{WIDGETS}/a")).await.expect(200)["spec"]["size"], "small");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_end_with_the_kind_as_they_began_to_watch_it() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    define(&admin, &definition()).await;
+    let path = format!("{DEFINITIONS}/widgets.example.com");
+    let watch = format!("{WIDGETS}?watch=1");
+    let mut events = admin.watch(&watch).await;
+    let labels = json!({"metadata": {"labels": {"a": "b"}}});
+    admin.patch(&path, "merge", &labels).await.expect(200);
+    admin.post(WIDGETS, &widget("a", json!({"size": "small"}))).await.expect(201);
+    assert_eq!(events.next_named().await, ("ADDED".to_owned(), "a".to_owned()), "metadata is no matter");
+    let column = json!([{"op": "add", "path": "/spec/versions/0/additionalPrinterColumns/-",
+        "value": {"name": "Limit", "type": "integer", "jsonPath": ".spec.limit"}}]);
+    admin.patch(&path, "json", &column).await.expect(200);
+    assert_eq!(events.next().await, None, "another spec ends it");
+
+    let mut events = loop {
+        // Another watch of the old kind, where the new one was not there yet, ends at once.
+        let mut events = admin.watch(&watch).await;
+        if let Some(first) = events.next().await {
+            assert_eq!(first["object"]["metadata"]["name"], "a");
+            break events;
+        }
+    };
+    admin.delete(&path, &Value::Null).await.expect(200);
+    let mut last = None;
+    while let Some(event) = events.next().await {
+        last = Some(event);
+    }
+    assert_eq!(last.unwrap()["type"], "DELETED", "the objects go first, and then the watch");
+    until(&admin, WIDGETS, "the kind goes", |answer| answer.code == 404).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_tells_of_its_approval_and_of_a_bundle_that_trusts_nobody() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    let condition = |answer: &support::Answer, kind: &str| {
+        let conditions = answer.body["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|found| found["type"] == kind).unwrap_or_default()
+    };
+    let mut community = definition();
+    community["metadata"] =
+        json!({"name": "widgets.x.k8s.io", "annotations": {"api-approved.kubernetes.io": "unapproved"}});
+    community["spec"]["group"] = json!("x.k8s.io");
+    define(&admin, &community).await;
+    let path = format!("{DEFINITIONS}/widgets.x.k8s.io");
+    let kind = "KubernetesAPIApprovalPolicyConformant";
+    until(&admin, &path, "what it lacks is told", |answer| {
+        condition(answer, kind)["reason"] == "UnapprovedAnnotation"
+    })
+    .await;
+    let approve = json!({"metadata": {"annotations": {"api-approved.kubernetes.io": "https://a.b/1"}}});
+    admin.patch(&path, "merge", &approve).await.expect(200);
+    until(&admin, &path, "the approval is told", |answer| {
+        let condition = condition(answer, kind);
+        condition["status"] == "True" && condition["message"] == "approved in https://a.b/1"
+    })
+    .await;
+
+    let mut converted = definition();
+    converted["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://127.0.0.1:1/convert", "caBundle": "YQ=="}}});
+    admin.post(DEFINITIONS, &converted).await.expect(201);
+    let path = format!("{DEFINITIONS}/widgets.example.com");
+    until(&admin, &path, "it is not served", |answer| {
+        condition(answer, "Established")["reason"] == "InvalidCABundle"
+    })
+    .await;
+    assert_eq!(admin.get(WIDGETS).await.code, 404);
+    let bundle = json!({"spec": {"conversion": {"webhook": {"clientConfig": {"caBundle": null}}}}});
+    admin.patch(&path, "merge", &bundle).await.expect(200);
+    until(&admin, &path, "it is served", |answer| condition(answer, "Established")["status"] == "True").await;
+    admin.get(WIDGETS).await.expect(200);
+    let again = json!({"spec": {"conversion": {"webhook": {"clientConfig": {"caBundle": "YQ=="}}}}});
+    let message = admin.patch(&path, "merge", &again).await.refuse(422, "Invalid");
+    assert!(
+        message.contains("unable to load root certificates: unable to parse bytes as PEM block"),
+        "{message}"
+    );
     server.stop().await;
 }

@@ -151,6 +151,59 @@ async fn parameters_come_from_the_binding() {
 }
 
 #[tokio::test]
+async fn who_names_parameters_must_be_able_to_read_them() {
+    let server = TestServer::start().await;
+    let (admin, alice) = (server.admin(), server.client("alice", "people"));
+    let grant = async |name: &str, group: &str, resource: &str, verbs: Value| {
+        let rbac = "/apis/rbac.authorization.k8s.io/v1";
+        let role = json!({"metadata": {"name": name},
+            "rules": [{"apiGroups": [group], "resources": [resource], "verbs": verbs}]});
+        admin.post(&format!("{rbac}/clusterroles"), &role).await.expect(201);
+        let binding = json!({"metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "alice"}]});
+        admin.post(&format!("{rbac}/clusterrolebindings"), &binding).await.expect(201);
+    };
+    grant("policies", "admissionregistration.k8s.io", "*", json!(["*"])).await;
+    let spec = json!({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}, "validations": [{"expression": "true"}]});
+    let limits = policy("limits", rules("apps", "deployments"), spec);
+    let message = alice.post(POLICIES, &limits).await.refuse(422, "Invalid");
+    let begin = "spec.paramKind: Forbidden: user &{alice  [people system:authenticated] map[";
+    let end = "must have \"get\" permission on all objects of the referenced paramKind (kind=ConfigMap, apiVersion=v1)";
+    assert!(message.contains(begin) && message.ends_with(end), "{message}");
+    created(&admin, POLICIES, limits.clone()).await;
+    let bound = |name: &str, reference: Value| {
+        binding(name, "limits", json!({"validationActions": ["Deny"], "paramRef": reference}))
+    };
+    let named = json!({"name": "p", "namespace": "default", "parameterNotFoundAction": "Deny"});
+    let message = alice.post(BINDINGS, &bound("a", named.clone())).await.refuse(422, "Invalid");
+    assert!(message.contains("spec.paramRef: Forbidden: user &{alice "), "{message}");
+    assert!(
+        message.ends_with("does not have \"get\" permission on the object referenced by paramRef"),
+        "{message}"
+    );
+    let nobodys = binding("n", "nobody", json!({"validationActions": ["Deny"], "paramRef": named.clone()}));
+    let message = alice.post(BINDINGS, &nobodys).await.refuse(422, "Invalid");
+    assert!(
+        message.contains("unable to get policy nobody to determine minimum required permissions"),
+        "{message}"
+    );
+
+    grant("readers", "", "configmaps", json!(["get"])).await;
+    created(&alice, BINDINGS, bound("a", named)).await;
+    let selected = json!({"selector": {"matchLabels": {"a": "b"}}, "parameterNotFoundAction": "Deny"});
+    let message = alice.post(BINDINGS, &bound("b", selected.clone())).await.refuse(422, "Invalid");
+    assert!(message.contains("does not have \"list\" permission"), "{message}");
+    created(&admin, BINDINGS, bound("b", selected)).await;
+    let label = json!({"metadata": {"labels": {"x": "y"}}});
+    let labelled = alice.patch(&format!("{BINDINGS}/b"), "merge", &label).await;
+    assert_eq!(labelled.code, 200, "what was there before is not asked about: {}", labelled.text);
+    let mut more = limits;
+    more["metadata"]["name"] = json!("more");
+    created(&alice, POLICIES, more).await;
+}
+
+#[tokio::test]
 async fn the_authorizer_answers_for_the_user() {
     let server = TestServer::start().await;
     let admin = server.admin();

@@ -13,7 +13,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use support::{Client, DEADLINE, PODS, TestServer, make_default_account, pod};
+use support::{
+    Client, DEADLINE, PODS, TestServer, make_default_account, pod,
+    webhook::{Backend, patch},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -163,10 +166,37 @@ async fn streams_need_the_right_to_create_them() {
     admin.post(&format!("/apis/{group}/v1/clusterrolebindings"), &binding).await.expect(201);
     let response = alice.upgrade(&format!("{PODS}/p/exec?container=c&command=sh"), "websocket").await;
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
-    let body: Value =
-        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    let (_parts, body) = response.into_parts();
+    let body: Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
     assert!(body["message"].as_str().unwrap().contains("cannot create resource \"pods/exec\""), "{body}");
     let plain = admin.get(&format!("{PODS}/p/exec?container=c&command=sh")).await;
     assert_eq!(plain.refuse(400, "BadRequest"), "Upgrade request required");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_begins_with_what_admission_made_of_its_options() {
+    let (server, admin) = set_up().await;
+    bind(&admin).await;
+    let operations = json!([
+        {"op": "replace", "path": "/command", "value": ["safe", "a b"]},
+        {"op": "replace", "path": "/container", "value": "c"},
+        {"op": "add", "path": "/tty", "value": true},
+    ]);
+    let backend = Backend::start(move |request| patch(request, operations.clone())).await;
+    let hook = json!({"name": "exec.example.com", "clientConfig": backend.client_config("/exec"), "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "rules": [{"operations": ["CONNECT"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods/exec"]}]});
+    let configuration = json!({"metadata": {"name": "exec"}, "webhooks": [hook]});
+    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    admin.post(path, &configuration).await.expect(201);
+    let exec = format!("{PODS}/p/exec?container=bad&command=rm&stdin=true");
+    let response = admin.upgrade(&exec, "websocket").await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    let expected = "/exec/default/p/c?command=safe&command=a%20b&input=1&tty=1\n";
+    let mut received = vec![0; expected.len()];
+    tokio::time::timeout(DEADLINE, stream.read_exact(&mut received)).await.unwrap().unwrap();
+    assert_eq!(String::from_utf8(received).unwrap(), expected);
     server.stop().await;
 }

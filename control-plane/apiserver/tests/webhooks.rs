@@ -4,11 +4,14 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, mpsc},
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 use support::{
-    CONFIG_MAPS, Client, PODS, TestServer, config_map, make_default_account, pod,
+    CONFIG_MAPS, Client, DEADLINE, PODS, TestServer, config_map, make_default_account, pod,
     webhook::{Backend, patch, review},
 };
 
@@ -182,9 +185,12 @@ async fn webhooks_are_asked_in_order_and_once_more_where_they_want_to_be() {
 async fn a_webhook_that_cannot_be_asked_fails_as_its_policy_says() {
     let server = TestServer::start().await;
     let admin = server.admin();
-    let backend = Backend::start(|request| {
+    let (release, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let backend = Backend::start(move |request| {
         if request.path == "/slow" {
-            std::thread::sleep(Duration::from_secs(3));
+            // Until the test lets go.
+            let _ = held.lock().unwrap().recv_timeout(DEADLINE);
         }
         match request.path.as_str() {
             "/broken" => (500, json!("broken")),
@@ -225,6 +231,7 @@ async fn a_webhook_that_cannot_be_asked_fails_as_its_policy_says() {
         admin.post(CONFIG_MAPS, &object).await.expect(201);
         admin.delete(&path, &Value::Null).await.expect(200);
     }
+    drop(release);
     server.stop().await;
 }
 
@@ -295,6 +302,53 @@ async fn selectors_operations_and_subresources_decide_who_is_asked() {
         (&Value::Null, &json!("web"))
     );
     assert_eq!((&deletion["name"], &deletion["options"]["kind"]), (&Value::Null, &json!("DeleteOptions")));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_a_scale_is_admitted_as_a_scale() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    let backend = Backend::start(|request| match request.path.as_str() {
+        "/cap" => patch(request, json!([{"op": "replace", "path": "/spec/replicas", "value": 5}])),
+        _ => {
+            let few = request.body["request"]["object"]["spec"]["replicas"].as_i64().unwrap() < 6;
+            review(request, json!({"allowed": few, "status": {"message": "too many", "code": 403}}))
+        }
+    })
+    .await;
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
+        "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}}}});
+    admin.post(path, &deployment).await.expect(201);
+    let scale = format!("{path}/d/scale");
+    let of_scales = json!([rule(&["UPDATE"], "apps", "deployments/scale")]);
+    let of_parents = json!([rule(&["UPDATE"], "apps", "deployments")]);
+    validate(&admin, "few", backend.client_config("/few"), of_scales.clone(), json!({})).await;
+    validate(&admin, "parents", backend.client_config("/parents"), of_parents, json!({})).await;
+    let asked = admin.patch(&scale, "merge", &json!({"spec": {"replicas": 7}})).await;
+    assert!(asked.text.contains("denied the request: too many"), "{}", asked.text);
+    mutate(&admin, "cap", backend.client_config("/cap"), of_scales, json!({})).await;
+    let capped = admin.patch(&scale, "merge", &json!({"spec": {"replicas": 7}})).await.expect(200);
+    assert_eq!((&capped["kind"], &capped["spec"]["replicas"]), (&json!("Scale"), &json!(5)));
+    let mut whole = admin.get(&scale).await.expect(200);
+    whole["spec"]["replicas"] = json!(9);
+    admin.put(&scale, &whole).await.expect(200);
+    assert_eq!(admin.get(&format!("{path}/d")).await.expect(200)["spec"]["replicas"], 5);
+    let received = backend.received();
+    assert!(received.iter().all(|request| request.path != "/parents"), "the parent is not what is written");
+    let request = &received[0].body["request"];
+    assert_eq!(request["kind"], json!({"group": "autoscaling", "version": "v1", "kind": "Scale"}));
+    assert_eq!(request["resource"]["resource"], "deployments");
+    assert_eq!((&request["subResource"], &request["name"]), (&json!("scale"), &json!("d")));
+    assert_eq!(
+        (&request["object"]["kind"], &request["oldObject"]["kind"]),
+        (&json!("Scale"), &json!("Scale"))
+    );
+    assert_eq!(
+        (&request["object"]["spec"]["replicas"], &request["oldObject"]["spec"]["replicas"]),
+        (&json!(7), &json!(1))
+    );
     server.stop().await;
 }
 

@@ -59,6 +59,9 @@ use crate::{
     storage::{cache::Cache, keys},
 };
 
+/// The group of webhook configurations and policies.
+const GROUP: &str = "admissionregistration.k8s.io";
+
 /// What a request does, in admission's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -121,6 +124,13 @@ impl Request<'_> {
 
     fn creates(&self, group: &str, plural: &str) -> bool {
         self.operation == Operation::Create && self.is(group, plural)
+    }
+
+    /// What configures admission is not subject to what users configure: a bad configuration could never be taken back.
+    fn configures_admission(&self) -> bool {
+        let resource = &self.target.resource;
+        let suffixes = ["webhookconfigurations", "admissionpolicies", "admissionpolicybindings"];
+        resource.group == GROUP && suffixes.iter().any(|suffix| resource.plural.ends_with(suffix))
     }
 
     /// Brings an object that admission changed back into the form of its kind: unknown fields go, defaults come. `kind`

@@ -183,6 +183,7 @@ async fn write(state: &State, name: &str, verdict: &Verdict) -> Result<(), Statu
         name,
         options: &options,
         admits: false,
+        face: None,
         writer: &writer,
     };
     let at = now();

@@ -231,6 +231,7 @@ pub(crate) async fn publish_authentication(
         name,
         options: &options,
         admits: false,
+        face: None,
         writer: &writer,
     };
     let changed = |old: &Value| {

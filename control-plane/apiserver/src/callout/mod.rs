@@ -33,7 +33,7 @@ use self::connect::Connector;
 pub use self::{conversion::ConversionWebhooks, resolve::ServicePort};
 use crate::{
     admission::Lookup,
-    security::pki::KeyedCertificate,
+    security::tls::Live,
     server::body::{Body, BoxError},
     subresources::upstream::{Stream, chain},
 };
@@ -121,13 +121,18 @@ type Pool = Client<Connector, Body>;
 pub struct Callout {
     lookup: Arc<dyn Lookup>,
     /// Shown to aggregated API servers.
-    proxy: Option<KeyedCertificate>,
+    proxy: Option<Arc<Live>>,
     pools: Mutex<HashMap<Destination, Arc<Pool>>>,
 }
 
 impl Callout {
-    pub fn new(lookup: Arc<dyn Lookup>, proxy: Option<KeyedCertificate>) -> Self {
+    pub fn new(lookup: Arc<dyn Lookup>, proxy: Option<Arc<Live>>) -> Self {
         Self { lookup, proxy, pools: Mutex::default() }
+    }
+
+    /// Lets open connections end when their requests do: after the certificate that they showed is replaced.
+    pub fn forget_connections(&self) {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// How a destination is trusted, and what it is shown.

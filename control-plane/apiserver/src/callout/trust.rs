@@ -6,28 +6,28 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, Error, RootCertStore,
     client::{
         WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        danger::{ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
     crypto::CryptoProvider,
     server::ParsedCertificate,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::security::pki::KeyedCertificate;
+use crate::security::tls::{Live, signatures_by_provider};
 
 /// `identity` is shown to the server.
 ///
 /// # Errors
-/// A text, where the bundle holds nothing that can be a root, or the identity is no pair.
+/// A text, where the bundle holds nothing that can be a root.
 pub(super) fn client_config(
     ca_bundle: &[u8],
     skip_verify: bool,
-    identity: Option<&KeyedCertificate>,
+    identity: Option<&Arc<Live>>,
 ) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Bundle::new(ca_bundle, skip_verify, Arc::clone(&provider))?;
@@ -38,14 +38,7 @@ pub(super) fn client_config(
         .with_custom_certificate_verifier(Arc::new(verifier));
     let config = match identity {
         None => builder.with_no_client_auth(),
-        Some(pair) => {
-            let chain = CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes())
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| error.to_string())?;
-            let key =
-                PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|error| error.to_string())?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
-        }
+        Some(identity) => builder.with_client_cert_resolver(Arc::clone(identity) as _),
     };
     Ok(Arc::new(config))
 }
@@ -123,27 +116,5 @@ impl ServerCertVerifier for Bundle {
         })
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    signatures_by_provider!();
 }

@@ -11,12 +11,13 @@ use api::{
     structural::{Definition as Names, Structural},
 };
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use super::{form::VersionForm, strategy::CustomStrategy};
 use crate::{
     conversion::Form,
     kinds::{Custom, Kinds},
-    registry::Strategy,
+    registry::{Strategy, crd::APPROVED},
 };
 
 const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
@@ -72,8 +73,10 @@ pub fn outline(mut object: Value) -> Value {
             version.remove("schema");
         }
     }
-    for field in ["managedFields", "annotations"] {
-        meta::metadata_mut(&mut object).remove(field);
+    let metadata = meta::metadata_mut(&mut object);
+    metadata.remove("managedFields");
+    if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+        annotations.retain(|name, _| name == APPROVED);
     }
     object
 }
@@ -118,8 +121,13 @@ pub fn parse(object: &Value) -> Result<Definition, String> {
     })
 }
 
-/// The kinds that a definition serves: one for each served version.
-pub fn kinds(object: &Value, definition: &Arc<Definition>, all: &Arc<Kinds>) -> Vec<Arc<Custom>> {
+/// The kinds that a definition serves: one for each served version. `ended` is cancelled when they are served no more.
+pub fn kinds(
+    object: &Value,
+    definition: &Arc<Definition>,
+    all: &Arc<Kinds>,
+    ended: &CancellationToken,
+) -> Vec<Arc<Custom>> {
     let written = |name: &str| {
         let versions = object["spec"]["versions"].as_array();
         versions.and_then(|versions| versions.iter().find(|version| version["name"] == name))
@@ -139,6 +147,7 @@ pub fn kinds(object: &Value, definition: &Arc<Definition>, all: &Arc<Kinds>) -> 
             ))),
             deprecation: deprecation(object, version, written),
             revision: format!("{}/{}", meta::uid(object), meta::generation(object)),
+            ended: ended.clone(),
         }))
     };
     served.filter_map(kind).collect()

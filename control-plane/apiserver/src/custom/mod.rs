@@ -17,12 +17,14 @@ mod strategy;
 
 use std::{
     collections::{BTreeMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use api::{meta, openapi::Published, schema::Resource, status::Status};
 use futures::StreamExt as _;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -42,6 +44,8 @@ use crate::{
 
 const GROUP: &str = "apiextensions.k8s.io";
 const PLURAL: &str = "customresourcedefinitions";
+/// The conditions that a round decides.
+const OWN_CONDITIONS: [&str; 3] = ["NamesAccepted", "Established", "KubernetesAPIApprovalPolicyConformant"];
 
 fn identity() -> Identity {
     Identity::internal("system:apiserver", &[GROUP_MASTERS])
@@ -59,6 +63,9 @@ struct Known {
     /// Without schemas.
     value: Arc<Value>,
     kinds: Vec<Arc<Custom>>,
+    /// What watches of these kinds depend on: identity, spec, accepted names.
+    serving: Value,
+    ended: CancellationToken,
 }
 
 /// Follows the definitions.
@@ -69,14 +76,21 @@ pub struct Registrar {
     /// UIDs of definitions whose objects are being deleted.
     cleaning: Arc<Mutex<HashSet<String>>>,
     seen: Option<Revision>,
+    /// Of kinds that are no more what they were; cancelled once the kinds that are now are published.
+    ended: Vec<CancellationToken>,
 }
 
 impl Registrar {
     /// Publishes the kinds that the store has.
     pub async fn start(state: &Arc<State>) -> Self {
         let weak = Arc::downgrade(state);
-        let mut registrar =
-            Self { state: weak, known: BTreeMap::new(), cleaning: Arc::default(), seen: None };
+        let mut registrar = Self {
+            state: weak,
+            known: BTreeMap::new(),
+            cleaning: Arc::default(),
+            seen: None,
+            ended: Vec::new(),
+        };
         registrar.round(state).await;
         registrar
     }
@@ -118,9 +132,10 @@ impl Registrar {
         let snapshot = state.cache.list(&prefix);
         let objects: Vec<Arc<Object>> = snapshot.iter().cloned().collect();
         let names: HashSet<&str> = objects.iter().map(|object| object.meta().name.as_str()).collect();
-        let count = self.known.len();
-        self.known.retain(|name, _| names.contains(name.as_str()));
-        let mut has_changed = self.known.len() != count;
+        self.ended.extend(
+            self.known.extract_if(.., |name, _| !names.contains(name.as_str())).map(|(_, known)| known.ended),
+        );
+        let mut has_changed = !self.ended.is_empty();
         let values: Vec<Arc<Value>> = objects.iter().map(|object| self.value(object)).collect();
         let mut accepted: BTreeMap<String, Value> = values
             .iter()
@@ -132,6 +147,9 @@ impl Registrar {
         }
         if has_changed {
             self.publish(state);
+        }
+        for ended in self.ended.drain(..) {
+            ended.cancel();
         }
         for (name, status) in writes {
             write_status(state, &name, status).await;
@@ -187,13 +205,24 @@ impl Registrar {
             (known.revision, known.value) = (revision, value);
             return false;
         }
+        let mut whole = object.value();
+        let mut spec = DefaultHasher::new();
+        whole["spec"].to_string().hash(&mut spec);
+        let serving = serde_json::json!([outline[0], spec.finish(), outline[2]]);
+        let before = self.known.remove(&name);
+        let ended = match before {
+            Some(known) if known.serving == serving => known.ended,
+            before => {
+                self.ended.extend(before.map(|known| known.ended));
+                state.stop.child_token()
+            }
+        };
         let mut kinds = Vec::new();
         if is_true(&value, "Established") {
-            let mut whole = object.value();
             whole["status"] = value["status"].clone();
-            kinds = kinds_of(state, &name, &whole);
+            kinds = kinds_of(state, &name, &whole, &ended);
         }
-        self.known.insert(name, Known { outline, revision, value, kinds });
+        self.known.insert(name, Known { outline, revision, value, kinds, serving, ended });
         true
     }
 
@@ -226,9 +255,9 @@ impl Registrar {
     }
 }
 
-fn kinds_of(state: &State, name: &str, value: &Value) -> Vec<Arc<Custom>> {
+fn kinds_of(state: &State, name: &str, value: &Value, ended: &CancellationToken) -> Vec<Arc<Custom>> {
     match definition::parse(value) {
-        Ok(definition) => definition::kinds(value, &Arc::new(definition), &state.kinds),
+        Ok(definition) => definition::kinds(value, &Arc::new(definition), &state.kinds, ended),
         Err(error) => {
             warn!(definition = name, error, "a definition cannot be served");
             Vec::new()
@@ -240,7 +269,7 @@ fn kinds_of(state: &State, name: &str, value: &Value) -> Vec<Arc<Custom>> {
 async fn write_status(state: &State, name: &str, status: Value) {
     let written = update_definition(state, name, &mut |new| {
         new["status"]["acceptedNames"] = status["acceptedNames"].clone();
-        copy_conditions(&mut new["status"], &status, &["NamesAccepted", "Established"]);
+        copy_conditions(&mut new["status"], &status, &OWN_CONDITIONS);
     })
     .await;
     if let Err(error) = written
@@ -267,6 +296,7 @@ async fn update_definition(
         name,
         options: &options,
         admits: true,
+        face: None,
         writer: &writer,
     };
     update

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::registry::crd::{Condition, is_true};
+use crate::registry::crd::{Condition, bundle_problem, is_true, set_approval};
 
 /// The status that a definition should have; `None` where it has it. `others` are the accepted names of the other
 /// definitions of its group.
@@ -49,6 +49,7 @@ pub(super) fn decide(object: &Value, others: &[&Value], now: &str) -> Option<Val
     let mut status = object["status"].clone();
     status["acceptedNames"] = accepted;
     conditions(object, &mut status, conflict.as_ref(), now);
+    set_approval(object, &mut status, now);
     (status != object["status"]).then_some(status)
 }
 
@@ -76,7 +77,14 @@ fn conditions(object: &Value, status: &mut Value, conflict: Option<&(&str, Strin
     if is_true(object, "Established") {
         return;
     }
-    let established = if conflict.is_none() {
+    let established = if conflict.is_none() && bundle_problem(object).is_some() {
+        Condition {
+            kind: "Established",
+            is_true: false,
+            reason: "InvalidCABundle",
+            message: "The conversion webhook CABundle is invalid",
+        }
+    } else if conflict.is_none() {
         Condition {
             kind: "Established",
             is_true: true,
@@ -121,6 +129,15 @@ mod tests {
         assert_eq!(condition(&status, "Established")["status"], "True");
         object["status"] = status;
         assert_eq!(decide(&object, &[], "2027-01-01T00:00:00Z"), None, "what is decided stays");
+    }
+
+    #[test]
+    fn a_kind_whose_converter_nobody_could_trust_is_not_served() {
+        let mut object = definition();
+        object["spec"]["conversion"] = json!({"webhook": {"clientConfig": {"caBundle": "eA=="}}});
+        let status = decide(&object, &[], NOW).unwrap();
+        assert_eq!(condition(&status, "NamesAccepted")["status"], "True");
+        assert_eq!(condition(&status, "Established")["reason"], "InvalidCABundle");
     }
 
     #[test]

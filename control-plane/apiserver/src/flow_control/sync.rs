@@ -137,6 +137,7 @@ async fn write_condition(
         name,
         options: &options,
         admits: true,
+        face: None,
         writer: &writer,
     };
     let written = update

@@ -11,6 +11,7 @@ use api::{
 };
 use bytes::Bytes;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     conversion::Form,
@@ -35,6 +36,8 @@ pub struct Target {
     is_custom: bool,
     /// What clients of a deprecated version are warned with.
     pub deprecation: Option<String>,
+    /// Cancelled when the resource is served no more as it is here; `None` for what is built in.
+    pub ended: Option<CancellationToken>,
 }
 
 impl Target {
@@ -47,6 +50,7 @@ impl Target {
             form: Form::of(resource),
             is_custom: false,
             deprecation: None,
+            ended: None,
         }
     }
 
@@ -58,6 +62,7 @@ impl Target {
             form: kind.form.clone(),
             is_custom: true,
             deprecation: kind.deprecation.clone(),
+            ended: Some(kind.ended.clone()),
         }
     }
 

@@ -86,8 +86,21 @@ pub struct Update<'a> {
     pub options: &'a WriteOptions,
     /// Whether admission is asked: not where it was asked about what causes this change (a binding, an eviction).
     pub admits: bool,
+    /// What admission is shown in the object's place.
+    pub face: Option<&'a dyn Face>,
     /// Whom the change is recorded for.
     pub writer: &'a Writer,
+}
+
+/// Another kind that an object is read and written as: the Scale of a workload. It is what the transform makes, and what
+/// admission changes and judges.
+pub trait Face: Send + Sync {
+    /// The path below the object.
+    fn subresource(&self) -> &str;
+    /// The stored object as its other kind, with the owners of its fields.
+    fn of(&self, object: &Value) -> Result<Value, Status>;
+    /// The stored object with what its other kind wants.
+    fn applied_to(&self, face: &Value, object: &Value) -> Result<Value, Status>;
 }
 
 /// Makes the new object from the stored one; called again after a lost race.
@@ -105,6 +118,7 @@ impl<'a> Update<'a> {
             name: call.info.name.clone(),
             options: options.clone(),
             admits: true,
+            face: None,
             writer: Writer::of(&options.field_manager, &call.headers),
         }
     }
@@ -149,7 +163,10 @@ impl<'a> Update<'a> {
     ) -> Result<Option<Value>, Status> {
         let Self { state, target, .. } = *self;
         let old = target.shown(object).await?;
-        let mut new = transform(&old)?;
+        let mut new = match self.face {
+            None => transform(&old)?,
+            Some(face) => self.transform_face(face, &old, warnings, transform).await?,
+        };
         self.check_preconditions(&old, &new)?;
         keep_server_fields(&mut new, &old);
         let now = now();
@@ -169,19 +186,8 @@ impl<'a> Update<'a> {
             registry::prepare_update(&*target.strategy, &context, &mut new, &old);
             ownership::put(&mut new, owners);
         }
-        let request = admission::Request {
-            operation: Operation::Update,
-            kinds: &state.kinds,
-            target,
-            subresource: self.subresource,
-            namespace: target.scope(self.namespace),
-            name: self.name,
-            user: self.user,
-            old: Some(&old),
-            dry_run: self.options.dry_run,
-            options: Options::Write(self.options),
-        };
-        if self.admits {
+        let request = self.request(self.subresource, &old);
+        if self.admits && self.face.is_none() {
             state.admission.mutate(&request, &mut new, warnings).await?;
             target.default(&mut new);
         }
@@ -194,9 +200,7 @@ impl<'a> Update<'a> {
         if !errors.is_empty() {
             return Err(target.invalid(self.name, errors));
         }
-        if self.admits {
-            state.admission.validate(&request, &new, warnings).await?;
-        }
+        self.judge(&request, &new, &old, warnings).await?;
         escalation::check(state, self.user, target, self.namespace, &new, Some(&old))?;
         warnings.extend(target.strategy.warnings(&new));
         let charge = resource_quota::charge(&state.cache, &request, &new).await?;
@@ -205,6 +209,57 @@ impl<'a> Update<'a> {
             charge.keep();
         }
         Ok(stored)
+    }
+
+    fn request<'r>(&'r self, subresource: &'r str, old: &'r Value) -> admission::Request<'r> {
+        admission::Request {
+            operation: Operation::Update,
+            kinds: &self.state.kinds,
+            target: self.target,
+            subresource,
+            namespace: self.target.scope(self.namespace),
+            name: self.name,
+            user: self.user,
+            old: Some(old),
+            dry_run: self.options.dry_run,
+            options: Options::Write(self.options),
+        }
+    }
+
+    /// The object that follows from its other kind, which admission may change before.
+    async fn transform_face(
+        &self,
+        face: &dyn Face,
+        old: &Value,
+        warnings: &mut Vec<String>,
+        transform: Transform<'_>,
+    ) -> Result<Value, Status> {
+        let before = face.of(old)?;
+        let mut shown = transform(&before)?;
+        if self.admits {
+            let request = self.request(face.subresource(), &before);
+            self.state.admission.mutate(&request, &mut shown, warnings).await?;
+        }
+        face.applied_to(&shown, old)
+    }
+
+    /// Asks admission whether the finished object may be stored.
+    async fn judge(
+        &self,
+        request: &admission::Request<'_>,
+        new: &Value,
+        old: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status> {
+        let admission = &self.state.admission;
+        match self.face {
+            _ if !self.admits => Ok(()),
+            None => admission.validate(request, new, warnings).await,
+            Some(face) => {
+                let (new, old) = (face.of(new)?, face.of(old)?);
+                admission.validate(&self.request(face.subresource(), &old), &new, warnings).await
+            }
+        }
     }
 
     async fn store(
@@ -274,6 +329,7 @@ pub struct UpdateOwned<'a> {
     pub name: String,
     pub options: WriteOptions,
     pub admits: bool,
+    pub face: Option<&'a dyn Face>,
     pub writer: Writer,
 }
 
@@ -288,6 +344,7 @@ impl UpdateOwned<'_> {
             name: &self.name,
             options: &self.options,
             admits: self.admits,
+            face: self.face,
             writer: &self.writer,
         };
         update.run(warnings, transform).await

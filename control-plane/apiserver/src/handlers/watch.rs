@@ -66,13 +66,14 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         accepted,
         with_columns: true,
     };
+    let stop = target.ended.as_ref().unwrap_or(&call.state.stop).clone();
     let begin = begin(&call.state, target, &prefix, &options, &mut encoder).await?;
     let source = Source {
         initial: begin.frames,
         watch: begin.watch.map(|watch| if options.allow_bookmarks { watch.with_bookmarks() } else { watch }),
         options,
         encoder,
-        ends: ends(call.state.stop.clone(), timeout),
+        ends: ends(stop, timeout),
         guard: Counted::new(Arc::clone(&call.state)),
         last: false,
     };
@@ -184,6 +185,7 @@ struct Source {
 #[derive(Clone, Copy)]
 enum End {
     Deadline,
+    /// Of the server, or of the custom kind that is watched.
     Stop,
 }
 
@@ -217,7 +219,10 @@ impl Source {
                 biased;
                 Some(end) = self.ends.next() => {
                     self.last = true;
-                    if matches!(end, End::Stop) || !self.options.allow_bookmarks {
+                    if matches!(end, End::Stop) {
+                        return self.rest().await;
+                    }
+                    if !self.options.allow_bookmarks {
                         return None;
                     }
                     watch.event_or_bookmark()
@@ -248,6 +253,21 @@ impl Source {
 }
 
 impl Source {
+    /// What happened before the kind was no more what it is here: a kind's objects are deleted before it is.
+    async fn rest(&mut self) -> Option<Bytes> {
+        let watch = self.watch.as_mut().filter(|_| self.encoder.target.ended.is_some())?;
+        let mut frames = BytesMut::new();
+        while let Ok(Some(event)) = watch.try_next() {
+            if self.encoder.prepare(&event).await.is_err() {
+                break;
+            }
+            if let Some(frame) = self.encoder.event(&self.options, &event) {
+                frames.extend_from_slice(&frame);
+            }
+        }
+        (!frames.is_empty()).then(|| frames.freeze())
+    }
+
     /// A frame with those of the events that wait behind it, so that a burst is one record and one send.
     fn with_followers(&mut self, first: Bytes) -> Bytes {
         let Some(watch) = self.watch.as_mut().filter(|_| self.encoder.target.is_ready()) else {

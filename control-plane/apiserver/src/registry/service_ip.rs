@@ -398,7 +398,7 @@ pub(crate) fn held_ips(service: &Value) -> Vec<IpAddr> {
     items(service, "/spec/clusterIPs").iter().filter_map(|ip| ip.as_str()?.parse().ok()).collect()
 }
 
-fn held_ports(service: &Value) -> Vec<u16> {
+pub(crate) fn held_ports(service: &Value) -> Vec<u16> {
     let ports = items(service, "/spec/ports").iter().map(|port| int(port, "/nodePort"));
     let all = ports.chain([int(service, "/spec/healthCheckNodePort")]);
     all.filter_map(|port| u16::try_from(port).ok()).filter(|port| *port != 0).collect()

@@ -110,6 +110,7 @@ async fn merge(
         name,
         options: &options,
         admits: true,
+        face: None,
         writer: &writer,
     };
     update.run(&mut Vec::new(), &mut |old| Ok(merged(old, wanted))).await?;

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::{
     config,
     security::{
-        pki::{KeyedCertificate, Pki, ServerNames},
+        pki::{KeyedCertificate, Pki, PkiError, ServerNames},
         tls::{Live, client_verifier},
     },
     state::State,
@@ -21,11 +21,31 @@ use crate::{
 /// Between two looks at the files.
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// What connections show.
+#[derive(Clone)]
+pub(super) struct Shown {
+    /// To clients.
+    pub serving: Arc<Live>,
+    /// To kubelets.
+    pub kubelet_client: Arc<Live>,
+    /// To aggregated servers.
+    pub front_proxy: Arc<Live>,
+}
+
+impl Shown {
+    pub(super) fn new(pki: &Pki) -> Result<Self, PkiError> {
+        Ok(Self {
+            serving: Live::new(&pki.serving)?,
+            kubelet_client: Live::new(&pki.kubelet_client)?,
+            front_proxy: Live::new(&pki.front_proxy_client)?,
+        })
+    }
+}
+
 /// What is in use, and how it is replaced.
 pub(super) struct Certificates {
     names: ServerNames,
-    serving: Arc<Live>,
-    kubelet_client: Arc<Live>,
+    shown: Shown,
     state: Arc<State>,
     current: Mutex<Current>,
 }
@@ -46,16 +66,10 @@ pub(super) fn client_cas(pki: &Pki, config: &config::Security) -> anyhow::Result
 }
 
 impl Certificates {
-    pub(super) fn new(
-        pki: Pki,
-        names: ServerNames,
-        serving: Arc<Live>,
-        kubelet_client: Arc<Live>,
-        state: Arc<State>,
-    ) -> Self {
+    pub(super) fn new(pki: Pki, names: ServerNames, shown: Shown, state: Arc<State>) -> Self {
         let client_cas = client_cas(&pki, &state.config.security).ok();
         let current = Mutex::new(Current { pki, client_cas });
-        Self { names, serving, kubelet_client, state, current }
+        Self { names, shown, state, current }
     }
 
     /// Looks at the files every minute, until the server stops.
@@ -79,9 +93,13 @@ impl Certificates {
     pub(super) fn reload(&self) -> anyhow::Result<()> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let pki = current.pki.reload(&self.names)?;
-        replace(&self.serving, &current.pki.serving, &pki.serving, "serving certificate")?;
+        replace(&self.shown.serving, &current.pki.serving, &pki.serving, "serving certificate")?;
         let (old, new) = (&current.pki.kubelet_client, &pki.kubelet_client);
-        replace(&self.kubelet_client, old, new, "kubelet client certificate")?;
+        replace(&self.shown.kubelet_client, old, new, "kubelet client certificate")?;
+        let (old, new) = (&current.pki.front_proxy_client, &pki.front_proxy_client);
+        if replace(&self.shown.front_proxy, old, new, "front proxy client certificate")? {
+            self.state.callout.forget_connections();
+        }
         let cas = client_cas(&pki, &self.state.config.security)?;
         if current.client_cas.as_ref() != Some(&cas) {
             self.state.authenticator.replace_client_ca(client_verifier(&cas)?);
@@ -93,10 +111,12 @@ impl Certificates {
     }
 }
 
-fn replace(live: &Live, old: &KeyedCertificate, new: &KeyedCertificate, what: &str) -> anyhow::Result<()> {
-    if old != new {
-        live.replace(new).with_context(|| format!("the {what}"))?;
-        info!("{what} is replaced");
+/// Whether it is another one.
+fn replace(live: &Live, old: &KeyedCertificate, new: &KeyedCertificate, what: &str) -> anyhow::Result<bool> {
+    if old == new {
+        return Ok(false);
     }
-    Ok(())
+    live.replace(new).with_context(|| format!("the {what}"))?;
+    info!("{what} is replaced");
+    Ok(true)
 }

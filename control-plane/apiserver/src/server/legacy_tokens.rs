@@ -108,6 +108,7 @@ async fn change(
         name,
         options: &options,
         admits: false,
+        face: None,
         writer: &writer,
     };
     let mut edited = |old: &Value| {

@@ -27,7 +27,7 @@ use tracing::info;
 
 use self::{
     body::{Body, BoxError},
-    certificates::Certificates,
+    certificates::{Certificates, Shown},
     limits::Limits,
 };
 use crate::{
@@ -49,7 +49,7 @@ use crate::{
     },
     state::{Peer, State},
     storage::{Storage, cache::Cache, compactor, embedded::Embedded, etcd::Etcd},
-    subresources::service::ServiceIps,
+    subresources::{node_ports, service::ServiceIps},
 };
 
 pub mod body;
@@ -95,10 +95,9 @@ impl Server {
         let cache = Cache::start(storage).await.context("cannot load the store")?;
         info!(revision = cache.revision().0, "store is loaded");
         tokio::spawn(compactor::run(Arc::clone(&cache), config.compaction_interval, stop.clone()));
-        let serving = security::tls::Live::new(&pki.serving)?;
-        let kubelet_client = security::tls::Live::new(&pki.kubelet_client)?;
-        let state = Arc::new(build(config, &pki, Arc::clone(&kubelet_client), cache, stop)?);
-        let tls = security::tls::server_config(Arc::clone(&serving))?;
+        let shown = Shown::new(&pki)?;
+        let state = Arc::new(build(config, &pki, &shown, cache, stop)?);
+        let tls = security::tls::server_config(Arc::clone(&shown.serving))?;
         service_cidr::ensure(&state)
             .await
             .map_err(|status| anyhow::anyhow!(status.message))
@@ -118,9 +117,9 @@ impl Server {
         tokio::spawn(aggregation::watch_availability(Arc::clone(&state)));
         tokio::spawn(service_cidr::keep(Arc::clone(&state)));
         tokio::spawn(legacy_tokens::keep(Arc::clone(&state)));
+        tokio::spawn(node_ports::keep(Arc::clone(&state)));
         state.ready.store(true, std::sync::atomic::Ordering::Release);
-        let certificates =
-            Arc::new(Certificates::new(pki, names, serving, kubelet_client, Arc::clone(&state)));
+        let certificates = Arc::new(Certificates::new(pki, names, shown, Arc::clone(&state)));
         tokio::spawn(Arc::clone(&certificates).run());
         Ok(Self { state, tls: TlsAcceptor::from(tls), certificates })
     }
@@ -229,7 +228,7 @@ async fn open(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
 fn build(
     config: Config,
     pki: &Pki,
-    kubelet_client: Arc<security::tls::Live>,
+    shown: &Shown,
     cache: Arc<Cache>,
     stop: CancellationToken,
 ) -> anyhow::Result<State> {
@@ -239,8 +238,8 @@ fn build(
     let authenticator = Authenticator::new(verifier, Arc::clone(&tokens), Arc::clone(&cache) as _)
         .with(credentials(&config.security, pki)?);
     let authorizer = Arc::new(Authorizer::new(&cache));
-    let proxy = Some(pki.front_proxy_client.clone());
-    let callout = Arc::new(Callout::new(Arc::clone(&cache) as _, proxy));
+    let proxy = Arc::clone(&shown.front_proxy);
+    let callout = Arc::new(Callout::new(Arc::clone(&cache) as _, Some(proxy)));
     let kinds = Arc::new(Kinds::new(schema));
     kinds.set_webhook(Arc::new(ConversionWebhooks(Arc::clone(&callout))));
     let view = View { cache: Arc::clone(&cache), authorizer: Arc::clone(&authorizer) };
@@ -263,7 +262,7 @@ fn build(
         metrics: metrics::Metrics::default(),
         flow_control: FlowControl::new(Limits::seats(&config.security), config.security.request_timeout),
         limits: Limits::new(&config.security).context("--strict-transport-security-directives")?,
-        kubelet_tls: tls::kubelet(pki.ca.certificate_pem(), kubelet_client)?,
+        kubelet_tls: tls::kubelet(pki.ca.certificate_pem(), Arc::clone(&shown.kubelet_client))?,
         proxy_tls: tls::proxy()?,
         ready: AtomicBool::new(false),
         stop,

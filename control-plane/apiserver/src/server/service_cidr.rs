@@ -105,6 +105,7 @@ async fn write(
         name: NAME,
         options: &options,
         admits: true,
+        face: None,
         writer: &writer,
     };
     let mut transform = |old: &Value| {

@@ -14,6 +14,7 @@ use crate::{
 mod access_review;
 pub mod binding;
 pub mod eviction;
+pub mod node_ports;
 pub mod pod_streams;
 pub mod proxy;
 pub mod reviews;
@@ -30,26 +31,19 @@ pub async fn admit(
     options: &WriteOptions,
     body: &mut Value,
 ) -> Result<(), Status> {
-    let request = Request {
-        operation: Operation::Create,
-        kinds: &call.state.kinds,
-        target,
-        subresource: &call.info.subresource,
-        namespace: target.scope(&call.info.namespace),
-        name: &call.info.name,
-        user: &call.user,
-        old: None,
-        dry_run: options.dry_run,
-        options: Options::Write(options),
-    };
-    call.state.admission.admit(&request, body, &mut call.warnings).await
+    ask(call, target, Operation::Create, Options::Write(options), body).await
 }
 
-/// Asks admission whether a stream may begin: CONNECT, with the options of the stream as its object.
-pub async fn admit_stream(call: &mut Call, target: &Target, kind: &str) -> Result<(), Status> {
-    let mut object = stream_options(kind, &call.query, &call.info.rest);
+async fn ask(
+    call: &mut Call,
+    target: &Target,
+    operation: Operation,
+    options: Options<'_>,
+    object: &mut Value,
+) -> Result<(), Status> {
+    let mut warnings = std::mem::take(&mut call.warnings);
     let request = Request {
-        operation: Operation::Connect,
+        operation,
         kinds: &call.state.kinds,
         target,
         subresource: &call.info.subresource,
@@ -57,16 +51,50 @@ pub async fn admit_stream(call: &mut Call, target: &Target, kind: &str) -> Resul
         name: &call.info.name,
         user: &call.user,
         old: None,
-        dry_run: false,
-        options: Options::None,
+        dry_run: matches!(options, Options::Write(options) if options.dry_run),
+        options,
     };
-    call.state.admission.admit(&request, &mut object, &mut call.warnings).await
+    let verdict = call.state.admission.admit(&request, object, &mut warnings).await;
+    call.warnings = warnings;
+    verdict
+}
+
+/// Asks admission whether a stream may begin: CONNECT, with the options of the stream as its object. The stream begins
+/// with what admission made of them.
+pub async fn admit_stream(call: &mut Call, target: &Target, kind: &str) -> Result<(), Status> {
+    let asked = stream_options(kind, &call.query, &call.info.rest);
+    let mut object = asked.clone();
+    ask(call, target, Operation::Connect, Options::None, &mut object).await?;
+    if object != asked {
+        take_stream_options(call, &object);
+    }
+    Ok(())
+}
+
+const STREAM_FLAGS: [&str; 4] = ["stdin", "stdout", "stderr", "tty"];
+
+/// The reverse of [`stream_options`].
+fn take_stream_options(call: &mut Call, options: &Value) {
+    if options["kind"].as_str().is_some_and(|kind| kind.ends_with("ProxyOptions")) {
+        let path = options["path"].as_str().unwrap_or_default();
+        path.trim_start_matches('/').clone_into(&mut call.info.rest);
+        return;
+    }
+    for flag in STREAM_FLAGS {
+        let is_set = options[flag] == true;
+        call.query.set(flag, is_set.then(|| "true".to_owned()));
+    }
+    call.query.set("container", options["container"].as_str().map(str::to_owned));
+    for list in ["command", "ports"] {
+        let text = |item: &Value| item.as_str().map_or_else(|| item.to_string(), str::to_owned);
+        call.query.set(list, options[list].as_array().into_iter().flatten().map(text));
+    }
 }
 
 /// `PodExecOptions` and its like, from the query.
 fn stream_options(kind: &str, query: &Query, path: &str) -> Value {
     let mut options = json!({"kind": kind, "apiVersion": "v1"});
-    for flag in ["stdin", "stdout", "stderr", "tty"] {
+    for flag in STREAM_FLAGS {
         if query.flag(flag) {
             options[flag] = json!(true);
         }

@@ -19,7 +19,7 @@ use crate::{
         now,
         patch::{Patch, is_apply},
         target::read,
-        update::{Update, check_name},
+        update::{Face, Update, check_name},
     },
     negotiate,
     ownership::{self, Writer},
@@ -66,13 +66,10 @@ impl Wanted {
 
 /// One write of a Scale.
 struct Writing<'a> {
-    target: &'a Target,
     schema: &'a Schema,
     expected: Expected<'a>,
     options: &'a WriteOptions,
     manager: &'a str,
-    /// The version in which the parent was asked for.
-    api_version: &'a str,
 }
 
 impl Writing<'_> {
@@ -103,22 +100,48 @@ impl Writing<'_> {
         write.record(Some(old), &mut scale);
         Ok(scale)
     }
+}
 
-    /// The parent with the count of a Scale that was made from it, and with its owners.
-    fn parent(&self, wanted: &Wanted, old: &Value, said: &mut Vec<String>) -> Result<Value, Status> {
+/// A workload as a Scale.
+struct Parent<'a> {
+    target: &'a Target,
+    /// The version in which the parent was asked for.
+    api_version: &'a str,
+}
+
+impl Parent<'_> {
+    /// Runs `with` on the owners of the parent's fields.
+    fn with_owners<T>(
+        &self,
+        parent: &Value,
+        with: impl FnOnce(&ScaleFields<'_>) -> Result<T, String>,
+    ) -> Result<T, Status> {
         let fields = ScaleFields {
-            parent: &old["metadata"]["managedFields"],
+            parent: &parent["metadata"]["managedFields"],
             api_version: self.api_version,
             replicas: &|version| {
                 let is_served = meta::group_and_version(version).0 == self.target.resource.group;
                 is_served.then(|| replicas_path(self.target))
             },
         };
-        let mut before = scale_of(self.target, old)?;
-        if let Some(owners) = fields.to_scale().map_err(Status::plain_internal)? {
-            before["metadata"]["managedFields"] = owners;
+        with(&fields).map_err(Status::plain_internal)
+    }
+}
+
+impl Face for Parent<'_> {
+    fn subresource(&self) -> &str {
+        "scale"
+    }
+
+    fn of(&self, parent: &Value) -> Result<Value, Status> {
+        let mut scale = scale_of(self.target, parent)?;
+        if let Some(owners) = self.with_owners(parent, |fields| fields.to_scale())? {
+            scale["metadata"]["managedFields"] = owners;
         }
-        let scale = self.scale(wanted, &before, said)?;
+        Ok(scale)
+    }
+
+    fn applied_to(&self, scale: &Value, old: &Value) -> Result<Value, Status> {
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
@@ -126,14 +149,13 @@ impl Writing<'_> {
         }
         let mut new = old.clone();
         set_replicas(self.target, &mut new, replicas);
-        meta::set_resource_version(&mut new, meta::resource_version(&scale));
-        if meta::resource_version(&scale).is_empty() {
-            meta::set_resource_version(&mut new, meta::resource_version(old));
+        if !meta::resource_version(scale).is_empty() {
+            meta::set_resource_version(&mut new, meta::resource_version(scale));
         }
-        if !meta::uid(&scale).is_empty() {
-            meta::set_uid(&mut new, meta::uid(&scale));
+        if !meta::uid(scale).is_empty() {
+            meta::set_uid(&mut new, meta::uid(scale));
         }
-        let owners = fields.to_parent(&scale["metadata"]["managedFields"]).map_err(Status::plain_internal)?;
+        let owners = self.with_owners(old, |fields| fields.to_parent(&scale["metadata"]["managedFields"]))?;
         ownership::put(&mut new, owners);
         Ok(new)
     }
@@ -151,23 +173,18 @@ pub async fn update(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         schema.type_of("autoscaling", "v1", "Scale").ok_or_else(|| Status::internal("no type Scale"))?;
     let expected = Expected { group_version: GROUP_VERSION, kind: "Scale", ty };
     let wanted = Wanted::read(call, expected, options.field_validation).await?;
+    let api_version = target.resource.group_version();
+    let parent = Parent { target, api_version: &api_version };
     let mut update = Update::of(call, target, &options);
     update.subresource = String::new();
+    update.face = Some(&parent);
     let writer = std::mem::replace(&mut update.writer, Writer::Recorded);
-    let api_version = target.resource.group_version();
-    let writing = Writing {
-        target,
-        schema,
-        expected,
-        options: &options,
-        manager: writer.manager(),
-        api_version: &api_version,
-    };
+    let writing = Writing { schema, expected, options: &options, manager: writer.manager() };
     let mut said = Vec::new();
     let stored = update
         .run(&mut call.warnings, &mut |old| {
             said.clear();
-            writing.parent(&wanted, old, &mut said)
+            writing.scale(&wanted, old, &mut said)
         })
         .await?;
     call.warnings.append(&mut said);

@@ -1,19 +1,21 @@
 //! Cluster IPs and node ports of Services: taken inside the write that needs them, given back when it fails.
 //!
 //! Each cluster IP is an IPAddress object too, made before the Service is stored: of several servers that choose the same
-//! address one makes it. Between writes the allocator learns from the cache what other servers and deletions did.
+//! address one makes it. So it is with node ports and their records ([`super::node_ports`]). Between writes the allocator learns from the cache what other servers and deletions did.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use api::{field::FieldError, status::Status};
+use api::{field::FieldError, meta, status::Status};
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
+use super::node_ports;
 use crate::{
     handlers::{self, Target},
     registry::{
+        fields::text,
         service::needs_cluster_ip,
-        service_ip::{Allocator, Reservation, held_ips, owner, parent},
+        service_ip::{Allocator, Reservation, held_ips, held_ports, owner, parent},
     },
     state::State,
     storage::{
@@ -114,18 +116,19 @@ pub struct Claim<'a> {
     ips: &'a ServiceIps,
     cache: &'a Arc<Cache>,
     reservations: Vec<Reservation>,
-    /// Keys and revisions of the IPAddresses that were made.
+    /// Keys and revisions of the IPAddresses and of the records of ports that were made.
     made: Vec<(String, Revision)>,
-    /// Keys of the IPAddresses that the write frees, and whose they are.
+    /// Keys of those that the write frees, and whose they are.
     freed: Vec<String>,
     owner: String,
+    uid: String,
 }
 
 impl Claim<'_> {
     /// The write succeeded, and the cache shows it: the allocator learns of it there before it gives out anything else.
     pub async fn keep(mut self) {
         self.made.clear();
-        free(self.cache, &self.owner, &self.freed).await;
+        free(self.cache, &self.owner, &self.uid, &self.freed).await;
     }
 
     /// Makes the IPAddresses of the addresses that are new to the Service; the first that somebody else has is the error.
@@ -151,9 +154,20 @@ impl Claim<'_> {
         }
         Ok(())
     }
+
+    /// Makes the records of the ports that are new to the Service; the first that somebody else has is the error.
+    async fn make_ports(&mut self, service: &Value, new: &[u16]) -> Result<(), (u16, Refusal)> {
+        for port in new {
+            let made = node_ports::take(self.cache, *port, service, jiff::Timestamp::now()).await;
+            self.made.extend(made.map_err(|refusal| (*port, refusal))?);
+        }
+        Ok(())
+    }
 }
 
-enum Refusal {
+/// Why an address or a port cannot be had.
+#[derive(Debug)]
+pub(super) enum Refusal {
     Taken,
     Storage(StorageError),
 }
@@ -196,12 +210,16 @@ fn address(ip: &std::net::IpAddr, owner: &str) -> Value {
     })
 }
 
-/// Deletes these IPAddresses where they belong to the owner.
-async fn free(cache: &Cache, owner: &str, keys: &[String]) {
+/// Deletes these IPAddresses and records of ports where they belong to the owner.
+async fn free(cache: &Cache, owner: &str, uid: &str, keys: &[String]) {
+    let is_own = |record: &Value| {
+        let of = text(record, "/spec/uid");
+        parent(record) == owner && (of.is_empty() || of == uid)
+    };
     for key in keys {
-        let Some(known) = cache.get(key).filter(|known| parent(&known.value()) == owner) else { continue };
+        let Some(known) = cache.get(key).filter(|known| is_own(&known.value())) else { continue };
         if let Err(error) = cache.delete(key, known.revision()).await {
-            tracing::debug!(key, %error, "an IPAddress is left to the repair");
+            tracing::debug!(key, %error, "what is not freed is left to the repair");
         }
     }
 }
@@ -225,10 +243,11 @@ pub async fn claim<'a>(
         return Ok(None);
     }
     let before = old.map(held_ips).unwrap_or_default();
+    let ports_before = old.map(held_ports).unwrap_or_default();
     let asked = object.clone();
     for _ in 0..ATTEMPTS_MAX {
         let reservations = state.service_ips.allocate(object, old, dry_run).map_err(|error| {
-            let name = api::meta::name(object).to_owned();
+            let name = meta::name(object).to_owned();
             target.invalid(&name, vec![error])
         })?;
         let mut claim = Claim {
@@ -238,27 +257,57 @@ pub async fn claim<'a>(
             made: Vec::new(),
             freed: Vec::new(),
             owner: owner(object),
+            uid: meta::uid(object).to_owned(),
         };
         if dry_run {
             return Ok(Some(claim));
         }
         let held = if needs_cluster_ip(object) { held_ips(object) } else { Vec::new() };
         claim.freed = before.iter().filter(|ip| !held.contains(ip)).map(address_key).collect();
+        let ports = held_ports(object);
+        let freed = ports_before.iter().filter(|port| !ports.contains(port));
+        claim.freed.extend(freed.map(|port| node_ports::key(*port)));
         let new: Vec<_> = held.into_iter().filter(|ip| !before.contains(ip)).collect();
         match claim.make_addresses(&new).await {
-            Ok(()) => return Ok(Some(claim)),
+            Ok(()) => {}
             Err(Refusal::Storage(error)) => return Err(target.storage_error(&claim.owner, error)),
             // The allocator knows of it now.
-            Err(Refusal::Taken) => object.clone_from(&asked),
+            Err(Refusal::Taken) => {
+                object.clone_from(&asked);
+                continue;
+            }
+        }
+        let new: Vec<u16> = ports.into_iter().filter(|port| !ports_before.contains(port)).collect();
+        match claim.make_ports(object, &new).await {
+            Ok(()) => return Ok(Some(claim)),
+            Err((_, Refusal::Storage(error))) => return Err(target.storage_error(&claim.owner, error)),
+            Err((port, Refusal::Taken)) => {
+                if let Some(error) = port_is_taken(&asked, port) {
+                    return Err(target.invalid(meta::name(object), vec![error]));
+                }
+                object.clone_from(&asked);
+            }
         }
     }
-    Err(Status::internal("no cluster IP could be taken: others were quicker each time"))
+    Err(Status::internal("no cluster IP or node port could be taken: others were quicker each time"))
 }
 
-/// A Service was deleted: its addresses are free.
+/// The error where a client asked for a port that another server gave away.
+fn port_is_taken(asked: &Value, port: u16) -> Option<FieldError> {
+    let why = "provided port is already allocated";
+    if asked["spec"]["healthCheckNodePort"] == port {
+        let why = format!("failed to allocate requested HealthCheck NodePort {port}: {why}");
+        return Some(FieldError::internal("spec.healthCheckNodePort", why));
+    }
+    let at = asked["spec"]["ports"].as_array()?.iter().position(|known| known["nodePort"] == port)?;
+    Some(FieldError::invalid(format!("spec.ports[{at}].nodePort"), port, why))
+}
+
+/// A Service was deleted: its addresses and ports are free.
 pub async fn released(state: &State, target: &Target, object: &Value) {
     if is_service(target) {
-        let keys: Vec<String> = held_ips(object).iter().map(address_key).collect();
-        free(&state.cache, &owner(object), &keys).await;
+        let ports = held_ports(object).into_iter().map(node_ports::key);
+        let keys: Vec<String> = held_ips(object).iter().map(address_key).chain(ports).collect();
+        free(&state.cache, &owner(object), meta::uid(object), &keys).await;
     }
 }

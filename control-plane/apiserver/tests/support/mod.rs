@@ -2,9 +2,14 @@
 
 #![expect(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod kubectl;
 pub mod webhook;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use apiserver::{
     Config, Server, Store,
@@ -15,7 +20,7 @@ use apiserver::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -168,20 +173,21 @@ impl Answer {
     }
 }
 
+/// Keeps the connection of an answer that is being read.
+#[derive(Clone)]
+struct Held(Arc<Mutex<http1::SendRequest<Full<Bytes>>>>);
+
 impl Client {
     async fn exchange(&self, request: Request<Full<Bytes>>) -> http::Response<Incoming> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::IpAddress(self.address.ip().into());
         let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
-        let response = tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap();
-        // The connection lives as long as its sender: a watch needs it after this function.
-        tokio::spawn(async move {
-            let _sender = sender;
-            tokio::time::sleep(DEADLINE * 3).await;
-        });
+        let sent = tokio::time::timeout(DEADLINE, sender.send_request(request)).await;
+        let mut response = sent.unwrap().unwrap();
+        // The connection lives as long as its sender: whoever reads the answer keeps it.
+        response.extensions_mut().insert(Held(Arc::new(Mutex::new(sender))));
         response
     }
 
@@ -269,7 +275,8 @@ impl Client {
         let response = self.exchange(self.request("GET", path, headers, Vec::new())).await;
         assert_eq!(response.status(), StatusCode::OK);
         let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
-        Events { content_type, body: response.into_body(), buffer: BytesMut::new() }
+        let (parts, body) = response.into_parts();
+        Events { content_type, body, buffer: BytesMut::new(), parts }
     }
 
     /// Asks to switch protocols; returns the answer for the caller to upgrade or read.
@@ -308,7 +315,8 @@ impl Http2 {
     pub async fn watch(&self, path: &str) -> Events {
         let response = self.send("GET", path, &Value::Null).await;
         assert_eq!(response.status(), StatusCode::OK);
-        Events { content_type: String::new(), body: response.into_body(), buffer: BytesMut::new() }
+        let (parts, body) = response.into_parts();
+        Events { content_type: String::new(), body, buffer: BytesMut::new(), parts }
     }
 
     /// Waits until the server has closed the connection.
@@ -322,6 +330,8 @@ pub struct Events {
     pub content_type: String,
     body: Incoming,
     buffer: BytesMut,
+    /// Holds the connection.
+    parts: http::response::Parts,
 }
 
 impl Events {

@@ -6,15 +6,16 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use apiserver::security::pki::{Ca, CertificateSpec};
+use apiserver::security::{
+    pki::{Ca, CertificateSpec},
+    tls,
+};
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::{ServerConfig, server::WebPkiClientVerifier};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
@@ -27,6 +28,8 @@ pub struct Received {
     pub query: String,
     pub headers: http::HeaderMap,
     pub body: Value,
+    /// What the client showed, in DER.
+    pub certificate: Option<Vec<u8>>,
     /// Connections that were accepted before this request was read.
     pub connections: usize,
 }
@@ -60,26 +63,12 @@ impl Backend {
             ..CertificateSpec::default()
         };
         let issued = ca.issue(&spec).unwrap();
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .unwrap();
-        let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
-        let mut tls = ServerConfig::builder_with_provider(super::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(WebPkiClientVerifier::no_client_auth())
-            .with_single_cert(chain, key)
-            .unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = tls::server_config(tls::Live::new(&issued).unwrap()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
-        let serving = tokio::spawn(accept(
-            listener,
-            TlsAcceptor::from(Arc::new(tls)),
-            Arc::new(answer),
-            Arc::clone(&received),
-        ));
+        let serving =
+            tokio::spawn(accept(listener, TlsAcceptor::from(tls), Arc::new(answer), Arc::clone(&received)));
         Self { address, ca: ca.certificate_pem().to_owned(), received, serving }
     }
 
@@ -109,8 +98,10 @@ async fn accept(
         let (tls, answer, received) = (tls.clone(), Arc::clone(&answer), Arc::clone(&received));
         tokio::spawn(async move {
             let Ok(stream) = tls.accept(stream).await else { return };
+            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let certificate = shown.map(|shown| shown.to_vec());
             let service = service_fn(move |request: Request<Incoming>| {
-                respond(request, connections, Arc::clone(&answer), Arc::clone(&received))
+                respond(request, connections, certificate.clone(), Arc::clone(&answer), Arc::clone(&received))
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             // A client that goes away ends its connection.
@@ -122,6 +113,7 @@ async fn accept(
 async fn respond(
     request: Request<Incoming>,
     connections: usize,
+    certificate: Option<Vec<u8>>,
     answer: Arc<Answerer>,
     received: Arc<Mutex<Vec<Received>>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -133,6 +125,7 @@ async fn respond(
         query: parts.uri.query().unwrap_or_default().to_owned(),
         headers: parts.headers,
         body: serde_json::from_slice(&bytes).unwrap_or_default(),
+        certificate,
         connections,
     };
     received.lock().unwrap().push(request.clone());

@@ -30,8 +30,6 @@ use self::{
 use super::{Extension, Pass, Request, rules::Matched};
 use crate::{security::Authorizer, storage::cache::Cache};
 
-const GROUP: &str = "admissionregistration.k8s.io";
-
 /// See the module's documentation.
 pub struct Policies {
     cache: Arc<Cache>,
@@ -51,15 +49,6 @@ impl Policies {
     }
 }
 
-/// What configures admission is not subject to it: a bad policy could never be taken back.
-fn is_exempt(request: &Request<'_>) -> bool {
-    let resource = &request.target.resource;
-    resource.group == GROUP
-        && (resource.plural.ends_with("admissionpolicies")
-            || resource.plural.ends_with("admissionpolicybindings")
-            || resource.plural.ends_with("webhookconfigurations"))
-}
-
 #[async_trait]
 impl Extension for Policies {
     async fn mutate(
@@ -69,7 +58,7 @@ impl Extension for Policies {
         pass: &mut Pass<'_>,
     ) -> Result<(), Status> {
         let hooks = self.mutating.hooks(&self.cache);
-        if hooks.is_empty() || is_exempt(request) {
+        if hooks.is_empty() || request.configures_admission() {
             return Ok(());
         }
         mutating::mutate(self, &hooks, request, object, pass).await
@@ -82,7 +71,7 @@ impl Extension for Policies {
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
         let hooks = self.validating.hooks(&self.cache);
-        if hooks.is_empty() || is_exempt(request) {
+        if hooks.is_empty() || request.configures_admission() {
             return Ok(());
         }
         validating::validate(self, &hooks, request, object, warnings).await

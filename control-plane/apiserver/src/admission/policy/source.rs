@@ -6,9 +6,9 @@ use arc_swap::ArcSwap;
 use cel::policy::{Compiled, Returns, Scope, compile_variables};
 use serde_json::Value;
 
-use super::{GROUP, conditions::MatchConditions};
+use super::conditions::MatchConditions;
 use crate::{
-    admission::rules::Rules,
+    admission::{GROUP, rules::Rules},
     registry::fields::*,
     storage::{Revision, cache::Cache, keys},
 };

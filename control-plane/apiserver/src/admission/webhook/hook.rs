@@ -5,9 +5,8 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
-use super::GROUP;
 use crate::{
-    admission::{policy::MatchConditions, rules::Rules},
+    admission::{GROUP, policy::MatchConditions, rules::Rules},
     callout::Destination,
     registry::fields::*,
     storage::{Revision, cache::Cache, keys},

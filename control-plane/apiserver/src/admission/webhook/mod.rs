@@ -22,8 +22,6 @@ use self::{
 use super::{Extension, Pass, Request, policy::Documents, rules::Matched};
 use crate::{callout::Callout, context, ownership, security::Authorizer, storage::cache::Cache};
 
-const GROUP: &str = "admissionregistration.k8s.io";
-
 /// See the module's documentation.
 pub struct Webhooks {
     cache: Arc<Cache>,
@@ -45,20 +43,6 @@ impl Webhooks {
     }
 }
 
-/// What configures admission is not subject to it: a bad configuration could never be taken back.
-pub fn is_exempt(request: &Request<'_>) -> bool {
-    request.target.resource.group == GROUP
-        && matches!(
-            request.target.resource.kind.as_str(),
-            "ValidatingWebhookConfiguration"
-                | "MutatingWebhookConfiguration"
-                | "ValidatingAdmissionPolicy"
-                | "ValidatingAdmissionPolicyBinding"
-                | "MutatingAdmissionPolicy"
-                | "MutatingAdmissionPolicyBinding"
-        )
-}
-
 fn out_of_time() -> Status {
     Status::timeout("request did not complete within requested timeout", 0)
 }
@@ -72,7 +56,7 @@ impl Extension for Webhooks {
         pass: &mut Pass<'_>,
     ) -> Result<(), Status> {
         let hooks = self.mutating.hooks(&self.cache);
-        if hooks.is_empty() || is_exempt(request) {
+        if hooks.is_empty() || request.configures_admission() {
             return Ok(());
         }
         pass.begin(object);
@@ -104,7 +88,7 @@ impl Extension for Webhooks {
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
         let hooks = self.validating.hooks(&self.cache);
-        if hooks.is_empty() || is_exempt(request) {
+        if hooks.is_empty() || request.configures_admission() {
             return Ok(());
         }
         let mut asked = Vec::new();

@@ -1,6 +1,7 @@
 //! CustomResourceDefinitions: defaults, status of the server's own, and all that upstream refuses, with its texts and
 //! its paths: what all versions have in common counts as written once, at the top of `spec`.
 
+mod community;
 mod defaults;
 mod schema;
 mod structural;
@@ -10,6 +11,7 @@ mod tests;
 use api::{field::FieldError, names, structural::Structural};
 use serde_json::{Value, json};
 
+pub use self::community::{APPROVED, bundle_problem, set_approval};
 use super::{
     Column, Context, Strategy,
     fields::{
@@ -23,7 +25,6 @@ use super::{
 pub const CLEANUP_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 const SELECTABLE_FIELDS_MAX: usize = 8;
 const DEPRECATION_WARNING_MAX: usize = 256;
-const APPROVED: &str = "api-approved.kubernetes.io";
 const COLUMN_TYPES: &str = "boolean,date,integer,number,string";
 const COLUMN_FORMATS: &str = "binary,bool,byte,date,date-time,double,float,int32,int64,password,string";
 
@@ -72,7 +73,7 @@ impl Strategy for CustomResourceDefinitions {
         validate_spec(&mut errors, spec, None);
         validate_names(&mut errors, at(object, "/status/acceptedNames"), "status.acceptedNames");
         stored_versions(&mut errors, object);
-        approval(&mut errors, object, None);
+        community::validate_approval(&mut errors, object, None);
         errors.into_vec()
     }
 
@@ -81,6 +82,7 @@ impl Strategy for CustomResourceDefinitions {
         if context.subresource.is_empty() {
             let (spec, before) = (at(new, "/spec"), at(old, "/spec"));
             validate_spec(&mut errors, spec, Some(before));
+            community::validate_bundle(&mut errors, new, old);
             if is_true(old, "Established") {
                 errors.immutable("spec.scope", at(spec, "/scope"), at(before, "/scope"));
                 errors.immutable("spec.names.kind", at(spec, "/names/kind"), at(before, "/names/kind"));
@@ -91,7 +93,7 @@ impl Strategy for CustomResourceDefinitions {
         validate_names(&mut errors, at(new, "/status/acceptedNames"), "status.acceptedNames");
         if context.subresource.is_empty() {
             stored_versions(&mut errors, new);
-            approval(&mut errors, new, Some(old));
+            community::validate_approval(&mut errors, new, Some(old));
         }
         errors.into_vec()
     }
@@ -563,39 +565,6 @@ fn stored_versions(errors: &mut Errors, object: &Value) {
                 ),
             );
         }
-    }
-}
-
-/// Groups of the community itself need an approval, as an annotation.
-fn approval(errors: &mut Errors, object: &Value, old: Option<&Value>) {
-    let group = text(object, "/spec/group");
-    let is_protected = ["k8s.io", "kubernetes.io"]
-        .iter()
-        .any(|domain| group == *domain || group.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')));
-    if !is_protected {
-        return;
-    }
-    let annotation = |object: &Value| object["metadata"]["annotations"][APPROVED].as_str().map(str::to_owned);
-    let written = annotation(object);
-    if old.is_some_and(|old| annotation(old) == written) {
-        return;
-    }
-    let path = format!("metadata.annotations[{APPROVED}]");
-    match written.as_deref() {
-        None | Some("") => errors.required(
-            path,
-            "protected groups must have approval annotation \"api-approved.kubernetes.io\", see \
-             https://github.com/kubernetes/enhancements/pull/1111",
-        ),
-        Some(text) if text.starts_with("unapproved") || text.starts_with("https://") => {}
-        Some(text) => errors.invalid(
-            path,
-            &text.into(),
-            format!(
-                "protected groups must have approval annotation \"{APPROVED}\" with either a URL or a reason starting \
-                 with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111"
-            ),
-        ),
     }
 }
 

@@ -1,6 +1,7 @@
+use base64::Engine as _;
 use serde_json::{Value, json};
 
-use super::{CLEANUP_FINALIZER, CustomResourceDefinitions, is_true};
+use super::{APPROVED, CLEANUP_FINALIZER, CustomResourceDefinitions, bundle_problem, is_true, set_approval};
 use crate::registry::{Context, Strategy, prepare_create, prepare_update};
 
 fn definition(schema: Value) -> Value {
@@ -257,4 +258,68 @@ fn unknown_formats_are_warned_of() {
     let schema = of_spec(json!({"type": "object", "properties": {
         "a": {"type": "string", "format": "uuid"}, "b": {"type": "string", "format": "money"}}}));
     assert_eq!(CustomResourceDefinitions.warnings(&definition(schema)), ["unrecognized format \"money\""]);
+}
+
+#[test]
+fn approval_is_told_in_the_status() {
+    let told = |annotation: &str| {
+        let mut object = definition(json!({"type": "object"}));
+        object["spec"]["group"] = json!("x.k8s.io");
+        object["metadata"]["annotations"] = json!({APPROVED: annotation});
+        let mut status = json!({});
+        set_approval(&object, &mut status, "2026-01-01T00:00:00Z");
+        let condition = status["conditions"][0].clone();
+        assert_eq!(condition["type"], "KubernetesAPIApprovalPolicyConformant");
+        let text = |field: &str| condition[field].as_str().unwrap().to_owned();
+        [text("status"), text("reason"), text("message")].join(" ")
+    };
+    assert!(told("").starts_with("False MissingAnnotation protected groups must have approval annotation"));
+    assert_eq!(told("unapproved, a test"), "False UnapprovedAnnotation not approved: \"unapproved, a test\"");
+    assert_eq!(told("https://a.b/c"), "True ApprovedAnnotation approved in https://a.b/c");
+    assert!(told("soon").starts_with("False InvalidAnnotation protected groups must have"));
+    let mut status = json!({});
+    set_approval(&definition(json!({"type": "object"})), &mut status, "");
+    assert_eq!(status, json!({}), "other groups need none");
+}
+
+/// A definition with a converter whose `caBundle` is this text.
+fn converted(bundle: &str) -> Value {
+    let mut object = prepared(definition(json!({"type": "object"})));
+    let bundle = base64::engine::general_purpose::STANDARD.encode(bundle);
+    object["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {
+        "conversionReviewVersions": ["v1"], "clientConfig": {"url": "https://a", "caBundle": bundle}}});
+    object
+}
+
+#[test]
+fn a_bundle_that_trusts_nobody_keeps_a_kind_from_being_served_and_cannot_come_later() {
+    let good = crate::security::pki::Ca::generate("ca").unwrap().certificate_pem;
+    assert_eq!(bundle_problem(&converted(&good)), None);
+    assert_eq!(bundle_problem(&converted("")), None);
+    let why = |bundle: &str| bundle_problem(&converted(bundle)).unwrap();
+    assert_eq!(why("x"), "unable to load root certificates: unable to parse bytes as PEM block");
+    let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    assert_eq!(why(key), "unable to load root certificates: no valid certificate authority data seen");
+    assert!(why(&key.replace("PRIVATE KEY", "CERTIFICATE")).contains("failed to parse certificate: "));
+
+    let errors = |new: &Value, old: &Value| -> Vec<String> {
+        CustomResourceDefinitions
+            .validate_update(&context(""), new, old)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
+    let mut old = converted(&good);
+    assert_eq!(errors(&converted("x"), &old), Vec::<String>::new(), "it is not served yet");
+    old["status"]["conditions"] = json!([{"type": "Established", "status": "True"}]);
+    let bad = old["status"].clone();
+    let mut new = converted("x");
+    new["status"] = bad;
+    let found = errors(&new, &old);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].starts_with("spec.conversion.webhookClientConfig.caBundle: Invalid value: "),
+        "{found:?}"
+    );
+    assert_eq!(errors(&new, &new), Vec::<String>::new(), "it was bad before");
 }
