@@ -18,7 +18,10 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
 
-use crate::{report::Report, subject::Subject};
+use crate::{
+    report::{Figures, Report},
+    subject::Subject,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Store {
@@ -100,25 +103,33 @@ fn run(options: &Options) -> Result<()> {
         bail!("--seconds is {}, it must be between 0.1 and 600", options.seconds);
     }
     process::raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut report = Report::default();
-    for round in 1..=options.rounds {
-        let mut names = vec!["seaway"];
-        names.extend(options.peer.is_some().then_some("kube-apiserver"));
-        for name in names {
-            say(&format!("round {round} of {}: {name}", options.rounds));
-            let figures = runtime.block_on(async {
-                let subject = Subject::new(name, options)?;
-                measure::all(subject, options).await
-            });
-            report.add(name, figures.with_context(|| format!("measuring {name}"))?);
-        }
-    }
+    // What was measured before a failure is shown all the same: it took long.
+    let measured = rounds(options, &mut report);
     report.print(options);
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report.json(options))?;
         std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
         say(&format!("figures of every round: {}", path.display()));
+    }
+    measured
+}
+
+fn rounds(options: &Options, report: &mut Report) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    for round in 1..=options.rounds {
+        let mut names = vec!["seaway"];
+        names.extend(options.peer.is_some().then_some("kube-apiserver"));
+        for name in names {
+            say(&format!("round {round} of {}: {name}", options.rounds));
+            let mut figures = Figures::default();
+            let measured = runtime.block_on(async {
+                let subject = Subject::new(name, options)?;
+                measure::all(subject, options, &mut figures).await
+            });
+            report.add(name, figures);
+            measured.with_context(|| format!("measuring {name}"))?;
+        }
     }
     Ok(())
 }

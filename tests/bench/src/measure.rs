@@ -29,26 +29,24 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// A list is made this often at least.
 const LISTS_MIN: u32 = 3;
 
-/// Fills a subject, measures everything, and ends it.
-pub(crate) async fn all(mut subject: Subject, options: &Options) -> Result<Figures> {
-    let mut figures = Figures::default();
+/// Fills a subject, measures everything, and ends it; `figures` has what was measured before a failure too.
+pub(crate) async fn all(mut subject: Subject, options: &Options, figures: &mut Figures) -> Result<()> {
     let (client, took) = subject.start().await?;
     figures.put("ready, empty store", "ms", milliseconds(took));
     prepare(&client).await?;
-    create(&subject, &client, options, &mut figures).await?;
+    create(&subject, &client, options, figures).await?;
     let (server, store) = subject.memory()?;
     figures.put("memory of the server", "MB", server);
     if let Some(store) = store {
         figures.put("memory of the store", "MB", store);
     }
-    get(&subject, &client, options, &mut figures).await?;
-    lists(&subject, &client, options, &mut figures).await?;
-    watchers::measure(&subject, &client, options, &mut figures).await?;
+    get(&subject, &client, options, figures).await?;
+    lists(&subject, &client, options, figures).await?;
+    watchers::measure(&subject, &client, options, figures).await?;
     subject.stop()?;
     let (_, took) = subject.start().await?;
     figures.put("ready, filled store", "ms", milliseconds(took));
-    subject.stop()?;
-    Ok(figures)
+    subject.stop()
 }
 
 fn milliseconds(duration: Duration) -> f64 {
