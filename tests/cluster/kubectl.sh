@@ -12,6 +12,8 @@ work=$(mktemp -d)
 namespace=session
 cd "$work"
 cleanup() {
+    local job
+    for job in $(jobs -p); do kill "$job" 2>/dev/null || true; done
     kubectl delete namespace "$namespace" --timeout=60s --ignore-not-found >/dev/null 2>&1 || true
     rm -rf "$work"
 }
@@ -55,6 +57,19 @@ appears() {
         sleep 0.1
     done
     echo "FAILED: $2 never had: $1" >&2
+    exit 1
+}
+# Waits up to 30 s until a command, run as $2 and the rest, prints what $1 matches: what a rollout or a restart leaves
+# behind it ends a moment after it (old pods that terminate, a first line of a log). The checks that follow are exact.
+settles() {
+    local tries pattern=$1 seen=""
+    shift
+    for ((tries = 0; tries < 150; tries++)); do
+        seen=$("$@" 2>&1) || true
+        [[ $seen == $pattern ]] && return
+        sleep 0.2
+    done
+    printf 'FAILED: %s never printed %s, but: %s\n' "$*" "$pattern" "$seen" >&2
     exit 1
 }
 section() { printf '\n## %s\n' "$*"; }
@@ -118,6 +133,7 @@ k wait --for=condition=Ready pod/alone --timeout=60s
 says "condition met"
 
 section "get"
+settles 3 kubectl -n "$namespace" get pods -l app=web -o 'go-template={{len .items}}'
 k get pods
 says "READY" "STATUS" "RESTARTS" "1/1" "Running"
 k get pods -o wide
@@ -136,11 +152,13 @@ k get pods -A --field-selector status.phase=Running --no-headers
 says "$namespace" "alone"
 k get nodes -o wide
 says "Ready" "INTERNAL-IP" "CONTAINER-RUNTIME" "containerd://"
-(kubectl -n "$namespace" get configmaps -w --request-timeout=6s >watched.txt 2>&1 || true) &
+kubectl -n "$namespace" get configmaps -w >watched.txt 2>&1 &
 watcher=$!
 appears settings watched.txt
 k create configmap seen --from-literal=a=b
-wait "$watcher"
+appears seen watched.txt
+kill "$watcher"
+wait "$watcher" 2>/dev/null || true
 run cat watched.txt
 says "NAME" "settings" "seen"
 
@@ -224,6 +242,7 @@ k wait --for='jsonpath={.status.containerStatuses[0].restartCount}=1' pod/talker
 k wait --for=condition=Ready pod/talker --timeout=60s
 k get pod talker
 says "1/1" "Running" "1 ("
+settles '*serving as talker*' kubectl -n "$namespace" logs talker
 k logs talker
 says "line 1" "line 3" "serving as talker"
 k logs talker --tail=1
@@ -231,7 +250,7 @@ is "serving as talker"
 k logs talker -p
 says "line 3"
 expected=124
-run timeout 3 kubectl -n "$namespace" logs -f talker
+run timeout 5 kubectl -n "$namespace" logs -f talker
 says "serving as talker"
 expected=0
 k exec talker -- sh -c 'echo from inside'
