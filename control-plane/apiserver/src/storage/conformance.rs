@@ -27,6 +27,7 @@ macro_rules! suite {
             creating_a_key_that_is_there_fails_and_changes_nothing,
             updates_and_deletions_need_the_expected_revision,
             a_list_is_ordered_and_pages_add_up,
+            a_scan_yields_what_a_list_does,
             reading_in_the_past_shows_exactly_that_state,
             reading_the_future_fails,
             compaction_ends_reading_the_past_and_keeps_the_present,
@@ -149,6 +150,32 @@ pub(super) async fn a_list_is_ordered_and_pages_add_up(store: Store) {
     let namespace = store.list(all(&pod("ns/"))).await.unwrap();
     assert_eq!((namespace.items.len(), namespace.remaining), (4, 0));
     assert!(store.list(all("/registry/none/")).await.unwrap().items.is_empty());
+}
+
+pub(super) async fn a_scan_yields_what_a_list_does(store: Store) {
+    let empty = store.scan(PODS).await.unwrap();
+    assert_eq!(empty.revision, store.revision().await.unwrap());
+    assert_eq!(empty.batches.collect::<Vec<_>>().await.len(), 0);
+    let writes = (0..1100).map(|index| {
+        let store = store.clone();
+        async move { store.create(&pod(&format!("p{index:04}")), bytes(&"x".repeat(600))).await.unwrap() }
+    });
+    futures::stream::iter(writes).buffer_unordered(64).collect::<Vec<_>>().await;
+    store.create("/registry/core/podsx/ns/a", bytes("x")).await.unwrap();
+    let page = store.list(all(PODS)).await.unwrap();
+    let scan = store.scan(PODS).await.unwrap();
+    assert_eq!(scan.revision, page.revision);
+    // What is written while it goes on is not in it.
+    let key = pod("p0000");
+    let first = store.get(&key).await.unwrap().unwrap().revision;
+    store.update(&key, first, bytes("newer")).await.unwrap();
+    store.create(&pod("p9999"), bytes("newer")).await.unwrap();
+    let batches: Vec<Vec<Stored>> = scan.batches.map(Result::unwrap).collect().await;
+    assert!(batches.len() > 1 && batches.iter().all(|batch| !batch.is_empty()), "{} batches", batches.len());
+    assert!(batches.concat() == page.items);
+    // One that nobody finishes ends.
+    drop(store.scan(PODS).await.unwrap());
+    assert_eq!(store.list(all(PODS)).await.unwrap().items.len(), 1101);
 }
 
 pub(super) async fn reading_in_the_past_shows_exactly_that_state(store: Store) {

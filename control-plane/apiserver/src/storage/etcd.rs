@@ -13,13 +13,13 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, Identity,
     KeyValue, KvClient, ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchResponse,
 };
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    Change, Page, Range, Revision, Storage, StorageError, Stored, VALUE_BYTES_MAX, WatchItem, WatchStream,
-    keys,
+    Change, Page, Range, Revision, Scan, Storage, StorageError, Stored, VALUE_BYTES_MAX, WatchItem,
+    WatchStream, keys,
 };
 
 /// Before every key.
@@ -44,7 +44,8 @@ pub struct EtcdTls {
     pub client_pem: Option<(String, String)>,
 }
 
-/// A client of an etcd cluster.
+/// A client of an etcd cluster. Clones share its connections.
+#[derive(Clone)]
 pub struct Etcd {
     client: Client,
     kv: KvClient,
@@ -145,6 +146,31 @@ impl Storage for Etcd {
     async fn get(&self, key: &str) -> Result<Option<Stored>, StorageError> {
         let mut response = self.range(full_key(key), GetOptions::new()).await?;
         Ok(response.take_kvs().into_iter().next().map(|found| stored(found, None)))
+    }
+
+    async fn scan(&self, prefix: &str) -> Result<Scan, StorageError> {
+        let first = Range { prefix: prefix.to_owned(), limit: Some(PAGE), ..Range::default() };
+        let page = self.list(first).await?;
+        let revision = page.revision;
+        let source = self.clone();
+        let prefix = prefix.to_owned();
+        let batches = stream::try_unfold(Some(page), move |page| {
+            let next = page.as_ref().filter(|page| page.remaining > 0).and_then(|page| {
+                let start = format!("{}\0", page.items.last()?.key);
+                let prefix = prefix.clone();
+                Some(Range { prefix, start: Some(start), limit: Some(PAGE), at: Some(revision) })
+            });
+            let source = source.clone();
+            async move {
+                let Some(page) = page.filter(|page| !page.items.is_empty()) else { return Ok(None) };
+                let following = match next {
+                    Some(range) => Some(source.list(range).await?),
+                    None => None,
+                };
+                Ok(Some((page.items, following)))
+            }
+        });
+        Ok(Scan { revision, batches: batches.boxed() })
     }
 
     async fn list(&self, range: Range) -> Result<Page, StorageError> {

@@ -13,6 +13,7 @@
 //! 5. `watch(prefix, after)` delivers every change with a revision greater than `after`, once, in order, without a gap,
 //!    each with the value before it; a start that history no longer holds fails with [`StorageError::Compacted`].
 //! 6. A watcher that cannot keep up is ended with an error, never silently skipped.
+//! 7. `scan` yields what `list` yields at its revision, and holds no more than a few batches at a time.
 
 pub mod cache;
 pub mod compactor;
@@ -67,6 +68,12 @@ pub struct Range {
     pub at: Option<Revision>,
 }
 
+/// All keys under a prefix as of `revision`, in order.
+pub struct Scan {
+    pub revision: Revision,
+    pub batches: BoxStream<'static, Result<Vec<Stored>, StorageError>>,
+}
+
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -117,6 +124,7 @@ pub trait Storage: Send + Sync + 'static {
     async fn revision(&self) -> Result<Revision, StorageError>;
     async fn get(&self, key: &str) -> Result<Option<Stored>, StorageError>;
     async fn list(&self, range: Range) -> Result<Page, StorageError>;
+    async fn scan(&self, prefix: &str) -> Result<Scan, StorageError>;
     async fn create(&self, key: &str, value: Bytes) -> Result<Revision, StorageError>;
     async fn update(&self, key: &str, expected: Revision, value: Bytes) -> Result<Revision, StorageError>;
     async fn delete(&self, key: &str, expected: Revision) -> Result<Revision, StorageError>;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cache, Event, EventKind, Object, ObjectMap, resource::Resource};
 use crate::storage::{
-    Change, Range, Revision, Storage, StorageError, Stored, WatchItem, WatchStream,
+    Change, Revision, Storage, StorageError, WatchItem, WatchStream,
     keys::{REGISTRY, resource_of},
 };
 
@@ -33,10 +33,9 @@ impl Feed {
     /// restart of the server.
     pub(super) async fn load(cache: &Arc<Cache>) -> Result<Self, StorageError> {
         let storage = cache.storage.clone();
-        let page = storage.list(everything()).await?;
-        let loaded = page.revision;
+        let (objects, loaded) = everything(&*storage).await?;
         let (stream, oldest) = open_oldest(&*storage).await?;
-        show(cache, page.items, oldest)?;
+        show(cache, objects, oldest);
         Ok(Self { cache: Arc::downgrade(cache), storage, stream, loaded, position: oldest })
     }
 
@@ -124,30 +123,41 @@ impl Feed {
 
     async fn reload(&mut self) -> Result<(), StorageError> {
         let Some(cache) = self.cache.upgrade() else { return Ok(()) };
-        let page = self.storage.list(everything()).await?;
-        let stream = self.storage.watch(REGISTRY, page.revision).await?;
-        show(&cache, page.items, page.revision)?;
+        let (objects, revision) = everything(&*self.storage).await?;
+        let stream = self.storage.watch(REGISTRY, revision).await?;
+        show(&cache, objects, revision);
         self.stream = stream;
-        self.loaded = page.revision;
-        self.position = page.revision;
-        cache.applied.send_replace(page.revision);
-        tracing::warn!(revision = page.revision.0, "the store's history was lost; all watches begin anew");
+        self.loaded = revision;
+        self.position = revision;
+        cache.applied.send_replace(revision);
+        tracing::warn!(revision = revision.0, "the store's history was lost; all watches begin anew");
         Ok(())
     }
 }
 
-fn everything() -> Range {
-    Range { prefix: REGISTRY.to_owned(), ..Range::default() }
+/// The objects of each resource by its prefix.
+type Objects = HashMap<String, ObjectMap>;
+
+/// All objects as of one revision.
+async fn everything(storage: &dyn Storage) -> Result<(Objects, Revision), StorageError> {
+    let mut scan = storage.scan(REGISTRY).await?;
+    let mut objects = Objects::new();
+    while let Some(batch) = scan.batches.next().await {
+        for stored in batch? {
+            let Some(prefix) = resource_of(&stored.key) else { continue };
+            let object = Object::from_stored(&stored).map_err(|error| super::damaged(&stored.key, &error))?;
+            let known = match objects.get_mut(prefix) {
+                Some(known) => known,
+                None => objects.entry(prefix.to_owned()).or_default(),
+            };
+            known.insert(Arc::new(object));
+        }
+    }
+    Ok((objects, scan.revision))
 }
 
 /// Makes the cache show exactly these objects, one resource after the other, with a history that begins at `oldest`.
-fn show(cache: &Cache, items: Vec<Stored>, oldest: Revision) -> Result<(), StorageError> {
-    let mut objects: HashMap<String, ObjectMap> = HashMap::new();
-    for stored in items {
-        let Some(prefix) = resource_of(&stored.key) else { continue };
-        let object = Object::from_stored(&stored).map_err(|error| super::damaged(&stored.key, &error))?;
-        objects.entry(prefix.to_owned()).or_default().insert(Arc::new(object));
-    }
+fn show(cache: &Cache, mut objects: Objects, oldest: Revision) {
     *cache.oldest.write().expect("no code panics while it holds this lock") = oldest;
     for prefix in cache.resources.read().expect("no code panics while it holds this lock").keys() {
         objects.entry(prefix.to_string()).or_default();
@@ -155,7 +165,6 @@ fn show(cache: &Cache, items: Vec<Stored>, oldest: Revision) -> Result<(), Stora
     for (prefix, objects) in objects {
         cache.resource(&prefix).reset(objects, oldest);
     }
-    Ok(())
 }
 
 /// A watch from the oldest revision that the store still holds.
@@ -173,9 +182,9 @@ async fn open_oldest(storage: &dyn Storage) -> Result<(WatchStream, Revision), S
 
 /// The event of a change. Versions that the resource holds already are shared, not parsed again.
 fn event(resource: &Resource, change: &Change) -> Option<Event> {
-    let version = |kind, bytes: &[u8], revision| match resource.get(&change.key) {
+    let version = |bytes: &[u8], revision| match resource.get(&change.key) {
         Some(known) if known.revision() == revision => Some(known),
-        _ => match Object::of_event(kind, change.key.clone(), revision, bytes) {
+        _ => match Object::new(change.key.clone(), revision, bytes) {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
                 tracing::error!(key = %change.key, %error, "the store holds a value that is no object; it is not shown");
@@ -184,7 +193,7 @@ fn event(resource: &Resource, change: &Change) -> Option<Event> {
         },
     };
     let previous = match &change.previous {
-        Some(stored) => Some(version(EventKind::Added, &stored.value, stored.revision)?),
+        Some(stored) => Some(version(&stored.value, stored.revision)?),
         None => None,
     };
     let kind = match (&change.value, &previous) {
@@ -193,7 +202,7 @@ fn event(resource: &Resource, change: &Change) -> Option<Event> {
         (None, _) => EventKind::Deleted,
     };
     let object = match (&change.value, &previous) {
-        (Some(bytes), _) => version(kind, bytes, change.revision)?,
+        (Some(bytes), _) => version(bytes, change.revision)?,
         (None, Some(previous)) => Arc::new(previous.deleted_at(change.revision)),
         (None, None) => return None,
     };

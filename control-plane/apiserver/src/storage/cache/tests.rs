@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::watch as latest;
 
 use super::*;
-use crate::storage::{Page, Stored, WatchStream, embedded::Embedded, etcd::tests::EtcdProcess};
+use crate::storage::{Page, Scan, Stored, WatchStream, embedded::Embedded, etcd::tests::EtcdProcess};
 
 const PODS: &str = "/registry/core/pods/";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -339,6 +339,9 @@ impl Storage for Flaky {
     }
     async fn list(&self, range: Range) -> Result<Page, StorageError> {
         self.store.list(range).await
+    }
+    async fn scan(&self, prefix: &str) -> Result<Scan, StorageError> {
+        self.store.scan(prefix).await
     }
     async fn create(&self, key: &str, value: Bytes) -> Result<Revision, StorageError> {
         self.store.create(key, value).await

@@ -2,7 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use futures::{StreamExt, stream};
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use tokio::sync::mpsc;
 
 use crate::storage::{Change, Revision, StorageError, WatchItem, WatchStream};
@@ -73,7 +76,7 @@ impl Hub {
 
 /// The history, how far it reached, then what is published; ends with an error when the hub gave up on the watcher.
 pub(super) fn stream(
-    history: Vec<Change>,
+    history: BoxStream<'static, Result<Vec<Change>, StorageError>>,
     receiver: mpsc::Receiver<WatchItem>,
     after: Revision,
     published: Revision,
@@ -90,6 +93,14 @@ pub(super) fn stream(
         Ok(WatchItem::Progress(_)) | Err(_) => true,
     };
     let reached = (published >= after).then_some(Ok(WatchItem::Progress(published)));
-    let history = history.into_iter().map(|change| Ok(WatchItem::Change(change))).chain(reached);
-    stream::iter(history).chain(live.filter(move |item| std::future::ready(newer(item)))).boxed()
+    let history = history.flat_map(|batch| match batch {
+        Ok(changes) => {
+            stream::iter(changes.into_iter().map(|change| Ok(WatchItem::Change(change)))).left_stream()
+        }
+        Err(error) => stream::iter([Err(error)]).right_stream(),
+    });
+    history
+        .chain(stream::iter(reached))
+        .chain(live.filter(move |item| std::future::ready(newer(item))))
+        .boxed()
 }

@@ -24,14 +24,26 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use futures::{
+    StreamExt as _,
+    future::ready,
+    stream::{self, BoxStream},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinError,
+};
+use tokio_stream::wrappers::ReceiverStream;
 
 use self::{
     hub::Hub,
+    records::Tables,
     table_file::TableFile,
     writer::{Job, Operation, Writer},
 };
-use super::{Page, Range, Revision, Storage, StorageError, Stored, VALUE_BYTES_MAX, WatchStream};
+use super::{
+    Change, Page, Range, Revision, Scan, Storage, StorageError, Stored, VALUE_BYTES_MAX, WatchStream,
+};
 
 /// A store in one file. Dropping it ends its thread and closes the file.
 pub struct Embedded {
@@ -41,6 +53,11 @@ pub struct Embedded {
     jobs: Option<mpsc::UnboundedSender<Job>>,
     writer: Option<JoinHandle<()>>,
 }
+
+/// Bytes of values that are read before they are handed on.
+const BATCH_BYTES: usize = 256 * 1024;
+/// Batches that wait for their reader.
+const BATCHES_MAX: usize = 2;
 
 /// How long another process that has the file is waited for.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(1);
@@ -107,11 +124,64 @@ impl Embedded {
     /// Reads off the runtime's threads.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&records::Tables) -> Result<T, StorageError> + Send + 'static,
+        read: impl FnOnce(&Tables) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
         let file = self.file.clone();
         let answer = tokio::task::spawn_blocking(move || file.read(read)).await;
         answer.map_err(|error| StorageError::Unavailable { detail: format!("a read was ended: {error}") })?
+    }
+}
+
+/// Takes what was read and its bytes; says whether more is wanted.
+type Take<'a, T> = &'a mut dyn FnMut(T, usize) -> bool;
+type Batches<T> = BoxStream<'static, Result<Vec<T>, StorageError>>;
+
+impl Embedded {
+    /// Reads a long answer off the runtime's threads, in one transaction, as fast as its reader takes it. What `begin`
+    /// returns comes first.
+    async fn read_in_batches<H: Send + 'static, T: Send + 'static>(
+        &self,
+        begin: impl FnOnce(&Tables) -> Result<H, StorageError> + Send + 'static,
+        each: impl FnOnce(&Tables, Take<'_, T>) -> Result<(), StorageError> + Send + 'static,
+    ) -> Result<(H, Batches<T>), StorageError> {
+        let ended =
+            |error: JoinError| StorageError::Unavailable { detail: format!("a read was ended: {error}") };
+        let (head, begun) = oneshot::channel();
+        let (batches, receiver) = mpsc::channel(BATCHES_MAX);
+        let file = self.file.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            file.read(|tables| {
+                let Ok(()) = head.send(begin(tables)?) else { return Ok(()) };
+                let (mut batch, mut size) = (Vec::new(), 0);
+                each(tables, &mut |item, bytes| {
+                    batch.push(item);
+                    size += bytes;
+                    if size < BATCH_BYTES {
+                        return true;
+                    }
+                    size = 0;
+                    batches.blocking_send(std::mem::take(&mut batch)).is_ok()
+                })?;
+                if !batch.is_empty() {
+                    // Nobody may want it any more.
+                    drop(batches.blocking_send(batch));
+                }
+                Ok(())
+            })
+        });
+        let Ok(begun) = begun.await else {
+            // It failed before it began.
+            reading.await.map_err(ended)??;
+            return Err(stopped());
+        };
+        let last = stream::once(reading).filter_map(move |result| {
+            ready(match result {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(Err(error)),
+                Err(error) => Some(Err(ended(error))),
+            })
+        });
+        Ok((begun, ReceiverStream::new(receiver).map(Ok).chain(last).boxed()))
     }
 }
 
@@ -144,6 +214,19 @@ impl Storage for Embedded {
         self.read(move |tables| tables.list(&range)).await
     }
 
+    async fn scan(&self, prefix: &str) -> Result<Scan, StorageError> {
+        let prefix = prefix.to_owned();
+        let begin = |tables: &Tables| Ok(tables.revisions()?.0);
+        let each = move |tables: &Tables, take: Take<'_, Stored>| {
+            tables.each(&prefix, |stored| {
+                let size = stored.value.len();
+                take(stored, size)
+            })
+        };
+        let (revision, batches) = self.read_in_batches(begin, each).await?;
+        Ok(Scan { revision, batches })
+    }
+
     async fn create(&self, key: &str, value: Bytes) -> Result<Revision, StorageError> {
         self.write(key, Operation::Create { value }).await
     }
@@ -159,8 +242,21 @@ impl Storage for Embedded {
     async fn watch(&self, prefix: &str, after: Revision) -> Result<WatchStream, StorageError> {
         // Registered first: what is published from here on is in the channel, what was published before is in the log.
         let (receiver, published) = self.hub.subscribe(prefix);
+        if after >= published {
+            self.read(move |tables| tables.check_history(after)).await?;
+            return Ok(hub::stream(stream::empty().boxed(), receiver, after, published));
+        }
         let prefix = prefix.to_owned();
-        let history = self.read(move |tables| tables.changes(&prefix, after, published)).await?;
+        let begin = move |tables: &Tables| tables.check_history(after);
+        let each = move |tables: &Tables, take: Take<'_, Change>| {
+            tables.each_change(&prefix, after, published, |change| {
+                let values =
+                    [change.value.as_ref(), change.previous.as_ref().map(|previous| &previous.value)];
+                let size = values.into_iter().flatten().map(Bytes::len).sum();
+                take(change, size)
+            })
+        };
+        let ((), history) = self.read_in_batches(begin, each).await?;
         Ok(hub::stream(history, receiver, after, published))
     }
 

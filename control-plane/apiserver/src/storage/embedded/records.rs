@@ -131,6 +131,28 @@ impl Tables {
         Ok(undone)
     }
 
+    /// Every key under a prefix, in order, until `take` wants no more.
+    pub(super) fn each(
+        &self,
+        prefix: &str,
+        mut take: impl FnMut(Stored) -> bool,
+    ) -> Result<(), StorageError> {
+        for entry in self.current.range(prefix..).map_err(failed)? {
+            let (key, record) = entry.map_err(failed)?;
+            let key = key.value();
+            if !key.starts_with(prefix) || !take(decode_current(key.into(), record.value())?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what compaction took.
+    pub(super) fn check_history(&self, after: Revision) -> Result<(), StorageError> {
+        let (_, compacted) = self.revisions()?;
+        check_revision(after, compacted)
+    }
+
     /// The changes under a prefix after `after`, up to `until`.
     pub(super) fn changes(
         &self,
@@ -138,36 +160,73 @@ impl Tables {
         after: Revision,
         until: Revision,
     ) -> Result<Vec<Change>, StorageError> {
-        let (_, compacted) = self.revisions()?;
-        check_revision(after, compacted)?;
         let mut changes = Vec::new();
+        self.each_change(prefix, after, until, |change| {
+            changes.push(change);
+            true
+        })?;
+        Ok(changes)
+    }
+
+    /// The changes under a prefix after `after`, up to `until`, in order, until `take` wants no more.
+    pub(super) fn each_change(
+        &self,
+        prefix: &str,
+        after: Revision,
+        until: Revision,
+        mut take: impl FnMut(Change) -> bool,
+    ) -> Result<(), StorageError> {
+        self.check_history(after)?;
         if after >= until {
-            return Ok(changes);
+            return Ok(());
         }
-        // Backwards, so that the value of a change is known from the change that followed it.
-        let mut replaced: HashMap<Arc<str>, Option<Stored>> = HashMap::new();
-        for entry in self.log.range(after.0 + 1..).map_err(failed)?.rev() {
+        let followers = self.followers(prefix, after)?;
+        for entry in self.log.range(after.0 + 1..=until.0).map_err(failed)? {
             let (revision, record) = entry.map_err(failed)?;
-            let mut change = decode_change(revision.value(), record.value())?;
-            if !change.key.starts_with(prefix) {
+            let revision = revision.value();
+            let read = read_change(revision, record.value())?;
+            if !read.key.starts_with(prefix) {
                 continue;
             }
-            let written = replaced.insert(change.key.clone(), change.previous.clone());
-            if change.revision > until {
-                continue;
-            }
-            if record.value()[0] & VALUE_ELSEWHERE != 0 {
-                let written = match written {
-                    Some(written) => written,
+            let mut change = read.to_change(revision);
+            if read.is_value_elsewhere {
+                let written = match followers.get(&revision) {
+                    Some(follower) => self.version_before(*follower)?,
                     None => self.get(&change.key)?,
                 };
                 let is_it = |stored: &Stored| stored.revision == change.revision;
                 change.value = Some(written.filter(is_it).ok_or_else(|| lost(&change))?.value);
             }
-            changes.push(change);
+            if !take(change) {
+                break;
+            }
         }
-        changes.reverse();
-        Ok(changes)
+        Ok(())
+    }
+
+    /// For each change after `after` that another one of its key followed, the revision of that one: it holds the value
+    /// that the first one wrote.
+    fn followers(&self, prefix: &str, after: Revision) -> Result<HashMap<u64, u64>, StorageError> {
+        let mut newest: HashMap<Box<str>, u64> = HashMap::new();
+        let mut followers = HashMap::new();
+        for entry in self.log.range(after.0 + 1..).map_err(failed)? {
+            let (revision, record) = entry.map_err(failed)?;
+            let revision = revision.value();
+            let key = read_change(revision, record.value())?.key;
+            match newest.get_mut(key) {
+                Some(before) => drop(followers.insert(std::mem::replace(before, revision), revision)),
+                None if key.starts_with(prefix) => drop(newest.insert(key.into(), revision)),
+                None => {}
+            }
+        }
+        Ok(followers)
+    }
+
+    /// What a change replaced.
+    fn version_before(&self, revision: u64) -> Result<Option<Stored>, StorageError> {
+        let record = self.log.get(revision).map_err(failed)?;
+        let record = record.map(|record| decode_change(revision, record.value())).transpose()?;
+        Ok(record.and_then(|change| change.previous))
     }
 
     /// Reads every record once.
@@ -175,15 +234,15 @@ impl Tables {
         let (newest, _) = self.revisions()?;
         for entry in self.current.iter().map_err(failed)? {
             let (key, record) = entry.map_err(failed)?;
-            let stored = decode_current(key.value().into(), record.value())?;
-            if stored.revision > newest {
-                let detail = format!("{} is newer than the store's revision {}", stored.key, newest.0);
+            let (revision, _) = split_current(key.value(), record.value())?;
+            if revision > newest {
+                let detail = format!("{} is newer than the store's revision {}", key.value(), newest.0);
                 return Err(StorageError::Damaged { detail });
             }
         }
         for entry in self.log.iter().map_err(failed)? {
             let (revision, record) = entry.map_err(failed)?;
-            decode_change(revision.value(), record.value())?;
+            read_change(revision.value(), record.value())?;
         }
         Ok(())
     }
@@ -198,11 +257,13 @@ pub(super) fn encode_current(revision: Revision, value: &[u8]) -> Vec<u8> {
 }
 
 pub(super) fn decode_current(key: Arc<str>, record: &[u8]) -> Result<Stored, StorageError> {
+    let (revision, value) = split_current(&key, record)?;
+    Ok(Stored { value: Bytes::copy_from_slice(value), revision, key })
+}
+
+fn split_current<'a>(key: &str, record: &'a [u8]) -> Result<(Revision, &'a [u8]), StorageError> {
     match record.split_first_chunk::<8>() {
-        Some((revision, value)) => {
-            let revision = Revision(u64::from_be_bytes(*revision));
-            Ok(Stored { key, value: Bytes::copy_from_slice(value), revision })
-        }
+        Some((revision, value)) => Ok((Revision(u64::from_be_bytes(*revision)), value)),
         None => Err(StorageError::Damaged { detail: format!("the record of {key} is too short") }),
     }
 }
@@ -236,12 +297,35 @@ pub(super) fn encode_change(change: &Change) -> Vec<u8> {
 }
 
 pub(super) fn decode_change(revision: u64, record: &[u8]) -> Result<Change, StorageError> {
-    parse_change(Revision(revision), record).ok_or_else(|| StorageError::Damaged {
+    Ok(read_change(revision, record)?.to_change(revision))
+}
+
+/// What a record of the log says, where it lies.
+struct ChangeRecord<'a> {
+    key: &'a str,
+    value: Option<&'a [u8]>,
+    is_value_elsewhere: bool,
+    previous: Option<(Revision, &'a [u8])>,
+}
+
+impl ChangeRecord<'_> {
+    fn to_change(&self, revision: u64) -> Change {
+        let key: Arc<str> = self.key.into();
+        let copied =
+            |(revision, value)| Stored { key: key.clone(), value: Bytes::copy_from_slice(value), revision };
+        let previous = self.previous.map(copied);
+        let value = self.value.map(Bytes::copy_from_slice);
+        Change { revision: Revision(revision), value, previous, key }
+    }
+}
+
+fn read_change(revision: u64, record: &[u8]) -> Result<ChangeRecord<'_>, StorageError> {
+    parse_change(record).ok_or_else(|| StorageError::Damaged {
         detail: format!("the log record of revision {revision} is malformed"),
     })
 }
 
-fn parse_change(revision: Revision, record: &[u8]) -> Option<Change> {
+fn parse_change(record: &[u8]) -> Option<ChangeRecord<'_>> {
     let take = |rest: &[u8]| -> Option<(usize, usize)> {
         let (length, tail) = rest.split_first_chunk::<4>()?;
         let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
@@ -249,19 +333,18 @@ fn parse_change(revision: Revision, record: &[u8]) -> Option<Change> {
     };
     let (flags, mut rest) = record.split_first()?;
     let (start, end) = take(rest)?;
-    let key: Arc<str> = std::str::from_utf8(&rest[start..end]).ok()?.into();
+    let key = std::str::from_utf8(&rest[start..end]).ok()?;
     rest = &rest[end..];
     let mut value = None;
     if flags & HAS_VALUE != 0 {
         let (start, end) = take(rest)?;
-        value = Some(Bytes::copy_from_slice(&rest[start..end]));
+        value = Some(&rest[start..end]);
         rest = &rest[end..];
     }
     let mut previous = None;
     if flags & HAS_PREVIOUS != 0 {
         let (before, bytes) = rest.split_first_chunk::<8>()?;
-        let revision = Revision(u64::from_be_bytes(*before));
-        previous = Some(Stored { key: key.clone(), value: Bytes::copy_from_slice(bytes), revision });
+        previous = Some((Revision(u64::from_be_bytes(*before)), bytes));
     }
-    Some(Change { key, revision, value, previous })
+    Some(ChangeRecord { key, value, is_value_elsewhere: flags & VALUE_ELSEWHERE != 0, previous })
 }

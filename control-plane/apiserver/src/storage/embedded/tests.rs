@@ -59,7 +59,7 @@ async fn a_watcher_that_does_not_read_is_ended_with_an_error() {
             previous: None,
         }]);
     }
-    let mut stream = hub::stream(Vec::new(), receiver, published, published);
+    let mut stream = hub::stream(futures::stream::empty().boxed(), receiver, published, published);
     let mut seen = 1;
     let end = loop {
         match stream.next().await {
