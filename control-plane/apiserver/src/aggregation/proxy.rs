@@ -3,13 +3,12 @@
 
 use api::status::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
-use http_body_util::BodyExt as _;
 
 use super::{Aggregation, Remote};
 use crate::{
     respond,
     security::Identity,
-    server::body::{Body, BoxError},
+    server::body::{self, Body},
     subresources::{
         pod_streams::percent_encode,
         upstream::{self, is_upgrade, strip_hop_headers},
@@ -86,7 +85,7 @@ impl Aggregation {
         match self.callout.send(destination, request).await {
             Ok(mut response) => {
                 strip_hop_headers(response.headers_mut());
-                Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+                Ok(response.map(body::of))
             }
             Err(error) => unavailable(format!("error trying to reach service: {error}")),
         }

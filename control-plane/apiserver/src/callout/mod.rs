@@ -21,7 +21,7 @@ use std::{
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
@@ -34,7 +34,7 @@ pub use self::{conversion::ConversionWebhooks, resolve::ServicePort};
 use crate::{
     admission::Lookup,
     security::tls::Live,
-    server::body::{Body, BoxError},
+    server::body::{self, Body},
     subresources::upstream::{Stream, chain},
 };
 
@@ -216,7 +216,7 @@ impl Callout {
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json, */*")
             .header(header::USER_AGENT, "kube-apiserver-admission")
-            .body(Full::new(Bytes::from(body)).map_err(BoxError::from).boxed_unsync())
+            .body(body::full(body))
             .map_err(|error| failed(&error.to_string()))?;
         let exchange = async {
             let response = self.send(destination, request).await.map_err(|error| failed(&error.0))?;

@@ -13,7 +13,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use api::status::Status;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures::{
     FutureExt as _, Stream, StreamExt,
     future::BoxFuture,
@@ -30,7 +30,7 @@ use crate::{
     protobuf,
     query::ListOptions,
     respond::{self, watch_frame},
-    server::body::{self, Body},
+    server::body::{self, Body, Data},
     state::State,
     storage::{
         Revision, StorageError,
@@ -99,7 +99,7 @@ impl Drop for Counted {
 }
 
 struct Begin {
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Data>,
     /// `None` after an ERROR frame.
     watch: Option<Watch>,
 }
@@ -134,7 +134,7 @@ async fn begin(
         // History can move past the snapshot in between, on a busy resource: take a newer one.
         let Ok(watch) = cache.watch(prefix, Some(snapshot.revision)) else { continue };
         target.prepare(snapshot.iter()).await?;
-        let mut frames: VecDeque<Bytes> = snapshot
+        let mut frames: VecDeque<Data> = snapshot
             .iter()
             .filter(|object| target.matches(options, object))
             .map(|object| encoder.frame(EventKind::Added, object, None))
@@ -147,7 +147,7 @@ async fn begin(
 }
 
 /// The error that ends a stream, as a frame.
-fn error_frame(accepted: Accepted, error: &StorageError) -> Bytes {
+fn error_frame(accepted: Accepted, error: &StorageError) -> Data {
     let status = match error {
         StorageError::Compacted { requested, oldest } => {
             Status::expired(format!("too old resource version: {} ({})", requested.0, oldest.0))
@@ -158,19 +158,29 @@ fn error_frame(accepted: Accepted, error: &StorageError) -> Bytes {
     status_frame(accepted, &status)
 }
 
-fn status_frame(accepted: Accepted, status: &Status) -> Bytes {
+fn status_frame(accepted: Accepted, status: &Status) -> Data {
     value_frame(accepted, "ERROR", &status.to_value())
 }
 
-fn value_frame(accepted: Accepted, kind: &str, value: &Value) -> Bytes {
+fn value_frame(accepted: Accepted, kind: &str, value: &Value) -> Data {
     match accepted.encoding {
-        Encoding::Protobuf => protobuf::frame_of_value(kind, value),
-        Encoding::Json | Encoding::Yaml => watch_frame(kind, value.to_string().as_bytes()),
+        Encoding::Protobuf => protobuf::frame_of_value(kind, value).into(),
+        Encoding::Json | Encoding::Yaml => watch_frame(kind, value.to_string().as_bytes()).into(),
     }
 }
 
+/// The line that tells of an object, around the bytes that all readers share.
+fn line(kind: EventKind, json: Bytes) -> Data {
+    let head: &[u8] = match kind {
+        EventKind::Added => b"{\"type\":\"ADDED\",\"object\":",
+        EventKind::Modified => b"{\"type\":\"MODIFIED\",\"object\":",
+        EventKind::Deleted => b"{\"type\":\"DELETED\",\"object\":",
+    };
+    Data::of_parts([Bytes::from_static(head), json, Bytes::from_static(b"}\n")])
+}
+
 struct Source {
-    initial: VecDeque<Bytes>,
+    initial: VecDeque<Data>,
     watch: Option<Watch>,
     options: ListOptions,
     encoder: Encoder,
@@ -196,7 +206,7 @@ fn ends(stop: CancellationToken, timeout: Duration) -> FuturesUnordered<BoxFutur
     FuturesUnordered::from_iter([deadline, stopped])
 }
 
-fn frames(source: Source) -> impl Stream<Item = Result<Bytes, body::BoxError>> + Send {
+fn frames(source: Source) -> impl Stream<Item = Result<Data, body::BoxError>> + Send {
     // Boxed, as it moves twice for each frame.
     stream::unfold(Box::new(source), |mut source| async move {
         let frame = source.next().await?;
@@ -205,7 +215,7 @@ fn frames(source: Source) -> impl Stream<Item = Result<Bytes, body::BoxError>> +
 }
 
 impl Source {
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Data> {
         if let Some(frame) = self.initial.pop_front() {
             return Some(frame);
         }
@@ -254,7 +264,7 @@ impl Source {
 
 impl Source {
     /// What happened before the kind was no more what it is here: a kind's objects are deleted before it is.
-    async fn rest(&mut self) -> Option<Bytes> {
+    async fn rest(&mut self) -> Option<Data> {
         let watch = self.watch.as_mut().filter(|_| self.encoder.target.ended.is_some())?;
         let mut frames = BytesMut::new();
         while let Ok(Some(event)) = watch.try_next() {
@@ -262,29 +272,29 @@ impl Source {
                 break;
             }
             if let Some(frame) = self.encoder.event(&self.options, &event) {
-                frames.extend_from_slice(&frame);
+                frames.put(frame);
             }
         }
-        (!frames.is_empty()).then(|| frames.freeze())
+        (!frames.is_empty()).then(|| frames.freeze().into())
     }
 
     /// A frame with those of the events that wait behind it, so that a burst is one record and one send.
-    fn with_followers(&mut self, first: Bytes) -> Bytes {
+    fn with_followers(&mut self, first: Data) -> Data {
         let Some(watch) = self.watch.as_mut().filter(|_| self.encoder.target.is_ready()) else {
             return first;
         };
         let mut joined = BytesMut::new();
-        while joined.len().max(first.len()) < BURST_BYTES {
+        while joined.len().max(first.remaining()) < BURST_BYTES {
             // An end is met again by the next poll.
             let Ok(Some(event)) = watch.try_next() else { break };
             if let Some(frame) = self.encoder.event(&self.options, &event) {
                 if joined.is_empty() {
-                    joined.extend_from_slice(&first);
+                    joined.put(first.clone());
                 }
-                joined.extend_from_slice(&frame);
+                joined.put(frame);
             }
         }
-        if joined.is_empty() { first } else { joined.freeze() }
+        if joined.is_empty() { first } else { joined.freeze().into() }
     }
 }
 
@@ -303,7 +313,7 @@ impl Encoder {
     }
 
     /// The frame of an event as a watcher with this selection sees it; `None` where it sees nothing.
-    fn event(&mut self, options: &ListOptions, event: &Event) -> Option<Bytes> {
+    fn event(&mut self, options: &ListOptions, event: &Event) -> Option<Data> {
         let matches = |object: &Object| self.target.matches(options, object);
         if event.kind == EventKind::Deleted {
             return matches(&event.object).then(|| self.frame(EventKind::Deleted, &event.object, None));
@@ -317,21 +327,16 @@ impl Encoder {
         }
     }
 
-    fn frame(&mut self, kind: EventKind, object: &Object, at: Option<Revision>) -> Bytes {
+    fn frame(&mut self, kind: EventKind, object: &Object, at: Option<Revision>) -> Data {
         if self.accepted.encoding == Encoding::Protobuf {
-            return protobuf::frame(kind.word(), self.accepted, &self.target, object, at);
+            return protobuf::frame(kind.word(), self.accepted, &self.target, object, at).into();
         }
-        let is_cached = self.accepted.shape == Shape::Object && at.is_none() && !self.target.is_converted();
-        if is_cached && let Some(frame) = object.frame(kind) {
-            return frame.clone();
-        }
-        let kind = kind.word();
         let json = match at {
             None => self.target.json(object),
             Some(revision) => self.target.json_at(object, revision),
         };
         if self.accepted.shape == Shape::Object {
-            return watch_frame(kind, &json);
+            return line(kind, json);
         }
         let value: Value = serde_json::from_slice(&json).unwrap_or_default();
         let shaped = match &self.tabler {
@@ -343,10 +348,10 @@ impl Encoder {
             }
             None => partial(&value, self.accepted.meta_version),
         };
-        watch_frame(kind, shaped.to_string().as_bytes())
+        watch_frame(kind.word(), shaped.to_string().as_bytes()).into()
     }
 
-    fn bookmark(&self, revision: Revision, ends_initial_events: bool) -> Bytes {
+    fn bookmark(&self, revision: Revision, ends_initial_events: bool) -> Data {
         let mut metadata = json!({"resourceVersion": revision.0.to_string()});
         if ends_initial_events {
             metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
@@ -370,5 +375,21 @@ impl Encoder {
             }
         };
         value_frame(self.accepted, "BOOKMARK", &object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_the_frame_around_the_shared_bytes() {
+        let json = Bytes::from_static(b"{\"metadata\":{\"name\":\"b\"}}");
+        for kind in [EventKind::Added, EventKind::Modified, EventKind::Deleted] {
+            let line = line(kind, json.clone());
+            let Data::Several { parts, .. } = &line else { panic!("several places") };
+            assert_eq!(parts[1].as_ptr(), json.as_ptr(), "not copied");
+            assert_eq!(line.into_bytes(), watch_frame(kind.word(), &json));
+        }
     }
 }

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 
-use super::body::{Body, BoxError};
+use super::body::{Body, BoxError, Data};
 
 /// Shorter answers are sent as they are.
 const COMPRESSED_FROM: u64 = 128 * 1024;
@@ -67,13 +67,13 @@ impl Gzip {
 }
 
 impl http_body::Body for Gzip {
-    type Data = Bytes;
+    type Data = Data;
     type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    ) -> Poll<Option<Result<Frame<Data>, BoxError>>> {
         let mut budget = 8 * STEP_BYTES;
         loop {
             if self.encoder.is_none() {
@@ -87,19 +87,21 @@ impl http_body::Body for Gzip {
                 budget = budget.saturating_sub(self.pending.len().min(STEP_BYTES));
                 match self.step() {
                     Ok(None) => continue,
-                    Ok(Some(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                    Ok(Some(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes.into())))),
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 }
             }
             match Pin::new(&mut self.body).poll_frame(context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(frame))) => self.pending = frame.into_data().unwrap_or_default(),
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.pending = frame.into_data().map(Data::into_bytes).unwrap_or_default();
+                }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
                 Poll::Ready(None) => {
                     let last = self.encoder.take().map(GzEncoder::finish);
                     let last = last.transpose().map(Option::unwrap_or_default);
                     return Poll::Ready(Some(
-                        last.map(|bytes| Frame::data(bytes.into())).map_err(Into::into),
+                        last.map(|bytes| Frame::data(Data::One(bytes.into()))).map_err(Into::into),
                     ));
                 }
             }

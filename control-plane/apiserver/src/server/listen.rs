@@ -5,7 +5,6 @@ use std::{future, io, net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use http::{Request, Response, Version};
-use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -20,7 +19,7 @@ use tokio_util::{
 use tracing::{debug, warn};
 
 use super::{
-    body::{Body, BoxError},
+    body::{self, Body, BoxError},
     connection::{Conversation, Streams},
     pipeline,
     wire::Wire,
@@ -136,7 +135,7 @@ async fn serve(
 /// the task ends with the stream.
 async fn answer(state: Arc<State>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
     let is_one_of_many = request.version() == Version::HTTP_2;
-    let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+    let request = request.map(body::of);
     let response = pipeline::respond(state, peer, request);
     if !is_one_of_many {
         return response.await;

@@ -19,14 +19,14 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use self::{
-    body::{Body, BoxError},
+    body::BoxError,
     certificates::{Certificates, Shown},
     limits::Limits,
 };
@@ -325,7 +325,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<Body>;
+    type Response = Response<UnsyncBoxBody<Bytes, BoxError>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -335,10 +335,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (state, peer) = (Arc::clone(&self.state), Arc::clone(&self.peer));
-        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut request = request.map(body::of);
         if let Some(agent) = &self.agent {
             request.headers_mut().entry(http::header::USER_AGENT).or_insert_with(|| agent.clone());
         }
-        Box::pin(async move { Ok(pipeline::respond(state, peer, request).await) })
+        Box::pin(async move { Ok(pipeline::respond(state, peer, request).await.map(body::joined)) })
     }
 }

@@ -14,8 +14,8 @@ use std::{
 use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes of records that wait at a time: eight full ones.
-pub(super) const QUEUED_BYTES_MAX: usize = 8 * (16 * 1024 + RECORD_OVERHEAD);
+/// Bytes of records that wait at a time: sixteen full ones.
+pub(super) const QUEUED_BYTES_MAX: usize = 16 * (16 * 1024 + RECORD_OVERHEAD);
 /// Bytes of a record's head, its content type and its tag.
 const RECORD_OVERHEAD: usize = 5 + 1 + 16;
 

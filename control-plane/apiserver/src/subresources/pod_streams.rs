@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use api::{meta, status::Status};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -155,9 +155,7 @@ pub async fn log(call: &mut Call, target: &Target) -> Result<Response<Body>, Sta
     }
     let mut answer = crate::respond::text(StatusCode::OK, "");
     let stop = call.state.stop.clone();
-    let frames = futures::StreamExt::take_until(response.into_body().into_data_stream(), async move {
-        stop.cancelled().await;
-    });
+    let frames = response.into_body().into_data_stream().take_until(async move { stop.cancelled().await });
     *answer.body_mut() = body::stream(frames);
     Ok(answer)
 }

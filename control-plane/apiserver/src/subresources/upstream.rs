@@ -127,13 +127,10 @@ pub(crate) async fn exchange_on(
     strip_hop_headers(response.headers_mut());
     // The sender must outlive the answer's body, or hyper closes the connection below it.
     Ok(response.map(|incoming| {
-        incoming
-            .map_err(BoxError::from)
-            .map_frame(move |frame| {
-                let _open = &sender;
-                frame
-            })
-            .boxed_unsync()
+        body::of(incoming.map_frame(move |frame| {
+            let _open = &sender;
+            frame
+        }))
     }))
 }
 

@@ -1,7 +1,7 @@
 //! One version of one object: the bytes that every reader gets, and the little that selectors ask.
 //!
-//! The store holds JSON without `metadata.resourceVersion`; the version is spliced in once, here, and the frame of the
-//! watch event that made this version is written around it, so that watchers and readers share one allocation.
+//! The store holds JSON without `metadata.resourceVersion`; the version is spliced in once, here, and all watchers and
+//! readers share those bytes.
 
 use std::{
     ops::Range,
@@ -12,7 +12,6 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::EventKind;
 use crate::storage::{Revision, Stored};
 
 /// What selectors, garbage collection and routing ask without parsing the object.
@@ -86,9 +85,6 @@ struct Partial {
 pub struct Object {
     key: Arc<str>,
     revision: Revision,
-    /// The frame of the event that made this version; `json` is a part of it.
-    frame: Bytes,
-    kind: EventKind,
     json: Bytes,
     /// Where `"resourceVersion":"N"` and the comma after it are in `json`.
     version_at: Range<usize>,
@@ -110,33 +106,18 @@ pub enum View {
 }
 
 impl Object {
-    /// Reads stored bytes, as those of a new object.
+    /// Reads stored bytes.
     ///
     /// # Errors
     /// When the bytes are not a JSON object with a `metadata` object: the store holds something foreign.
     pub fn new(key: Arc<str>, revision: Revision, stored: &[u8]) -> Result<Self, serde_json::Error> {
-        Self::of_event(EventKind::Added, key, revision, stored)
-    }
-
-    /// Reads the bytes that an event of this kind stored.
-    ///
-    /// # Errors
-    /// As [`Object::new`].
-    pub(super) fn of_event(
-        kind: EventKind,
-        key: Arc<str>,
-        revision: Revision,
-        stored: &[u8],
-    ) -> Result<Self, serde_json::Error> {
         let partial: Partial = serde_json::from_slice(stored)?;
         let at = metadata_start(stored)
             .ok_or_else(|| serde::de::Error::custom(format!("{key} has no metadata object")))?;
-        let Framed { frame, json, version_at } = Framed::new(kind, stored, at..at, revision);
+        let (json, version_at) = with_version(stored, at..at, revision);
         Ok(Self {
             key,
             revision,
-            frame,
-            kind,
             json,
             version_at,
             meta: partial.metadata,
@@ -166,15 +147,9 @@ impl Object {
         &self.json
     }
 
-    /// The line of a watch that tells of this version as an event of this kind; `None` for other kinds than that of the
-    /// event that made it.
-    pub fn frame(&self, kind: EventKind) -> Option<&Bytes> {
-        (kind == self.kind).then_some(&self.frame)
-    }
-
     /// The same object under another revision: what a watcher gets when an object leaves its selector.
     pub fn json_at(&self, revision: Revision) -> Bytes {
-        Framed::new(EventKind::Deleted, &self.json, self.version_at.clone(), revision).json
+        with_version(&self.json, self.version_at.clone(), revision).0
     }
 
     /// The bytes as stored, without `metadata.resourceVersion`.
@@ -229,14 +204,10 @@ impl Object {
 
     /// This object as its deletion at `revision` shows it.
     pub(super) fn deleted_at(&self, revision: Revision) -> Self {
-        let kind = EventKind::Deleted;
-        let Framed { frame, json, version_at } =
-            Framed::new(kind, &self.json, self.version_at.clone(), revision);
+        let (json, version_at) = with_version(&self.json, self.version_at.clone(), revision);
         Self {
             key: self.key.clone(),
             revision,
-            frame,
-            kind,
             json,
             version_at,
             meta: self.meta.clone(),
@@ -247,29 +218,15 @@ impl Object {
     }
 }
 
-/// An object's JSON within the line of a watch.
-struct Framed {
-    frame: Bytes,
-    json: Bytes,
-    /// Where the resource version is in `json`.
-    version_at: Range<usize>,
-}
-
-impl Framed {
-    /// Replaces `at` by the member `"resourceVersion":"N"` and frames the result.
-    fn new(kind: EventKind, json: &[u8], at: Range<usize>, revision: Revision) -> Self {
-        let empty = json.get(at.end) == Some(&b'}');
-        let member = format!("\"resourceVersion\":\"{}\"{}", revision.0, if empty { "" } else { "," });
-        let (head, tail) = (kind.frame_head(), EventKind::FRAME_TAIL);
-        let size = json.len() - at.len() + member.len();
-        let mut bytes = Vec::with_capacity(head.len() + size + tail.len());
-        for part in [head, &json[..at.start], member.as_bytes(), &json[at.end..], tail] {
-            bytes.extend_from_slice(part);
-        }
-        let frame = Bytes::from(bytes);
-        let json = frame.slice(head.len()..head.len() + size);
-        Self { frame, json, version_at: at.start..at.start + member.len() }
+/// Replaces `at` by the member `"resourceVersion":"N"`; with the bytes, where the member is.
+fn with_version(json: &[u8], at: Range<usize>, revision: Revision) -> (Bytes, Range<usize>) {
+    let empty = json.get(at.end) == Some(&b'}');
+    let member = format!("\"resourceVersion\":\"{}\"{}", revision.0, if empty { "" } else { "," });
+    let mut bytes = Vec::with_capacity(json.len() - at.len() + member.len());
+    for part in [&json[..at.start], member.as_bytes(), &json[at.end..]] {
+        bytes.extend_from_slice(part);
     }
+    (bytes.into(), at.start..at.start + member.len())
 }
 
 /// Where the members of the top-level `metadata` object begin. The bytes are compact JSON.
@@ -336,21 +293,6 @@ mod tests {
         let deleted = made.deleted_at(Revision(9));
         assert_eq!(deleted.stored(), made.stored());
         assert_eq!(deleted.value()["metadata"]["resourceVersion"], "9");
-    }
-
-    #[test]
-    fn the_frame_of_an_event_is_a_line_with_the_object_in_it() {
-        let stored = br#"{"metadata":{"name":"b"}}"#;
-        for kind in [EventKind::Added, EventKind::Modified, EventKind::Deleted] {
-            let made = Object::of_event(kind, "/registry/core/pods/a/b".into(), Revision(7), stored).unwrap();
-            let frame = made.frame(kind).unwrap();
-            assert_eq!(*frame, crate::respond::watch_frame(kind.word(), made.json()));
-            assert_eq!(made.stored(), stored.as_slice());
-            let deleted = made.deleted_at(Revision(8));
-            let expected = crate::respond::watch_frame("DELETED", deleted.json());
-            assert_eq!(deleted.frame(EventKind::Deleted), Some(&expected));
-            assert_eq!(deleted.frame(EventKind::Added), None);
-        }
     }
 
     #[test]

@@ -25,23 +25,12 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    pub(super) const FRAME_TAIL: &[u8] = b"}\n";
-
     /// The word that clients know it by.
     pub fn word(self) -> &'static str {
         match self {
             Self::Added => "ADDED",
             Self::Modified => "MODIFIED",
             Self::Deleted => "DELETED",
-        }
-    }
-
-    /// What stands before the object in the line of a watch.
-    pub(super) fn frame_head(self) -> &'static [u8] {
-        match self {
-            Self::Added => b"{\"type\":\"ADDED\",\"object\":",
-            Self::Modified => b"{\"type\":\"MODIFIED\",\"object\":",
-            Self::Deleted => b"{\"type\":\"DELETED\",\"object\":",
         }
     }
 }
