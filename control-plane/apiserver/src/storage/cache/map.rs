@@ -78,6 +78,16 @@ impl ObjectMap {
         self.chunks[index.min(self.chunks.len())..].iter().flat_map(|chunk| chunk.iter()).skip(skip)
     }
 
+    /// Objects whose keys are `start` or after it and below `end`, in order. Only the bounds look at keys.
+    pub fn range<'a>(
+        &'a self,
+        start: &str,
+        end: Option<&str>,
+    ) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        let count = end.map_or(self.len, |end| self.rank(end)).saturating_sub(self.rank(start));
+        self.iter_from(start).take(count)
+    }
+
     /// How many keys are below `bound`.
     pub fn rank(&self, bound: &str) -> usize {
         let index = self.chunk_of(bound);

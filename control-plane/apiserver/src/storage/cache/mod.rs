@@ -64,7 +64,10 @@ impl Snapshot {
     /// The objects whose keys are `start` or after it.
     pub fn iter_from<'a>(&'a self, start: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
         let start = if start < self.prefix.as_str() { &self.prefix } else { start };
-        self.objects.iter_from(start).take_while(|object| object.key().starts_with(&self.prefix))
+        let end = self.end();
+        let is_bounded = end.is_some();
+        let objects = self.objects.range(start, end.as_deref());
+        objects.take_while(move |object| is_bounded || object.key().starts_with(&self.prefix))
     }
 
     pub fn get(&self, key: &str) -> Option<&Arc<Object>> {
@@ -89,9 +92,13 @@ impl Snapshot {
 
     /// How many keys are `start` or after it.
     pub fn remaining_from(&self, start: &str) -> usize {
-        let end = keys::prefix_end(&self.prefix).and_then(|end| String::from_utf8(end).ok());
-        let end = end.map_or(self.objects.len(), |end| self.objects.rank(&end));
+        let end = self.end().map_or(self.objects.len(), |end| self.objects.rank(&end));
         end.saturating_sub(self.objects.rank(start))
+    }
+
+    /// The first key after the prefix's, where it is a text.
+    fn end(&self) -> Option<String> {
+        keys::prefix_end(&self.prefix).and_then(|end| String::from_utf8(end).ok())
     }
 }
 

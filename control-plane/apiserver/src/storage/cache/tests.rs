@@ -538,6 +538,11 @@ proptest! {
                 let expected: Vec<_> = expected.map(|(key, revision)| (key.clone(), *revision)).collect();
                 prop_assert_eq!(map.rank(start), model.len() - expected.len());
                 prop_assert_eq!(seen, expected);
+                for end in ["", "000", "200", "4"] {
+                    let seen: Vec<_> = map.range(start, Some(end)).map(|o| o.key().clone()).collect();
+                    let expected = model.keys().filter(|key| (start..end).contains(&&***key)).cloned();
+                    prop_assert_eq!(seen, expected.collect::<Vec<_>>());
+                }
             }
             for (key, revision) in &model {
                 prop_assert_eq!(map.get(key).unwrap().revision(), *revision);
