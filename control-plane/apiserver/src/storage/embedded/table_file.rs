@@ -19,7 +19,7 @@ use super::records::{
 use crate::storage::{Revision, StorageError};
 
 /// redb's own cache; small, because the watch cache above holds every object.
-const PAGE_CACHE_BYTES: usize = 4 << 20;
+const PAGE_CACHE_BYTES: usize = 2 << 20;
 
 /// Opens the database behind a path.
 type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
