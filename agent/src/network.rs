@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use bgp::Prefix;
 use dataplane::datapath::Datapath;
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
+use dataplane::node::NodeConfig;
 use dataplane::routes::{Routes, RoutesConfig, Target};
 use ipam::{AllocateError, Allocation, Allocator, Pool, Request};
 use ipnetwork::IpNetwork;
@@ -69,6 +70,7 @@ pub struct Network {
     pools: Vec<Pool>,
     state_file: PathBuf,
     mtu: u32,
+    node_ips: Vec<IpAddr>,
     state: Mutex<State>,
     datapath: Option<Mutex<Datapath>>,
     bgp: bgp_io::Handle,
@@ -104,6 +106,7 @@ impl Network {
             pools,
             state_file,
             mtu: uplink.mtu,
+            node_ips: config.node_ips.clone(),
             state: Mutex::new(state),
             datapath: datapath.map(Mutex::new),
             bgp,
@@ -113,6 +116,7 @@ impl Network {
             if let Some(datapath) = &network.datapath {
                 lock(datapath).attach_uplink(uplink.index).context("serving Services on the uplink")?;
             }
+            network.refresh_node()?;
             network.restore()?;
         }
         Ok(network)
@@ -354,6 +358,13 @@ impl Network {
         state.routes.resync().context("reading the node's routes")?;
         state.apply();
         Ok(())
+    }
+
+    /// Tells the datapath the node's addresses, as they are now.
+    pub fn refresh_node(&self) -> anyhow::Result<()> {
+        let Some(mut datapath) = self.datapath() else { return Ok(()) };
+        let node = NodeConfig::of_namespace(&self.node_ips).context("reading the node's addresses")?;
+        datapath.set_node(&node).context("telling the datapath the node's addresses")
     }
 
     /// Whether a pod could be given an address now.

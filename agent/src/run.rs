@@ -1,6 +1,6 @@
 //! The agent's life: what is opened at the start, and the one loop that reacts to everything after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,10 +10,12 @@ use anyhow::Context;
 use bgp::{PeerConfig, SpeakerConfig};
 use dataplane::datapath::{self, Datapath};
 use dataplane::routes::RouteMonitor;
+use ebpf_common::{FrontendKey, Port, Protocol};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use proxy::NodeView;
 use tokio::sync::{Notify, mpsc, watch as signal};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +36,8 @@ const RESYNC_DELAY: Duration = Duration::from_millis(50);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
 const KUBELET_RETRY: Duration = Duration::from_secs(2);
+/// The label of a node that says which zone it is in.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Events taken before what they change is applied.
 const BURST: usize = 4096;
 
@@ -49,7 +53,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     for folder in [&config.state_dir, &config.run_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
-    let client = client(&config).await?;
+    let (client, api_servers) = client(&config).await?;
     if config.no_network {
         let (_sender, ready) = signal::channel(true);
         run_kubelet(client, config, ready, cancel).await;
@@ -59,12 +63,13 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let bgp = start_bgp(&config, bgp_sender)?;
     let datapath = if config.router_only { None } else { Some(open_datapath(&config)?) };
     let network = Arc::new(Network::open(&config, datapath, bgp.clone())?);
-    let mut agent = Agent::new(config, network, bgp, client)?;
+    let mut agent = Agent::new(config, network, bgp, client, api_servers)?;
     agent.start(&cancel).await?;
     agent.run(bgp_events, cancel).await
 }
 
-async fn client(config: &Config) -> anyhow::Result<Client> {
+/// A client of the API server, and where that is.
+async fn client(config: &Config) -> anyhow::Result<(Client, BTreeSet<FrontendKey>)> {
     let doing = || format!("--kubeconfig {}", config.kubeconfig.display());
     let kubeconfig = kube::config::Kubeconfig::read_from(&config.kubeconfig).with_context(doing)?;
     let options = kube::config::KubeConfigOptions::default();
@@ -72,7 +77,25 @@ async fn client(config: &Config) -> anyhow::Result<Client> {
         kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(doing)?;
     // Also the name under which the API records what this node's status writes own.
     settings.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static("kubelet/v1.36")));
-    Client::try_from(settings).with_context(doing)
+    let api_servers = addresses_of(&settings.cluster_url).await;
+    Ok((Client::try_from(settings).with_context(doing)?, api_servers))
+}
+
+/// No Service may take these away from the node. A name is asked for once: one that cannot be resolved yet leaves the
+/// node without this guard, not without the cluster.
+async fn addresses_of(url: &http::Uri) -> BTreeSet<FrontendKey> {
+    let Some(host) = url.host() else { return BTreeSet::new() };
+    let port =
+        url.port_u16().unwrap_or(if url.scheme() == Some(&http::uri::Scheme::HTTP) { 80 } else { 443 });
+    match tokio::net::lookup_host(format!("{host}:{port}")).await {
+        Ok(found) => {
+            found.map(|at| FrontendKey::new(at.ip().into(), Port::new(at.port()), Protocol::TCP)).collect()
+        }
+        Err(error) => {
+            tracing::warn!(host, %error, "the API server's address is not kept from being claimed by a Service");
+            BTreeSet::new()
+        }
+    }
 }
 
 fn start_bgp(
@@ -159,11 +182,13 @@ impl Agent {
         network: Arc<Network>,
         bgp: bgp_io::Handle,
         client: Client,
+        api_servers: BTreeSet<FrontendKey>,
     ) -> anyhow::Result<Agent> {
         let peers_file = config.state_dir.join("nodes.json");
         let address_by_node = persist::read(&peers_file)?.unwrap_or_default();
+        let node = NodeView { name: config.node_name.clone(), zone: String::new(), api_servers };
         Ok(Agent {
-            services: Services::new(&config.node_name, &config.cluster_domain),
+            services: Services::new(node, &config.cluster_domain),
             config,
             network,
             bgp,
@@ -314,6 +339,16 @@ impl Agent {
     }
 
     fn node(&mut self, change: Change<Node>) {
+        let changed: &[Node] = match &change {
+            Change::All(nodes) => nodes,
+            Change::Apply(node) => std::slice::from_ref(node),
+            Change::Delete(_) => &[],
+        };
+        let own = changed.iter().find(|node| node.metadata.name.as_ref() == Some(&self.config.node_name));
+        if let Some(own) = own {
+            let labels = own.metadata.labels.as_ref();
+            self.services.set_zone(labels.and_then(|labels| labels.get(ZONE).cloned()).unwrap_or_default());
+        }
         let mut known = self.address_by_node.clone();
         match change {
             Change::All(nodes) => known = nodes.iter().map(node_addresses).collect(),
@@ -374,6 +409,9 @@ impl Agent {
 
     fn resync(&self) {
         if let Err(error) = self.network.resync_routes() {
+            tracing::warn!("{error:#}");
+        }
+        if let Err(error) = self.network.refresh_node() {
             tracing::warn!("{error:#}");
         }
     }

@@ -24,9 +24,9 @@ pub struct Services {
 }
 
 impl Services {
-    pub fn new(node_name: &str, cluster_domain: &str) -> Services {
+    pub fn new(node: NodeView, cluster_domain: &str) -> Services {
         Services {
-            proxy: Proxy::new(NodeView { name: node_name.to_owned() }),
+            proxy: Proxy::new(node),
             zone: Arc::new(RwLock::new(Zone::new(cluster_domain))),
             services: BTreeSet::new(),
             slices: BTreeSet::new(),
@@ -35,6 +35,12 @@ impl Services {
             applied: false,
             dirty: false,
         }
+    }
+
+    /// The zone that this node is in, by its label.
+    pub fn set_zone(&mut self, zone: String) {
+        let node = NodeView { zone, ..self.proxy.node().clone() };
+        self.proxy.set_node(node);
     }
 
     /// What DNS answers from.

@@ -15,6 +15,7 @@ use std::time::Instant;
 use bgp::rib::Source;
 use bgp::{PeerStatus, RouteStatus, State};
 use dataplane::routes::Target;
+use ebpf_common::desired::Clients;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -142,7 +143,15 @@ impl Status {
                 let backends: Vec<Value> = entry
                     .backends
                     .iter()
-                    .map(|b| json!({ "id": b.backend_id, "address": b.address, "port": b.port, "local": b.local }))
+                    .map(|b| {
+                        json!({
+                            "id": b.backend_id,
+                            "address": b.address,
+                            "port": b.port,
+                            "local": b.local,
+                            "clients": clients_name(b.clients),
+                        })
+                    })
                     .collect();
                 json!({
                     "name": entry.name,
@@ -302,6 +311,15 @@ fn peer_json(peer: &PeerStatus, now: Instant) -> Value {
         "messagesSent": peer.messages_sent,
         "lastError": peer.last_error,
     })
+}
+
+/// Whom a backend serves, by where they ask from.
+fn clients_name(clients: Clients) -> &'static str {
+    match clients {
+        Clients::All => "all",
+        Clients::Node => "node",
+        Clients::Beyond => "beyond",
+    }
 }
 
 fn protocol_name(protocol: ebpf_common::Protocol) -> String {

@@ -13,14 +13,13 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use ebpf_common::{
-    Address, Backend, Counter, FrontendKey, Port, Protocol, ServiceId, SocketForward, SocketKey,
+    Address, Backend, Counter, FrontendKey, Origin, Port, Protocol, ServiceId, SocketForward, SocketKey,
     SocketReverse,
 };
 
 use crate::{
     error::Error,
     maps::{self, SOCKET_FORWARD, SOCKET_REVERSE},
-    nat::Scope,
     service::{self, Client},
 };
 
@@ -33,7 +32,8 @@ pub enum Family {
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     let Some(key) = destination(ctx, family) else { return Ok(()) };
-    let Some(backend) = select(ctx, &key)? else { return Ok(()) };
+    let Some(mut sought) = sought(ctx, &key) else { return Ok(()) };
+    let Some(backend) = select(ctx, &mut sought)? else { return Ok(()) };
     let cookie = socket_cookie(ctx);
     remember_frontend(cookie, &key, &backend);
     write(ctx, family, &backend.address, backend.port);
@@ -52,13 +52,14 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
 #[inline(always)]
 pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     let Some(key) = destination(ctx, family) else { return Ok(()) };
-    let Some(frontend) = service::frontend(&key) else { return Ok(()) };
+    let Some(mut sought) = sought(ctx, &key) else { return Ok(()) };
+    let Some(frontend) = service::frontend(&mut sought) else { return Ok(()) };
     let cookie = socket_cookie(ctx);
     let socket = SocketKey::new(cookie, key.address, key.port, key.protocol);
     let backend = match same_as_before(&socket, frontend.service_id) {
         Some(backend) => backend,
         None => {
-            let Some(backend) = select(ctx, &key)? else { return Ok(()) };
+            let Some(backend) = select(ctx, &mut sought)? else { return Ok(()) };
             let forward = SocketForward { service_id: frontend.service_id, backend_id: backend.id };
             // Without the entry the next datagram chooses again.
             let _ = SOCKET_FORWARD.insert(socket, forward, 0);
@@ -82,12 +83,20 @@ pub fn show_frontend(ctx: &SockAddrContext, family: Family) {
     maps::count(Counter::SocketReverse);
 }
 
+/// The key to look up. A loopback address means the node only to the node's own sockets; a pod means itself.
 #[inline(always)]
-fn select(ctx: &SockAddrContext, key: &FrontendKey) -> Result<Option<Backend>, Error> {
-    // SAFETY: the context is a sock_addr's, from which the kernel knows the namespace.
-    let client = Client::Namespace(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) });
+fn sought(ctx: &SockAddrContext, key: &FrontendKey) -> Option<FrontendKey> {
+    if !key.address.is_own() {
+        return Some(*key);
+    }
+    if maps::node()?.netns_cookie == netns_cookie(ctx) { Some(key.of_any_address()) } else { None }
+}
+
+#[inline(always)]
+fn select(ctx: &SockAddrContext, key: &mut FrontendKey) -> Result<Option<Backend>, Error> {
+    let client = Client::Namespace(netns_cookie(ctx));
     let mut selected = None;
-    match service::select(key, Scope::Cluster, &client, &mut selected) {
+    match service::select(key, Origin::Node, &client, &mut selected) {
         Err(_) => {
             Error::Refused.count();
             debug!(ctx, "refused {:i}:{}: no backend", key.address.octets(), key.port.get());
@@ -102,7 +111,7 @@ fn same_as_before(socket: &SocketKey, service_id: ServiceId) -> Option<Backend> 
     // SAFETY: copied at once.
     let forward = unsafe { SOCKET_FORWARD.get(socket) }.copied()?;
     let backend = service::backend(forward.backend_id)?;
-    if backend.service_id == service_id { Some(backend) } else { None }
+    if backend.service_id == service_id && backend.is_for(Origin::Node) { Some(backend) } else { None }
 }
 
 #[inline(always)]
@@ -114,6 +123,12 @@ fn remember_frontend(cookie: u64, key: &FrontendKey, backend: &Backend) {
         // Without the entry the application sees the backend's address.
         let _ = SOCKET_REVERSE.insert(socket, frontend, 0);
     }
+}
+
+#[inline(always)]
+fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the context is a sock_addr's, from which the kernel knows the namespace.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]

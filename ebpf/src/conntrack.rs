@@ -2,14 +2,18 @@
 //! (`ebpf_common::timeout_seconds`).
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    EbpfContext,
+    bindings::{BPF_NOEXIST, bpf_sock_tuple},
+    helpers::{
+        bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
+    programs::TcContext,
 };
-use ebpf_common::{Backend, Direction, Flow, Port, Protocol, Tuple, pick_backend};
+use ebpf_common::{Address, Backend, Direction, FORWARD_PORTS, Flow, Port, Protocol, Tuple, pick_backend};
 
 use crate::{
     error::Error,
-    maps::CONNTRACK,
+    maps::{self, CONNTRACK},
     packet::{Packet, TCP_FIN, TCP_RST},
     service,
 };
@@ -23,6 +27,9 @@ const TOUCH_NS: u64 = 1_000_000_000;
 const PORT_FIRST: u16 = 49152;
 const PORT_COUNT: u32 = 16384;
 const PORT_ATTEMPTS: u32 = 8;
+
+/// With half of the ports towards one backend in use, one flow in 65,536 finds none.
+const FORWARD_ATTEMPTS: u32 = 16;
 
 #[inline(always)]
 pub fn find(tuple: &Tuple) -> Option<*mut Flow> {
@@ -102,15 +109,92 @@ pub fn open(tuple: &Tuple, backend: &Backend, opened: &mut Flow) -> Result<(), E
                 return Ok(());
             }
             Err(EEXIST) => {
-                // SAFETY: a helper without arguments.
-                let random = unsafe { bpf_get_prandom_u32() };
-                let offset = pick_backend(random, PORT_COUNT).unwrap_or(0) as u16;
-                translated.source_port = Port::new(PORT_FIRST + offset);
+                translated.source_port = random_port(PORT_FIRST, PORT_COUNT);
             }
             Err(_) => return Err(Error::ConntrackFull),
         }
     }
     Err(Error::PortsExhausted)
+}
+
+/// Opens a flow between a client and a backend that are both beyond the node. The backend sees this node, at a port
+/// that no other flow to it has and no socket of the node.
+#[inline(never)]
+pub fn open_forwarded(
+    ctx: &TcContext,
+    tuple: &Tuple,
+    backend: &Backend,
+    opened: &mut Flow,
+) -> Result<(), Error> {
+    let Some(node) = maps::node() else { return Err(Error::NoSource) };
+    let source = node.source_for(&backend.address);
+    if source == Address::UNSPECIFIED {
+        return Err(Error::NoSource);
+    }
+    let mut answer = Tuple::new(backend.address, backend.port, source, Port::new(0), tuple.protocol);
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let (service_id, id) = (backend.service_id, backend.id);
+    *opened = Flow::new(Direction::Reverse, tuple.reversed(), service_id, id, false, now).forwarded();
+    for _ in 0..FORWARD_ATTEMPTS {
+        answer.destination_port =
+            random_port(FORWARD_PORTS.0, FORWARD_PORTS.1 as u32 - FORWARD_PORTS.0 as u32 + 1);
+        if has_socket(ctx, &answer) {
+            continue;
+        }
+        match insert_reverse(&answer, opened) {
+            Ok(()) => {
+                *opened =
+                    Flow::new(Direction::Forward, answer.reversed(), service_id, id, false, now).forwarded();
+                if CONNTRACK.insert(tuple, &*opened, 0).is_err() {
+                    let _ = CONNTRACK.remove(&answer);
+                    return Err(Error::ConntrackFull);
+                }
+                return Ok(());
+            }
+            Err(EEXIST) => {}
+            Err(_) => return Err(Error::ConntrackFull),
+        }
+    }
+    Err(Error::PortsExhausted)
+}
+
+/// Whether a packet with this tuple would be for a socket of the node.
+#[inline(never)]
+fn has_socket(ctx: &TcContext, tuple: &Tuple) -> bool {
+    const CURRENT_NAMESPACE: u64 = u64::MAX;
+    const V4_BYTES: u32 = 12;
+    const V6_BYTES: u32 = 36;
+    let [source, destination] = [tuple.source.to_words()[3], tuple.destination.to_words()[3]];
+    let ports = [tuple.source_port.to_network(), tuple.destination_port.to_network()];
+    let ports = u32::from_ne_bytes([ports[0][0], ports[0][1], ports[1][0], ports[1][1]]);
+    let mut v4: [u32; 3] = [source, destination, ports];
+    // A tuple begins as the kernel's does in IPv6: two addresses, two ports.
+    let (of, bytes) = if tuple.source.is_v4() {
+        (v4.as_mut_ptr().cast::<bpf_sock_tuple>(), V4_BYTES)
+    } else {
+        (core::ptr::from_ref(tuple).cast_mut().cast::<bpf_sock_tuple>(), V6_BYTES)
+    };
+    // SAFETY: the helpers read `bytes` bytes of a tuple on the stack; what they find is released before the return.
+    unsafe {
+        let socket = if tuple.protocol == Protocol::TCP {
+            bpf_skc_lookup_tcp(ctx.as_ptr(), of, bytes, CURRENT_NAMESPACE, 0)
+        } else {
+            bpf_sk_lookup_udp(ctx.as_ptr(), of, bytes, CURRENT_NAMESPACE, 0)
+        };
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+        true
+    }
+}
+
+#[inline(always)]
+fn random_port(first: u16, count: u32) -> Port {
+    // SAFETY: a helper without arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    Port::new(first + pick_backend(random, count).unwrap_or(0) as u16)
 }
 
 #[inline(always)]

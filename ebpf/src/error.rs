@@ -16,6 +16,8 @@ pub enum Error {
     Fragment = Counter::DropFragment as u32,
     Malformed = Counter::DropMalformed as u32,
     Rewrite = Counter::DropRewrite as u32,
+    NoSource = Counter::DropNoSource as u32,
+    HopLimit = Counter::DropHopLimit as u32,
 }
 
 impl Error {
@@ -36,6 +38,8 @@ impl Error {
             Self::Fragment => Counter::DropFragment.name(),
             Self::Malformed => Counter::DropMalformed.name(),
             Self::Rewrite => Counter::DropRewrite.name(),
+            Self::NoSource => Counter::DropNoSource.name(),
+            Self::HopLimit => Counter::DropHopLimit.name(),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | connect4/6, sendmsg4/6 | cgroup | a Service's address becomes a backend's before a packet exists |
 //! | recvmsg4/6, getpeername4/6 | cgroup | the application sees the address it asked for |
 //! | pod_ingress, pod_egress | tc on the host's end of a pod's link | what did not pass the socket programs |
-//! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it |
+//! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it and beyond |
 //!
 //! The socket programs are an optimisation: with them off, tc serves the same flows.
 #![cfg_attr(target_arch = "bpf", no_std)]
@@ -26,11 +26,9 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext},
 };
 
-use crate::{
-    connect::Family,
-    error::Error,
-    nat::{Scope, Verdict},
-};
+use ebpf_common::Origin;
+
+use crate::{connect::Family, error::Error, nat::Verdict};
 
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
@@ -82,7 +80,7 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    tc_verdict(&ctx, nat::towards_backend(&ctx, Scope::Cluster))
+    tc_verdict(&ctx, nat::towards_backend(&ctx, Origin::Node))
 }
 
 #[classifier]
@@ -92,7 +90,7 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    tc_verdict(&ctx, nat::towards_backend(&ctx, Scope::Node))
+    tc_verdict(&ctx, nat::towards_backend(&ctx, Origin::Beyond))
 }
 
 #[classifier]

@@ -4,15 +4,15 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use ebpf_common::{
-    Affinity, AffinityKey, Backend, BackendId, Counter, Flow, Fragment, FragmentKey, Frontend, FrontendKey,
-    SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
+    Address, Affinity, AffinityKey, Backend, BackendId, Counter, Flow, Fragment, FragmentKey, Frontend,
+    FrontendKey, Node, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
-#[map(name = "FRONTENDS_1")]
+#[map(name = "FRONTENDS_2")]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(FRONTENDS_MAX, BPF_F_NO_PREALLOC);
 
 /// Written by the agent, read after FRONTENDS.
@@ -40,12 +40,33 @@ pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketReverse> = LruHashMap::pi
 pub static CONNTRACK: HashMap<Tuple, Flow> = HashMap::pinned(CONNTRACK_MAX, BPF_F_NO_PREALLOC);
 
 /// Written at a translated first fragment, read at those that follow within seconds.
-#[map(name = "FRAGMENTS_1")]
+#[map(name = "FRAGMENTS_2")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::pinned(FRAGMENTS_MAX, 0);
 
 /// Indexed by `Counter`; read by the agent.
-#[map(name = "COUNTERS_1")]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
+#[map(name = "COUNTERS_2")]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS_MAX, 0);
+
+const _: () = assert!(Counter::COUNT <= COUNTERS_MAX);
+
+/// Written by the agent: what the node is. Zeros before.
+#[map(name = "NODE_1")]
+static NODE: Array<Node> = Array::pinned(1, 0);
+
+/// Written by the agent: the addresses of the node's own interfaces, where node ports are reached. The value says
+/// nothing.
+#[map(name = "NODE_ADDRS_1")]
+static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(NODE_ADDRESSES_MAX, BPF_F_NO_PREALLOC);
+
+#[inline(always)]
+pub fn node() -> Option<&'static Node> {
+    NODE.get(0)
+}
+
+#[inline(always)]
+pub fn is_node_address(address: &Address) -> bool {
+    NODE_ADDRESSES.get_ptr(address).is_some()
+}
 
 #[inline(always)]
 pub fn count(counter: Counter) {

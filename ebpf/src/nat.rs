@@ -5,11 +5,15 @@
 //!   client pod ==ingress==> DNAT -> FIB -> backend (a pod, this host, another node)
 //!   client pod <==egress=== un-DNAT <- FIB <- backend
 //!   hairpin: ingress -> full NAT -> out of the same link, both ways
+//!   forwarded: client beyond ==ingress==> full NAT -> out of the same link -> backend beyond, and the same way back
 //! ```
+//!
+//! A forwarded packet has an address of this node as its source, in one direction at least. The kernel takes that for a
+//! forgery where packets are forwarded, so they go past its forwarding.
 
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use ebpf_common::{Backend, Counter, Direction, Flow, Fragment, FrontendKey};
+use ebpf_common::{Backend, Counter, Direction, Flow, Fragment, FrontendKey, Origin};
 
 use crate::{
     conntrack,
@@ -19,14 +23,6 @@ use crate::{
     service::{self, Client},
 };
 
-/// Which backends a client may get. One beyond the node gets those of this node: the answer of another would not come
-/// back this way.
-#[derive(Clone, Copy)]
-pub enum Scope {
-    Cluster,
-    Node,
-}
-
 pub enum Verdict {
     /// The packet goes on, changed or not.
     Pass,
@@ -35,12 +31,12 @@ pub enum Verdict {
 }
 
 #[inline(always)]
-pub fn towards_backend(ctx: &TcContext, scope: Scope) -> Result<Verdict, Error> {
+pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error> {
     let mut packet = Packet::OTHER;
     packet::parse(ctx, &mut packet)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
-        Part::Later => return later_fragment(ctx, &packet).map(|()| Verdict::Pass),
+        Part::Later => return later_fragment(ctx, &packet, true),
         Part::Whole | Part::First => {}
     }
     if let Some(found) = conntrack::find(&packet.tuple) {
@@ -48,27 +44,38 @@ pub fn towards_backend(ctx: &TcContext, scope: Scope) -> Result<Verdict, Error> 
         let flow = unsafe { &*found };
         if flow.is_forward() && conntrack::is_stale(flow, &packet) {
             conntrack::remove(&packet.tuple, flow);
-        } else if flow.is_forward() || flow.is_hairpin() {
+        } else if flow.is_forward() || flow.turns_around() {
             conntrack::touch(found, &packet);
-            translate(ctx, &packet, flow)?;
-            return finish(ctx, flow);
+            translate(ctx, &packet, flow, true)?;
+            return finish(ctx, &packet, flow);
         } else {
             // A backend's answer, translated at its client's edge.
             return Ok(Verdict::Pass);
         }
     }
-    let key =
+    let mut key =
         FrontendKey::new(packet.tuple.destination, packet.tuple.destination_port, packet.tuple.protocol);
     let client = Client::Address(packet.tuple.source);
     let mut selected = None;
-    service::select(&key, scope, &client, &mut selected)?;
+    service::select(&mut key, origin, &client, &mut selected)?;
     let Some(backend) = selected else { return Ok(Verdict::Pass) };
     let mut flow = Flow::new(Direction::Forward, packet.tuple, backend.service_id, backend.id, false, 0);
-    conntrack::open(&packet.tuple, &backend, &mut flow)?;
+    if is_beyond(origin, &backend) {
+        conntrack::open_forwarded(ctx, &packet.tuple, &backend, &mut flow)?;
+    } else {
+        conntrack::open(&packet.tuple, &backend, &mut flow)?;
+    }
     maps::count(Counter::FlowNew);
     log_new(ctx, &packet, &backend);
-    translate(ctx, &packet, &flow)?;
-    finish(ctx, &flow)
+    translate(ctx, &packet, &flow, true)?;
+    finish(ctx, &packet, &flow)
+}
+
+/// Whether client and backend are both beyond the node, so that answers come back only to an address of the node.
+/// An endpoint may be this node without saying so, where somebody wrote it by hand.
+#[inline(always)]
+fn is_beyond(origin: Origin, backend: &Backend) -> bool {
+    matches!(origin, Origin::Beyond) && backend.is_remote() && !maps::is_node_address(&backend.address)
 }
 
 #[inline(always)]
@@ -77,36 +84,38 @@ pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
     packet::parse(ctx, &mut packet)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
-        Part::Later => return later_fragment(ctx, &packet).map(|()| Verdict::Pass),
+        Part::Later => return later_fragment(ctx, &packet, false),
         Part::Whole | Part::First => {}
     }
     let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::Pass) };
     // SAFETY: an element of the map, alive for this run of the program.
     let flow = unsafe { &*found };
-    if flow.is_forward() || flow.is_hairpin() {
+    if flow.is_forward() || flow.turns_around() {
         return Ok(Verdict::Pass);
     }
     conntrack::touch(found, &packet);
-    translate(ctx, &packet, flow).map(|()| Verdict::Pass)
+    translate(ctx, &packet, flow, false).map(|()| Verdict::Pass)
 }
 
 #[inline(never)]
-fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<(), Error> {
-    let to = flow.translated;
+fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> Result<(), Error> {
     if matches!(packet.part, Part::First) {
         if flow.is_hairpin() {
             // The pieces would have to turn around together.
             return Err(Error::Fragment);
         }
-        let fragment = Fragment { source: to.source, destination: to.destination };
-        FRAGMENTS.insert(packet.fragment_key(), fragment, 0).map_err(|_| Error::Fragment)?;
+        let fragment = Fragment::of(flow);
+        FRAGMENTS.insert(packet.fragment_key(entering), fragment, 0).map_err(|_| Error::Fragment)?;
     }
     maps::count(if flow.is_forward() { Counter::FlowForward } else { Counter::FlowReverse });
-    packet::rewrite(ctx, packet, &to)
+    packet::rewrite(ctx, packet, &flow.translated)
 }
 
 #[inline(always)]
-fn finish(ctx: &TcContext, flow: &Flow) -> Result<Verdict, Error> {
+fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<Verdict, Error> {
+    if flow.is_forwarded() {
+        return packet::send_on(ctx, packet.is_v4).map(Verdict::Return);
+    }
     if !flow.is_hairpin() {
         return Ok(Verdict::Pass);
     }
@@ -115,11 +124,17 @@ fn finish(ctx: &TcContext, flow: &Flow) -> Result<Verdict, Error> {
 }
 
 /// A later fragment follows its first one, or passes as it is where that was not translated.
-#[inline(never)]
-fn later_fragment(ctx: &TcContext, packet: &Packet) -> Result<(), Error> {
+#[inline(always)]
+fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Result<Verdict, Error> {
     // SAFETY: copied at once.
-    let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key()) }.copied() else { return Ok(()) };
-    packet::rewrite_fragment(ctx, packet, &fragment)
+    let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key(entering)) }.copied() else {
+        return Ok(Verdict::Pass);
+    };
+    packet::rewrite_fragment(ctx, packet, &fragment)?;
+    if !fragment.is_forwarded() {
+        return Ok(Verdict::Pass);
+    }
+    packet::send_on(ctx, packet.is_v4).map(Verdict::Return)
 }
 
 #[inline(never)]

@@ -5,12 +5,12 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_csum_diff, bpf_redirect},
+    helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
 };
-use ebpf_common::{Address, Fragment, FragmentKey, Port, Protocol, Tuple};
+use ebpf_common::{Address, Counter, Fragment, FragmentKey, Port, Protocol, Tuple};
 
-use crate::error::Error;
+use crate::{error::Error, maps};
 
 const ETHERNET_BYTES: usize = 14;
 const ETHERTYPE_V4: u32 = 0x0800_u16.to_be() as u32;
@@ -59,8 +59,9 @@ impl Packet {
         transport: 0,
     };
 
-    pub fn fragment_key(&self) -> FragmentKey {
-        FragmentKey::new(self.tuple.source, self.tuple.destination, self.identification, self.tuple.protocol)
+    pub fn fragment_key(&self, entering: bool) -> FragmentKey {
+        let tuple = &self.tuple;
+        FragmentKey::new(tuple.source, tuple.destination, self.identification, tuple.protocol, entering)
     }
 
     pub fn is_initial_syn(&self) -> bool {
@@ -190,7 +191,7 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result<(), Error
 }
 
 /// Gives a later fragment the addresses that its first one got.
-#[inline(always)]
+#[inline(never)]
 pub fn rewrite_fragment(ctx: &TcContext, packet: &Packet, to: &Fragment) -> Result<(), Error> {
     let to = Tuple::new(to.source, Port::new(0), to.destination, Port::new(0), packet.tuple.protocol);
     let difference = difference(&packet.tuple, &to)?;
@@ -253,6 +254,37 @@ pub fn turn_around(ctx: &TcContext) -> Result<i32, Error> {
     ctx.store(0, &[stations[1], stations[0]], 0).map_err(|_| Error::Rewrite)?;
     // SAFETY: the context field and a helper without pointers.
     Ok(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) } as i32)
+}
+
+/// Sends the packet to where its new addresses lead, with one hop less to go: out of the link it came in on, past the
+/// node's own stack.
+#[inline(always)]
+pub fn send_on(ctx: &TcContext, is_v4: bool) -> Result<i32, Error> {
+    take_hop(ctx, is_v4)?;
+    maps::count(Counter::Forwarded);
+    // The kernel looks the route up among those of this link, and finds the neighbour.
+    // SAFETY: the context field, and a helper that takes no parameters where their size is 0.
+    Ok(unsafe { bpf_redirect_neigh((*ctx.skb.skb).ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+}
+
+#[inline(never)]
+fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Error> {
+    if is_v4 {
+        let word: [u8; 2] = load(ctx, ETHERNET_BYTES + 8)?;
+        if word[0] <= 1 {
+            return Err(Error::HopLimit);
+        }
+        let new = [word[0] - 1, word[1]];
+        let (from, to) = (u16::from_ne_bytes(word), u16::from_ne_bytes(new));
+        ctx.l3_csum_replace(ETHERNET_BYTES + 10, from as u64, to as u64, 2).map_err(|_| Error::Rewrite)?;
+        ctx.store(ETHERNET_BYTES + 8, &new, 0).map_err(|_| Error::Rewrite)
+    } else {
+        let hops: u8 = load(ctx, ETHERNET_BYTES + 7)?;
+        if hops <= 1 {
+            return Err(Error::HopLimit);
+        }
+        ctx.store(ETHERNET_BYTES + 7, &(hops - 1), 0).map_err(|_| Error::Rewrite)
+    }
 }
 
 #[inline(always)]

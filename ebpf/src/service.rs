@@ -2,14 +2,13 @@
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotKey,
+    Address, Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Origin, ServiceId, SlotKey,
     pick_backend,
 };
 
 use crate::{
     error::Error,
-    maps::{AFFINITY, BACKENDS, FRONTENDS, SLOTS},
-    nat::Scope,
+    maps::{self, AFFINITY, BACKENDS, FRONTENDS, SLOTS},
 };
 
 /// The agent changes one map after the other. A reader that looked at one before and at the next after a change may
@@ -23,8 +22,21 @@ pub enum Client {
     Namespace(u64),
 }
 
+/// The frontend of `key`; where the address is the node's and has none itself, its node port's, whose key `key` becomes.
 #[inline(always)]
-pub fn frontend(key: &FrontendKey) -> Option<Frontend> {
+pub fn frontend(key: &mut FrontendKey) -> Option<Frontend> {
+    if let Some(frontend) = exact(key) {
+        return Some(frontend);
+    }
+    if !maps::is_node_address(&key.address) {
+        return None;
+    }
+    *key = key.of_any_address();
+    exact(key)
+}
+
+#[inline(always)]
+fn exact(key: &FrontendKey) -> Option<Frontend> {
     // SAFETY: copied at once; the map's values are replaced as a whole, never written in place.
     unsafe { FRONTENDS.get(key) }.copied()
 }
@@ -37,45 +49,40 @@ pub fn backend(id: BackendId) -> Option<Backend> {
     if backend.id == id { Some(backend) } else { None }
 }
 
-/// Finds the backend for a new connection of `client`; `selected` stays as it is where `key` is no frontend.
+/// Finds the backend for a new connection of `client`; `selected` stays as it is where `key` is no frontend. `key` may
+/// change as [`frontend`] says.
 ///
 /// Like every function here that is not inlined, it returns what fits one register: a BPF function has no other way,
 /// and the stack of 512 bytes does not hold everything inlined.
 #[inline(never)]
 pub fn select(
-    key: &FrontendKey,
-    scope: Scope,
+    key: &mut FrontendKey,
+    origin: Origin,
     client: &Client,
     selected: &mut Option<Backend>,
 ) -> Result<(), Error> {
     let Some(mut frontend) = frontend(key) else { return Ok(()) };
     if frontend.affinity_seconds != 0 {
-        if let Some(backend) = remembered(&frontend, client) {
+        if let Some(backend) = remembered(&frontend, origin, client) {
             *selected = Some(backend);
             return Ok(());
         }
     }
     for _ in 0..ATTEMPTS {
-        let count = match scope {
-            Scope::Cluster => frontend.backend_count,
-            Scope::Node => frontend.local_count,
-        };
+        let (first, count) = frontend.slots(origin);
         // SAFETY: a helper without arguments.
         let random = unsafe { bpf_get_prandom_u32() };
         let Some(slot) = pick_backend(random, count) else {
-            return Err(match scope {
-                Scope::Node if frontend.backend_count != 0 => Error::NoLocalBackend,
-                Scope::Node | Scope::Cluster => Error::NoBackend,
-            });
+            return Err(if frontend.has_endpoints() { Error::NoLocalBackend } else { Error::NoBackend });
         };
-        if let Some(backend) = in_slot(frontend.service_id, slot) {
+        if let Some(backend) = in_slot(frontend.service_id, first + slot) {
             if frontend.affinity_seconds != 0 {
                 remember(frontend.service_id, backend.id, client);
             }
             *selected = Some(backend);
             return Ok(());
         }
-        frontend = match self::frontend(key) {
+        frontend = match exact(key) {
             Some(frontend) => frontend,
             None => return Ok(()),
         };
@@ -115,10 +122,10 @@ fn remembered_id(key: &AffinityKey, seconds: u32) -> u32 {
 }
 
 #[inline(always)]
-fn remembered(frontend: &Frontend, client: &Client) -> Option<Backend> {
+fn remembered(frontend: &Frontend, origin: Origin, client: &Client) -> Option<Backend> {
     let id = remembered_id(&affinity_key(frontend.service_id, client), frontend.affinity_seconds);
     let backend = backend(BackendId(id))?;
-    if backend.service_id == frontend.service_id { Some(backend) } else { None }
+    if backend.service_id == frontend.service_id && backend.is_for(origin) { Some(backend) } else { None }
 }
 
 #[inline(always)]

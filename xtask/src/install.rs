@@ -40,6 +40,7 @@ pub(crate) const PEERS: &[Need] = &[
     Need { program: "bash", package: "bash" },
     Need { program: "nft", package: "nftables" },
     Need { program: "iptables-save", package: "iptables" },
+    Need { program: "bpftool", package: "bpftool" },
 ];
 
 /// Installs what is missing; as another user than root it says what to install.

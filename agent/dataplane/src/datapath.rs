@@ -9,6 +9,7 @@ use ebpf_common::{Counter, desired::Services, maps};
 use crate::{
     flows::{self, FlowEntry, Flows, Swept},
     maps::{MapError, PinnedCounters},
+    node::{NodeConfig, NodeMaps},
     programs::{LogLevel, ProgramError, Programs, Role, TcMode},
     services::{Applied, ServiceEntry, ServiceMaps},
 };
@@ -46,6 +47,7 @@ impl Config {
 pub struct Datapath {
     programs: Programs,
     services: ServiceMaps,
+    node: NodeMaps,
     flows: Flows,
     counters: PinnedCounters,
 }
@@ -59,6 +61,7 @@ impl Datapath {
         Ok(Self {
             programs,
             services: ServiceMaps::open(&maps)?,
+            node: NodeMaps::open(&maps)?,
             flows: Flows::open(&maps)?,
             counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
         })
@@ -69,6 +72,12 @@ impl Datapath {
     pub fn set_services(&mut self, services: Services) -> Result<Applied, Error> {
         self.services.set_desired(services);
         Ok(self.services.apply()?)
+    }
+
+    /// Says what the node is: without it node ports lead nowhere, and clients beyond the node get only backends on it.
+    /// To be called again when addresses change.
+    pub fn set_node(&mut self, config: &NodeConfig) -> Result<(), Error> {
+        Ok(self.node.set(config)?)
     }
 
     /// Single changes, for those who know them; end with [`ServiceMaps::apply`].
@@ -87,7 +96,7 @@ impl Datapath {
         Ok(self.programs.attach_link(interface_index, Role::Pod)?)
     }
 
-    /// Serves packets that reach Services from beyond this node, with backends on it.
+    /// Serves packets that reach Services from beyond this node.
     pub fn attach_uplink(&mut self, interface_index: u32) -> Result<(), Error> {
         Ok(self.programs.attach_link(interface_index, Role::Uplink)?)
     }

@@ -10,6 +10,7 @@ pub mod flows;
 pub mod links;
 pub mod maps;
 mod netlink;
+pub mod node;
 pub mod programs;
 pub mod routes;
 pub mod services;

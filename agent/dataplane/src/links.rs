@@ -9,9 +9,12 @@
 //! The gateway addresses exist on no interface: a permanent neighbour entry stands for them, so no ARP or ND is
 //! ever waited for. A namespace move would cost an RCU grace period; naming the peer's namespace at creation does not.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ebpf_common::FORWARD_PORTS;
 
 use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Socket};
 
@@ -192,6 +195,13 @@ impl Links {
         Ok(links)
     }
 
+    /// Where others reach this host: all its addresses but those that mean something on one link or in it only.
+    pub fn node_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        let header = [0; 8];
+        let answers = self.socket.query(Message::new(RTM_GETADDR, DUMP, &header))?;
+        Ok(answers.iter().filter_map(|answer| own_address(&answer.body)).filter(is_reachable).collect())
+    }
+
     /// The link that carries an address of this node; its MTU is the pods'.
     pub fn uplink(&mut self, address: IpAddr) -> io::Result<Link> {
         let header = [0; 8];
@@ -211,7 +221,8 @@ impl Links {
     }
 }
 
-/// Sets what a node that forwards for pods needs: forwarding on, reverse path filter off.
+/// Sets what a node that forwards for pods needs: forwarding on, reverse path filter off, and ports set aside for
+/// clients beyond the node whose backends are beyond it too.
 ///
 /// The effective filter is the maximum of `all` and the interface's own: `all` must be 0 too.
 pub fn prepare_host(uplink: &str) -> io::Result<()> {
@@ -222,7 +233,47 @@ pub fn prepare_host(uplink: &str) -> io::Result<()> {
     // With forwarding on, router advertisements are only taken at 2; else the default route would go.
     write_sysctl_if_present(&format!("ipv6/conf/{uplink}/accept_ra"), "2")?;
     write_sysctl("ipv4/ip_forward", "1")?;
-    write_sysctl_if_present("ipv6/conf/all/forwarding", "1")
+    write_sysctl_if_present("ipv6/conf/all/forwarding", "1")?;
+    reserve_ports(FORWARD_PORTS)
+}
+
+/// Keeps the host's sockets from choosing the ports by themselves; what was reserved before stays.
+fn reserve_ports((first, last): (u16, u16)) -> io::Result<()> {
+    const KEY: &str = "ipv4/ip_local_reserved_ports";
+    let path = format!("/proc/sys/net/{KEY}");
+    let now = fs::read_to_string(&path).map_err(|error| annotate(error, format!("reading {path}")))?;
+    let now = now.trim();
+    if covers(now, first, last) {
+        return Ok(());
+    }
+    let comma = if now.is_empty() { "" } else { "," };
+    write_sysctl(KEY, &format!("{now}{comma}{first}-{last}"))
+}
+
+/// Whether one range of a list such as `8080,49152-65535` holds all these ports. The kernel merges ranges.
+fn covers(list: &str, first: u16, last: u16) -> bool {
+    list.split(',').any(|range| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        from.trim().parse().is_ok_and(|from: u16| from <= first)
+            && to.trim().parse().is_ok_and(|to: u16| to >= last)
+    })
+}
+
+/// The address of an RTM_NEWADDR: of a point-to-point link, this end's.
+fn own_address(body: &[u8]) -> Option<IpAddr> {
+    let find = |wanted: u16| {
+        netlink::attributes(body.get(8..).unwrap_or_default())
+            .find(|(kind, _)| *kind == wanted)
+            .and_then(|(_, value)| netlink::read_address(value))
+    };
+    find(IFA_LOCAL).or_else(|| find(IFA_ADDRESS))
+}
+
+fn is_reachable(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    }
 }
 
 fn write_sysctl(key: &str, value: &str) -> io::Result<()> {
@@ -389,4 +440,32 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         }
     }
     Some(Link { index, name, mtu })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_ports_are_found_in_one_range() {
+        assert!(covers("8080,49152-65535", 49152, 65535));
+        assert!(covers("32768-65535", 49152, 65535));
+        for list in ["", "8080", "49152-60000", "49152-60000,60002-65535", "x-y"] {
+            assert!(!covers(list, 49152, 65535), "{list}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_one_link_or_of_the_host_itself_are_not_the_nodes() {
+        for (address, reachable) in [
+            ("127.0.0.1", false),
+            ("169.254.1.1", false),
+            ("10.0.0.1", true),
+            ("fe80::1", false),
+            ("fd00::1", true),
+        ] {
+            let address: IpAddr = address.parse().expect("an address");
+            assert_eq!(is_reachable(&address), reachable, "{address}");
+        }
+    }
 }

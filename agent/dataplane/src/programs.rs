@@ -10,8 +10,8 @@
 //!   links/tc-pod-12-ingress …       role and interface index
 //! ```
 //!
-//! A new agent loads its programs and updates each link: the kernel changes the pointer, and no packet or call passes
-//! without a program. Below Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same.
+//! A new agent loads its programs, fills maps whose layout is new from the old ones, and updates each link: the kernel
+//! changes the pointer, and no packet or call passes without a program. Below Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same.
 
 use std::{
     fs::{self, File},
@@ -30,7 +30,13 @@ use aya::{
     util::KernelVersion,
 };
 
-use crate::bpf::{self, AttachType, Target};
+use ebpf_common::maps;
+
+use crate::{
+    bpf::{self, AttachType, Target},
+    maps::MapError,
+    services,
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/seaway.o"));
 
@@ -74,6 +80,8 @@ pub enum ProgramError {
     Clsact { program: String, target: String, source: Box<aya::programs::ProgramError> },
     #[error("pinning {}", path.display())]
     Pin { path: PathBuf, source: io::Error },
+    #[error("taking over the Services of an earlier agent")]
+    TakeOver(#[source] MapError),
 }
 
 /// What a link leads to, which decides the programs on it.
@@ -199,7 +207,10 @@ impl Programs {
         }
         let programs = Self { directory: directory.to_owned(), tc_mode, ebpf };
         programs.pin_programs()?;
+        let maps_dir = directory.join("maps");
+        services::take_over_frontends(&maps_dir).map_err(ProgramError::TakeOver)?;
         programs.update_links()?;
+        maps::RETIRED.iter().try_for_each(|name| unpin(&maps_dir.join(name)))?;
         Ok(programs)
     }
 

@@ -7,14 +7,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::IpAddr,
     path::Path,
 };
 
 use ebpf_common::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Port, Protocol, ServiceId, SlotKey,
-    desired::{Endpoint, Service, Services},
+    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, Protocol, ServiceId, SlotKey,
+    desired::{Clients, Endpoint, Service, Services},
     maps,
+    retired::Frontend1,
 };
 
 use crate::{
@@ -36,6 +38,7 @@ pub struct Applied {
 pub struct ServiceEntry {
     /// Empty where only the maps know it.
     pub name: String,
+    /// Unspecified for a node port: every address of the node has it.
     pub address: IpAddr,
     pub port: u16,
     pub protocol: Protocol,
@@ -52,6 +55,7 @@ pub struct BackendEntry {
     pub port: u16,
     /// On this node.
     pub local: bool,
+    pub clients: Clients,
 }
 
 #[derive(Debug)]
@@ -133,8 +137,7 @@ impl ServiceMaps {
         }
         let service_id = self.service_id(&key);
         let mut endpoints = service.endpoints.clone();
-        endpoints.sort_unstable_by_key(|endpoint| (!endpoint.local, endpoint.address, endpoint.port));
-        endpoints.dedup_by_key(|endpoint| (endpoint.address, endpoint.port));
+        endpoints.sort_unstable_by_key(|endpoint| (endpoint.clients, endpoint.address, endpoint.port));
         let before: Vec<BackendId> = self.backend_ids(service_id);
         let ids: Vec<BackendId> =
             endpoints.iter().map(|endpoint| self.desire_backend(service_id, endpoint)).collect();
@@ -147,12 +150,14 @@ impl ServiceMaps {
         for id in before.iter().filter(|id| !ids.contains(id)) {
             self.backends.remove_desired(id);
         }
-        let frontend = Frontend {
+        let count = |clients| endpoints.iter().filter(|endpoint| endpoint.clients == clients).count() as u32;
+        let frontend = Frontend::new(
             service_id,
-            backend_count: ids.len() as u32,
-            local_count: endpoints.iter().filter(|endpoint| endpoint.local).count() as u32,
-            affinity_seconds: service.affinity_seconds,
-        };
+            service.affinity_seconds,
+            count(Clients::Beyond) + count(Clients::All),
+            count(Clients::Beyond)..ids.len() as u32,
+            service.has_endpoints,
+        );
         self.frontends.insert_desired(key, frontend);
         self.services.insert(key, service);
     }
@@ -236,7 +241,16 @@ impl ServiceMaps {
                 self.last_backend_id += 1;
                 BackendId(self.last_backend_id)
             });
-        self.backends.insert_desired(id, Backend::new(id, service_id, endpoint.address, endpoint.port));
+        let mut backend = Backend::new(id, service_id, endpoint.address, endpoint.port);
+        if !endpoint.local {
+            backend = backend.remote();
+        }
+        backend = match endpoint.clients {
+            Clients::All => backend,
+            Clients::Beyond => backend.only_for(Origin::Beyond),
+            Clients::Node => backend.only_for(Origin::Node),
+        };
+        self.backends.insert_desired(id, backend);
         id
     }
 
@@ -281,6 +295,18 @@ where
     Ok(deletes.len())
 }
 
+fn clients(frontend: &Frontend, slot: u32) -> Clients {
+    let serves = |origin| {
+        let (first, count) = frontend.slots(origin);
+        (first..first + count).contains(&slot)
+    };
+    match (serves(Origin::Beyond), serves(Origin::Node)) {
+        (true, false) => Clients::Beyond,
+        (false, true) => Clients::Node,
+        (true, true) | (false, false) => Clients::All,
+    }
+}
+
 fn collect_entries(
     frontends: &HashMap<FrontendKey, Frontend>,
     slots: &HashMap<SlotKey, BackendId>,
@@ -291,13 +317,14 @@ fn collect_entries(
         .iter()
         .map(|(key, frontend)| {
             let service_id = frontend.service_id;
-            let backends = (0..frontend.backend_count).filter_map(|slot| {
+            let backends = (0..frontend.slot_count()).filter_map(|slot| {
                 let backend = backends.get(slots.get(&SlotKey { service_id, slot })?)?;
                 Some(BackendEntry {
                     backend_id: backend.id.0,
                     address: backend.address.to_ip(),
                     port: backend.port.get(),
-                    local: slot < frontend.local_count,
+                    local: !backend.is_remote(),
+                    clients: clients(frontend, slot),
                 })
             });
             ServiceEntry {
@@ -313,4 +340,16 @@ fn collect_entries(
         .collect();
     entries.sort_unstable_by_key(|entry| (entry.address, entry.port, entry.protocol));
     entries
+}
+
+/// Fills the map of frontends with what an earlier agent wrote in its layout. To be called before its programs are
+/// replaced: ids and backends have kept their layout, so new programs find all that the old ones found.
+pub(crate) fn take_over_frontends(directory: &Path) -> Result<(), MapError> {
+    let old: PinnedMap<FrontendKey, Frontend1> = match PinnedMap::open(directory, maps::FRONTENDS_1) {
+        Err(MapError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let frontends: Vec<(FrontendKey, Frontend)> =
+        old.read_all()?.into_iter().map(|(key, frontend)| (key, frontend.into())).collect();
+    PinnedMap::open(directory, maps::FRONTENDS)?.insert_all(&frontends, |_, _| {})
 }

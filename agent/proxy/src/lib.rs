@@ -2,11 +2,13 @@
 //!
 //! [`desired()`] computes everything at once; [`Proxy`] keeps the objects and computes again only the Services that an
 //! event touched. Both go through one function for one Service, so they cannot disagree. Semantics are kube-proxy's:
-//! KEP-1669 (terminating endpoints), KEP-2086 (internalTrafficPolicy), EndpointSlice's rules for consumers.
+//! `service` has the addresses, `endpoints` who gets which endpoint.
 //!
-//! Balanced are the cluster IPs of Services, TCP and UDP, both families. Deliberately absent: IO, clock, NodePort,
-//! externalIPs and load balancer addresses, SCTP, topology hints.
+//! Balanced are cluster IPs, node ports, externalIPs and addresses of load balancers, TCP and UDP, both families.
+//! Deliberately absent: IO, clock, SCTP, loadBalancerSourceRanges, and the node's addresses: a node port is desired
+//! once, for any of them.
 
+mod endpoints;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -23,10 +25,15 @@ use k8s_openapi::{
 };
 
 /// What a decision depends on of the node that it is for.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeView {
     /// As in `endpoints[].nodeName`.
     pub name: String,
+    /// The node's label `topology.kubernetes.io/zone`; empty without one.
+    pub zone: String,
+    /// Where this node reaches the API server: an address and port that no other Service may claim, or the node could
+    /// not hear of a correction.
+    pub api_servers: BTreeSet<FrontendKey>,
 }
 
 /// Namespace and name.
@@ -42,6 +49,11 @@ impl ObjectName {
             namespace: metadata.namespace.clone().unwrap_or_default(),
             name: metadata.name.clone().unwrap_or_default(),
         }
+    }
+
+    /// The Service by which pods reach the API server.
+    fn is_api_server(&self) -> bool {
+        self.namespace == "default" && self.name == "kubernetes"
     }
 }
 
@@ -84,6 +96,18 @@ impl Proxy {
             desired: Services::new(),
             due: BTreeSet::new(),
         }
+    }
+
+    /// What is known of this node has changed.
+    pub fn set_node(&mut self, node: NodeView) {
+        if self.node != node {
+            self.node = node;
+            self.due.extend(self.service_by_name.keys().cloned());
+        }
+    }
+
+    pub fn node(&self) -> &NodeView {
+        &self.node
     }
 
     /// A Service was added or changed.
@@ -160,7 +184,12 @@ impl Proxy {
     pub fn update(&mut self) -> BTreeSet<FrontendKey> {
         let mut touched = BTreeSet::new();
         for name in std::mem::take(&mut self.due) {
-            let frontends = self.frontends_of(&name);
+            let mut frontends = self.frontends_of(&name);
+            if name.is_api_server() {
+                self.keep_last_endpoints(&name, &mut frontends);
+            } else {
+                frontends.retain(|key, _| !self.node.api_servers.contains(key));
+            }
             let before = match frontends.is_empty() {
                 true => self.frontends_by_service.remove(&name),
                 false => self.frontends_by_service.insert(name.clone(), frontends.clone()),
@@ -187,6 +216,21 @@ impl Proxy {
         let Some(service) = self.service_by_name.get(name) else { return BTreeMap::new() };
         let slices = self.slices_by_service.get(name);
         service::frontends(name, service, slices.into_iter().flat_map(BTreeMap::values), &self.node)
+    }
+
+    /// An API server that leads nowhere would be the last that its nodes hear, where they reach it by this Service.
+    fn keep_last_endpoints(
+        &self,
+        name: &ObjectName,
+        frontends: &mut BTreeMap<FrontendKey, desired::Service>,
+    ) {
+        let Some(before) = self.frontends_by_service.get(name) else { return };
+        for (key, frontend) in frontends {
+            if let Some(before) = before.get(key).filter(|_| frontend.endpoints.is_empty()) {
+                frontend.endpoints.clone_from(&before.endpoints);
+                frontend.has_endpoints = before.has_endpoints;
+            }
+        }
     }
 
     fn release(&mut self, key: &FrontendKey, name: &ObjectName) {

@@ -1,20 +1,20 @@
 //! One Service with its EndpointSlices, to its frontends.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
 };
 
-use ebpf_common::{
-    Address, FrontendKey, Port, Protocol,
-    desired::{self, Endpoint},
-};
+use ebpf_common::{Address, FrontendKey, Port, Protocol, desired};
 use k8s_openapi::api::{
     core::v1::{Service, ServicePort, ServiceSpec},
-    discovery::v1::{EndpointConditions, EndpointPort, EndpointSlice},
+    discovery::v1::EndpointSlice,
 };
 
-use crate::{NodeView, ObjectName};
+use crate::{
+    NodeView, ObjectName,
+    endpoints::{self, Choice},
+};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Somebody else proxies what carries this label.
@@ -41,7 +41,7 @@ pub(crate) fn service_of_slice(slice: &EndpointSlice) -> Option<ObjectName> {
     Some(ObjectName { namespace: slice.metadata.namespace.clone().unwrap_or_default(), name })
 }
 
-/// Every cluster IP with every port.
+/// Every address of the Service with every port.
 pub(crate) fn frontends<'a>(
     name: &ObjectName,
     service: &Service,
@@ -51,108 +51,69 @@ pub(crate) fn frontends<'a>(
     let Some(spec) = &service.spec else { return BTreeMap::new() };
     let mut frontends = BTreeMap::new();
     for ip in cluster_ips(spec) {
+        let external: Vec<IpAddr> =
+            external_ips(service).into_iter().filter(|external| external.is_ipv4() == ip.is_ipv4()).collect();
         for port in spec.ports.iter().flatten() {
             let (Some(protocol), Some(number)) = (protocol(port.protocol.as_deref()), number(port.port))
             else {
                 continue;
             };
             let family = slices.clone().filter(|slice| is_family(slice, ip));
-            let endpoints = endpoints(spec, port, family, node);
+            let known = endpoints::of_port(port, family, node);
+            let desired = |choice: Choice| desired::Service {
+                name: display_name(name, port),
+                endpoints: choice.endpoints,
+                affinity_seconds: affinity_seconds(spec),
+                has_endpoints: choice.has_endpoints,
+            };
+            let node_port = port.node_port.and_then(self::number);
+            if node_port.is_some() || !external.is_empty() {
+                let from_outside = desired(endpoints::external(
+                    &known,
+                    is_local(spec.external_traffic_policy.as_deref()),
+                    node,
+                ));
+                let key = |ip: &IpAddr| FrontendKey::new(Address::from(*ip), number, protocol);
+                frontends.extend(external.iter().map(|ip| (key(ip), from_outside.clone())));
+                let any = FrontendKey::new(Address::from(ip), number, protocol).of_any_address();
+                frontends.extend(
+                    node_port.map(|port| (FrontendKey::new(any.address, port, protocol), from_outside)),
+                );
+            }
+            // Last, so that no other address of the Service takes the place of its own.
             frontends.insert(
                 FrontendKey::new(Address::from(ip), number, protocol),
-                desired::Service {
-                    name: display_name(name, port),
-                    endpoints,
-                    affinity_seconds: affinity_seconds(spec),
-                },
+                desired(endpoints::internal(&known, is_local(spec.internal_traffic_policy.as_deref()), node)),
             );
         }
     }
     frontends
 }
 
-/// What a slice says of an endpoint; several slices may, while one replaces another.
-#[derive(Default)]
-struct Conditions {
-    ready: bool,
-    serving_terminating: bool,
-    local: bool,
+fn is_local(policy: Option<&str>) -> bool {
+    policy == Some("Local")
 }
 
-/// The endpoints that get new connections: those that are ready, else those that end but still serve (KEP-1669). With
-/// `internalTrafficPolicy: Local` the choice is among those of this node from the start (KEP-2086).
-fn endpoints<'a>(
-    spec: &ServiceSpec,
-    port: &ServicePort,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-    node: &NodeView,
-) -> Vec<Endpoint> {
-    let only_local = spec.internal_traffic_policy.as_deref() == Some("Local");
-    let mut all: BTreeMap<(Address, Port), Conditions> = BTreeMap::new();
-    for slice in slices {
-        let numbers: Vec<Port> = slice
-            .ports
-            .iter()
-            .flatten()
-            .filter(|candidate| is_same_port(candidate, port))
-            .filter_map(port_number)
-            .collect();
-        for endpoint in slice.endpoints.iter().flatten() {
-            // The addresses of one endpoint are interchangeable, and consumers take the first.
-            let Some(ip) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok()) else {
-                continue;
-            };
-            let local = endpoint.node_name.as_deref() == Some(node.name.as_str());
-            if is_wrong_target(ip) || (only_local && !local) {
-                continue;
-            }
-            let conditions = endpoint.conditions.as_ref();
-            for number in &numbers {
-                let merged = all.entry((Address::from(ip), *number)).or_default();
-                merged.ready |= is_ready(conditions);
-                merged.serving_terminating |= is_serving_terminating(conditions);
-                merged.local |= local;
-            }
-        }
-    }
-    let chosen = |usable: fn(&Conditions) -> bool| -> Vec<Endpoint> {
-        all.iter()
-            .filter(|(_, conditions)| usable(conditions))
-            .map(|((address, port), conditions)| Endpoint {
-                address: *address,
-                port: *port,
-                local: conditions.local,
-            })
-            .collect()
-    };
-    let ready = chosen(|conditions| conditions.ready);
-    if ready.is_empty() { chosen(|conditions| conditions.serving_terminating) } else { ready }
-}
-
-/// An unknown condition counts as ready (EndpointConditions, `ready`).
-fn is_ready(conditions: Option<&EndpointConditions>) -> bool {
-    conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
-}
-
-fn is_serving_terminating(conditions: Option<&EndpointConditions>) -> bool {
-    conditions.is_some_and(|conditions| {
-        conditions.serving.unwrap_or(true) && conditions.terminating.unwrap_or(false)
-    })
+/// The addresses by which clients outside the cluster know the Service: externalIPs, and those of its load balancer
+/// that are its own and not a proxy's (KEP-1860).
+fn external_ips(service: &Service) -> BTreeSet<IpAddr> {
+    let spec = service.spec.as_ref();
+    let of_spec = spec.and_then(|spec| spec.external_ips.as_ref()).into_iter().flatten();
+    let is_balanced = spec.is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
+    let status = service.status.as_ref().filter(|_| is_balanced);
+    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+    let of_status = ingress
+        .into_iter()
+        .flatten()
+        .filter(|ingress| ingress.ip_mode.as_deref().unwrap_or("VIP") == "VIP")
+        .filter_map(|ingress| ingress.ip.as_ref());
+    let all = of_spec.chain(of_status).filter_map(|text| text.parse::<IpAddr>().ok());
+    all.filter(|ip| !is_wrong_target(*ip)).collect()
 }
 
 /// Addresses that the API forbids as endpoints, since each node would take them for its own.
-fn is_wrong_target(ip: IpAddr) -> bool {
+pub(crate) fn is_wrong_target(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
-}
-
-/// A port of a Service and one of a slice belong together by name and protocol; an unnamed one is named "".
-fn is_same_port(candidate: &EndpointPort, port: &ServicePort) -> bool {
-    candidate.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
-        && protocol(candidate.protocol.as_deref()) == protocol(port.protocol.as_deref())
-}
-
-fn port_number(port: &EndpointPort) -> Option<Port> {
-    port.port.and_then(number)
 }
 
 fn is_family(slice: &EndpointSlice, ip: IpAddr) -> bool {
@@ -172,7 +133,7 @@ fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
 }
 
 /// TCP where none is named; `None` for what is not balanced.
-fn protocol(name: Option<&str>) -> Option<Protocol> {
+pub(crate) fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::TCP),
         "UDP" => Some(Protocol::UDP),
@@ -180,7 +141,7 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
     }
 }
 
-fn number(port: i32) -> Option<Port> {
+pub(crate) fn number(port: i32) -> Option<Port> {
     u16::try_from(port).ok().filter(|port| *port != 0).map(Port::new)
 }
 

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use ebpf_common::{
     Address, FrontendKey, Port, Protocol,
-    desired::{Endpoint, Services},
+    desired::{Clients, Endpoint, Services},
 };
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
@@ -13,8 +13,11 @@ use serde_json::{Value, json};
 
 use crate::{NodeView, ObjectName, Proxy, desired};
 
+mod external;
+mod topology;
+
 fn node() -> NodeView {
-    NodeView { name: "node1".into() }
+    NodeView { name: "node1".into(), zone: "zone-a".into(), api_servers: [].into() }
 }
 
 fn object<T: DeserializeOwned>(value: Value) -> T {
@@ -64,7 +67,12 @@ fn of_web(services: &Services) -> Vec<String> {
 fn endpoints(services: &Services, key: &FrontendKey) -> Vec<String> {
     let show = |endpoint: &Endpoint| {
         let local = if endpoint.local { " here" } else { "" };
-        format!("{}:{}{local}", endpoint.address.to_ip(), endpoint.port.get())
+        let clients = match endpoint.clients {
+            Clients::All => "",
+            Clients::Beyond => " for those beyond",
+            Clients::Node => " for the node",
+        };
+        format!("{}:{}{local}{clients}", endpoint.address.to_ip(), endpoint.port.get())
     };
     services.get(key).expect("the frontend").endpoints.iter().map(show).collect()
 }
@@ -123,7 +131,7 @@ fn local_traffic_policy_leaves_only_this_nodes_endpoints() {
     let slices =
         [slice("web-a", "web", tcp(53), json!([ready("10.89.0.11", "node1"), ready("10.89.0.12", "node2")]))];
     assert_eq!(of_web(&desired([&service], &slices, &node())), ["10.89.0.11:53 here"]);
-    let elsewhere = NodeView { name: "node3".into() };
+    let elsewhere = NodeView { name: "node3".into(), ..node() };
     assert!(of_web(&desired([&service], &slices, &elsewhere)).is_empty());
 }
 
@@ -289,15 +297,22 @@ fn any_service() -> impl Strategy<Value = Service> {
     let ip = prop::sample::select(vec!["10.96.0.1", "10.96.0.2", "10.96.0.3", "None"]);
     let policy = prop::sample::select(vec!["Cluster", "Local"]);
     let port = prop::sample::select(vec![80, 443]);
-    (name, ip, policy, port, any::<bool>()).prop_map(|(name, ip, policy, port, foreign)| {
-        let spec = json!({"clusterIP": ip, "internalTrafficPolicy": policy, "ports": [{"port": port}]});
-        let mut service = service(name, spec);
-        if foreign {
-            service.metadata.labels =
-                Some([("service.kubernetes.io/service-proxy-name".to_owned(), "x".to_owned())].into());
-        }
-        service
-    })
+    let node_port = prop::sample::select(vec![0, 30080, 30081]);
+    let policies = (policy.clone(), policy);
+    (name, ip, policies, port, node_port, any::<bool>()).prop_map(
+        |(name, ip, policies, port, node_port, foreign)| {
+            let spec = json!({
+                "clusterIP": ip, "internalTrafficPolicy": policies.0, "externalTrafficPolicy": policies.1,
+                "ports": [{"port": port, "nodePort": node_port}], "externalIPs": ["192.0.2.1"],
+            });
+            let mut service = service(name, spec);
+            if foreign {
+                service.metadata.labels =
+                    Some([("service.kubernetes.io/service-proxy-name".to_owned(), "x".to_owned())].into());
+            }
+            service
+        },
+    )
 }
 
 fn any_slice() -> impl Strategy<Value = EndpointSlice> {
@@ -392,4 +407,12 @@ proptest! {
             prop_assert_eq!(touched.contains(key), before.get(key) != fresh.get(key));
         }
     }
+}
+
+fn changed(
+    mut service: Service,
+    change: impl FnOnce(&mut k8s_openapi::api::core::v1::ServiceSpec),
+) -> Service {
+    change(service.spec.as_mut().expect("a spec"));
+    service
 }

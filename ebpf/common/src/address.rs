@@ -56,6 +56,23 @@ impl Address {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_PREFIX
     }
 
+    /// The unspecified address of the same family.
+    #[inline(always)]
+    pub const fn any(&self) -> Self {
+        if self.is_v4() { Self::from_v4_word(0) } else { Self::UNSPECIFIED }
+    }
+
+    /// Of the host that speaks: 127.0.0.0/8 and ::1, and the unspecified addresses, which connect there too.
+    #[inline(always)]
+    pub const fn is_own(&self) -> bool {
+        let [a, b, c, d] = self.words;
+        if self.is_v4() {
+            d == 0 || d.to_ne_bytes()[0] == 127
+        } else {
+            a | b | c == 0 && (d == 0 || d == 1_u32.to_be())
+        }
+    }
+
     /// The address with IPv4 as itself.
     pub fn to_ip(&self) -> IpAddr {
         if self.is_v4() {

@@ -44,6 +44,10 @@ impl Tuple {
     }
 }
 
+/// Source ports of the node, first and last, that forwarded flows get: the dynamic ports of RFC 6335. The node's sockets
+/// are kept from choosing them (`net.ipv4.ip_local_reserved_ports`), and one that asked for one keeps it.
+pub const FORWARD_PORTS: (u16, u16) = (49152, 65535);
+
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
@@ -69,7 +73,10 @@ pub struct Flow {
     pub fin: u8,
     /// 1 once this direction sent RST.
     pub rst: u8,
-    zero: [u8; 3],
+    /// 1 where the client is beyond the node and the backend too: the client's address was exchanged as well, and both
+    /// directions enter from outside and leave there again. No entry had one before there were such flows.
+    forwarded: u8,
+    zero: [u8; 2],
 }
 
 impl Flow {
@@ -92,8 +99,26 @@ impl Flow {
             seen: matches!(direction, Direction::Forward) as u8,
             fin: 0,
             rst: 0,
-            zero: [0; 3],
+            forwarded: 0,
+            zero: [0; 2],
         }
+    }
+
+    /// The same, for a client and a backend that are both beyond the node.
+    #[inline(always)]
+    pub const fn forwarded(self) -> Self {
+        Self { forwarded: 1, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn is_forwarded(&self) -> bool {
+        self.forwarded != 0
+    }
+
+    /// Whether the answers are translated where they enter, and not at the client's edge.
+    #[inline(always)]
+    pub const fn turns_around(&self) -> bool {
+        (self.hairpin | self.forwarded) != 0
     }
 
     #[inline(always)]
@@ -122,13 +147,21 @@ pub struct FragmentKey {
     /// The Identification field: 16 bits in IPv4, 32 in IPv6.
     pub identification: u32,
     pub protocol: Protocol,
-    zero: [u8; 3],
+    /// 1 where packets enter the node's stack, 0 where they leave it: one packet passes both, and is translated at one.
+    entering: u8,
+    zero: [u8; 2],
 }
 
 impl FragmentKey {
     #[inline(always)]
-    pub const fn new(source: Address, destination: Address, identification: u32, protocol: Protocol) -> Self {
-        Self { source, destination, identification, protocol, zero: [0; 3] }
+    pub const fn new(
+        source: Address,
+        destination: Address,
+        identification: u32,
+        protocol: Protocol,
+        entering: bool,
+    ) -> Self {
+        Self { source, destination, identification, protocol, entering: entering as u8, zero: [0; 2] }
     }
 }
 
@@ -138,6 +171,22 @@ impl FragmentKey {
 pub struct Fragment {
     pub source: Address,
     pub destination: Address,
+    forwarded: u32,
+}
+
+impl Fragment {
+    /// What the first fragment of `flow` became.
+    #[inline(always)]
+    pub const fn of(flow: &Flow) -> Self {
+        let Tuple { source, destination, .. } = flow.translated;
+        Self { source, destination, forwarded: flow.forwarded as u32 }
+    }
+
+    /// As [`Flow::is_forwarded`].
+    #[inline(always)]
+    pub const fn is_forwarded(&self) -> bool {
+        self.forwarded != 0
+    }
 }
 
 /// How long a flow may be silent before it is forgotten, judged from both of its entries.
@@ -173,9 +222,10 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<Tuple>() == 40 && align_of::<Tuple>() == 8);
     assert!(offset_of!(Tuple, source_port) == 32 && offset_of!(Tuple, protocol) == 36);
-    assert!(size_of::<FragmentKey>() == 40 && size_of::<Fragment>() == 32);
+    assert!(size_of::<FragmentKey>() == 40 && size_of::<Fragment>() == 36);
     assert!(size_of::<Flow>() == 64 && offset_of!(Flow, translated) == 8);
     assert!(offset_of!(Flow, service_id) == 48 && offset_of!(Flow, hairpin) == 57);
+    assert!(offset_of!(Flow, rst) == 60 && offset_of!(Flow, forwarded) == 61);
 };
 
 crate::pod!(Tuple, Flow, FragmentKey, Fragment);

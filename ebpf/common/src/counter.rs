@@ -22,7 +22,7 @@ pub enum Counter {
     Hairpin = 7,
     /// Dropped: the frontend has no backend.
     DropNoBackend = 8,
-    /// Dropped: the frontend has no backend on this node, and the packet came from outside.
+    /// Dropped: the frontend has backends, but none for clients where the packet came from.
     DropNoLocalBackend = 9,
     /// Dropped: the conntrack map is full.
     DropConntrackFull = 10,
@@ -34,10 +34,16 @@ pub enum Counter {
     DropMalformed = 13,
     /// Dropped: the kernel refused to rewrite the packet.
     DropRewrite = 14,
+    /// A packet between a client and a backend that are both beyond the node was sent on.
+    Forwarded = 15,
+    /// Dropped: the packet had to be sent on to another machine, and the node has no address to send from.
+    DropNoSource = 16,
+    /// Dropped: the packet had to be sent on, and had no hop left.
+    DropHopLimit = 17,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 15;
+    pub const COUNT: u32 = 18;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -55,6 +61,9 @@ impl Counter {
         Self::DropFragment,
         Self::DropMalformed,
         Self::DropRewrite,
+        Self::Forwarded,
+        Self::DropNoSource,
+        Self::DropHopLimit,
     ];
 
     /// The counter's name in metrics and command output.
@@ -75,10 +84,13 @@ impl Counter {
             Self::DropFragment => "drop_fragment",
             Self::DropMalformed => "drop_malformed",
             Self::DropRewrite => "drop_rewrite",
+            Self::Forwarded => "forwarded",
+            Self::DropNoSource => "drop_no_source",
+            Self::DropHopLimit => "drop_hop_limit",
         }
     }
 
     pub const fn is_drop(self) -> bool {
-        self as u32 >= Self::DropNoBackend as u32
+        self as u32 >= Self::DropNoBackend as u32 && !matches!(self, Self::Forwarded)
     }
 }

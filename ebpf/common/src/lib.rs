@@ -18,16 +18,19 @@ mod counter;
 #[cfg(feature = "desired")]
 pub mod desired;
 pub mod maps;
+mod node;
+pub mod retired;
 mod service;
 #[cfg(test)]
 mod tests;
 
 pub use address::{Address, Port, Protocol};
-pub use conntrack::{Direction, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
+pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
 pub use counter::Counter;
+pub use node::Node;
 pub use service::{
-    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, ServiceId, SlotKey, SocketForward,
-    SocketKey, SocketReverse, pick_backend,
+    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Origin, ServiceId, SlotKey,
+    SocketForward, SocketKey, SocketReverse, pick_backend,
 };
 
 /// Implements `aya::Pod` where the agent asks for it.

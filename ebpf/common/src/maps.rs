@@ -1,19 +1,37 @@
 //! Names and sizes of the maps. The number in a name is the layout's version: it changes only with an incompatible
 //! key or value, so that a new agent keeps the maps of the old one, and never misreads them.
 
-pub const FRONTENDS: &str = "FRONTENDS_1";
+pub const FRONTENDS: &str = "FRONTENDS_2";
 pub const SLOTS: &str = "SLOTS_1";
 pub const BACKENDS: &str = "BACKENDS_1";
 pub const AFFINITY: &str = "AFFINITY_1";
 pub const SOCKET_FORWARD: &str = "SOCK_FWD_1";
 pub const SOCKET_REVERSE: &str = "SOCK_REV_1";
 pub const CONNTRACK: &str = "CONNTRACK_1";
-pub const FRAGMENTS: &str = "FRAGMENTS_1";
-pub const COUNTERS: &str = "COUNTERS_1";
+pub const FRAGMENTS: &str = "FRAGMENTS_2";
+pub const COUNTERS: &str = "COUNTERS_2";
+pub const NODE: &str = "NODE_1";
+pub const NODE_ADDRESSES: &str = "NODE_ADDRS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 9] =
-    [FRONTENDS, SLOTS, BACKENDS, AFFINITY, SOCKET_FORWARD, SOCKET_REVERSE, CONNTRACK, FRAGMENTS, COUNTERS];
+pub const ALL: [&str; 11] = [
+    FRONTENDS,
+    SLOTS,
+    BACKENDS,
+    AFFINITY,
+    SOCKET_FORWARD,
+    SOCKET_REVERSE,
+    CONNTRACK,
+    FRAGMENTS,
+    COUNTERS,
+    NODE,
+    NODE_ADDRESSES,
+];
+
+/// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
+/// fragments live for seconds, and counters begin anew.
+pub const RETIRED: [&str; 3] = [FRONTENDS_1, "FRAGMENTS_1", "COUNTERS_1"];
+pub const FRONTENDS_1: &str = "FRONTENDS_1";
 
 // An empty hash without preallocation costs 16 bytes for each entry that it may hold, an LRU all of them at once.
 pub const FRONTENDS_MAX: u32 = 1 << 17;
@@ -24,3 +42,6 @@ pub const SOCKET_FORWARD_MAX: u32 = 1 << 15;
 pub const SOCKET_REVERSE_MAX: u32 = 1 << 16;
 pub const CONNTRACK_MAX: u32 = 1 << 19;
 pub const FRAGMENTS_MAX: u32 = 1 << 13;
+pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
+/// Room for counters to come.
+pub const COUNTERS_MAX: u32 = 64;

@@ -1,8 +1,18 @@
 //! Services: frontends (address, port, protocol), their slots, backends, and what is remembered of choices.
 //!
-//! A lookup is frontend -> (service, count) -> slot -> backend id -> backend. Slots of one service are numbered from 0
-//! without holes, backends of this node first, so "local only" is the same choice over a smaller count. A backend id
-//! belongs to one service and is never given to another, so an id that is still present is still right.
+//! A lookup is frontend -> (service, range) -> slot -> backend id -> backend. Slots of one service are numbered from 0
+//! without holes. Clients of this node and clients beyond it may get different backends, as traffic policies and
+//! topology hints have it; each kind has a range of slots, and the two overlap where they share backends:
+//!
+//! ```text
+//!   slot      0 1 2 | 3 4 5 6 | 7 8
+//!   beyond    ~~~~~~~~~~~~~~~           0..beyond_count
+//!   node            ~~~~~~~~~~~~~~~     node_first..node_first + node_count
+//! ```
+//!
+//! A node port's key has no address ([`FrontendKey::of_any_address`]): it is looked up for every address of the node,
+//! so that the number of addresses multiplies nothing. A backend id belongs to one service and is never given to
+//! another, so an id that is still present is still right.
 
 use crate::{Address, Port, Protocol};
 
@@ -30,18 +40,73 @@ impl FrontendKey {
     pub const fn new(address: Address, port: Port, protocol: Protocol) -> Self {
         Self { address, port, protocol, zero: 0 }
     }
+
+    /// The same port on any address of the node, of the same family.
+    #[inline(always)]
+    pub const fn of_any_address(&self) -> Self {
+        Self { address: self.address.any(), ..*self }
+    }
 }
 
+/// Where a client asks from.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A pod or a process of this node.
+    Node,
+    /// The uplink: other machines, and pods of other nodes.
+    Beyond,
+}
+
+/// Layout 2. Layout 1 is [`crate::retired::Frontend1`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frontend {
     pub service_id: ServiceId,
-    /// Slots `0..backend_count` are in use; 0 means that connections are refused.
-    pub backend_count: u32,
-    /// Slots `0..local_count` are backends of this node.
-    pub local_count: u32,
     /// `sessionAffinity: ClientIP` timeout; 0 means none.
     pub affinity_seconds: u32,
+    pub beyond_count: u32,
+    pub node_first: u32,
+    pub node_count: u32,
+    flags: u32,
+}
+
+impl Frontend {
+    /// The Service has endpoints somewhere in the cluster.
+    const HAS_ENDPOINTS: u32 = 1;
+
+    pub const fn new(
+        service_id: ServiceId,
+        affinity_seconds: u32,
+        beyond_count: u32,
+        node: core::ops::Range<u32>,
+        has_endpoints: bool,
+    ) -> Self {
+        let flags = if has_endpoints { Self::HAS_ENDPOINTS } else { 0 };
+        let node_count = node.end - node.start;
+        Self { service_id, affinity_seconds, beyond_count, node_first: node.start, node_count, flags }
+    }
+
+    /// The first slot and the number of slots for clients that ask from `origin`.
+    #[inline(always)]
+    pub const fn slots(&self, origin: Origin) -> (u32, u32) {
+        match origin {
+            Origin::Node => (self.node_first, self.node_count),
+            Origin::Beyond => (0, self.beyond_count),
+        }
+    }
+
+    /// The slots in use, from 0.
+    pub const fn slot_count(&self) -> u32 {
+        let node_end = self.node_first + self.node_count;
+        if node_end > self.beyond_count { node_end } else { self.beyond_count }
+    }
+
+    /// Without any endpoint a client is refused; where only this client has none, its packets are dropped.
+    #[inline(always)]
+    pub const fn has_endpoints(&self) -> bool {
+        self.flags & Self::HAS_ENDPOINTS != 0
+    }
 }
 
 #[repr(C)]
@@ -56,15 +121,49 @@ pub struct SlotKey {
 pub struct Backend {
     pub address: Address,
     pub port: Port,
-    zero: u16,
+    flags: u16,
     pub service_id: ServiceId,
     /// The key again: an element that the kernel recycled under a reader shows another id here.
     pub id: BackendId,
 }
 
+/// Every flag is of a kind that 0 was right before it was there: the layout is still the first.
 impl Backend {
+    const REMOTE: u16 = 1;
+    const NOT_FOR_NODE: u16 = 2;
+    const NOT_FOR_BEYOND: u16 = 4;
+
+    /// A backend on this node, for all clients.
     pub const fn new(id: BackendId, service_id: ServiceId, address: Address, port: Port) -> Self {
-        Self { address, port, zero: 0, service_id, id }
+        Self { address, port, flags: 0, service_id, id }
+    }
+
+    /// The same on another machine.
+    pub const fn remote(self) -> Self {
+        Self { flags: self.flags | Self::REMOTE, ..self }
+    }
+
+    /// The same for clients of one origin only.
+    pub const fn only_for(self, origin: Origin) -> Self {
+        let flag = match origin {
+            Origin::Node => Self::NOT_FOR_BEYOND,
+            Origin::Beyond => Self::NOT_FOR_NODE,
+        };
+        Self { flags: self.flags | flag, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn is_remote(&self) -> bool {
+        self.flags & Self::REMOTE != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_for(&self, origin: Origin) -> bool {
+        let excluding = match origin {
+            Origin::Node => Self::NOT_FOR_NODE,
+            Origin::Beyond => Self::NOT_FOR_BEYOND,
+        };
+        self.flags & excluding == 0
     }
 }
 
@@ -160,9 +259,11 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<FrontendKey>() == 20 && offset_of!(FrontendKey, port) == 16);
     assert!(offset_of!(FrontendKey, protocol) == 18);
-    assert!(size_of::<Frontend>() == 16);
+    assert!(size_of::<Frontend>() == 24 && offset_of!(Frontend, affinity_seconds) == 4);
+    assert!(offset_of!(Frontend, node_first) == 12 && offset_of!(Frontend, flags) == 20);
     assert!(size_of::<SlotKey>() == 8 && size_of::<BackendId>() == 4);
     assert!(size_of::<Backend>() == 28 && offset_of!(Backend, port) == 16);
+    assert!(offset_of!(Backend, flags) == 18);
     assert!(offset_of!(Backend, service_id) == 20 && offset_of!(Backend, id) == 24);
     assert!(size_of::<AffinityKey>() == 24 && offset_of!(AffinityKey, service_id) == 16);
     assert!(size_of::<Affinity>() == 16 && offset_of!(Affinity, backend_id) == 8);

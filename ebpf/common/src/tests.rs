@@ -100,3 +100,50 @@ fn counter_numbers_are_their_places() {
         assert_eq!(counter.is_drop(), counter.name().starts_with("drop_"));
     }
 }
+
+#[test]
+fn an_address_of_the_host_itself_is_known() {
+    let of = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+    for own in ["127.0.0.1", "127.3.2.1", "0.0.0.0", "::1", "::"] {
+        assert!(of(own).is_own(), "{own}");
+    }
+    for other in ["10.0.0.127", "128.0.0.1", "::2", "fe80::1", "1::1", "0.0.0.1"] {
+        assert!(!of(other).is_own(), "{other}");
+    }
+    assert_eq!(of("10.1.2.3").any(), of("0.0.0.0"));
+    assert_eq!(of("fd00::1").any(), of("::"));
+}
+
+#[test]
+fn slots_of_the_two_kinds_of_clients_overlap() {
+    let frontend = Frontend::new(ServiceId(1), 0, 7, 3..9, true);
+    assert_eq!(frontend.slots(Origin::Beyond), (0, 7));
+    assert_eq!(frontend.slots(Origin::Node), (3, 6));
+    assert_eq!(frontend.slot_count(), 9);
+    assert_eq!(Frontend::new(ServiceId(1), 0, 7, 3..5, true).slot_count(), 7);
+}
+
+#[test]
+fn an_old_frontend_leads_where_it_led() {
+    let old = retired::Frontend1 {
+        service_id: ServiceId(3),
+        backend_count: 5,
+        local_count: 2,
+        affinity_seconds: 60,
+    };
+    let new = Frontend::from(old);
+    assert_eq!((new.slots(Origin::Node), new.slots(Origin::Beyond)), ((0, 5), (0, 2)));
+    assert_eq!((new.service_id, new.affinity_seconds, new.has_endpoints()), (ServiceId(3), 60, true));
+    let none = Frontend::from(retired::Frontend1 { backend_count: 0, local_count: 0, ..old });
+    assert!(!none.has_endpoints());
+}
+
+#[test]
+fn a_backend_says_where_it_is_and_who_may_have_it() {
+    let backend = Backend::new(BackendId(1), ServiceId(1), Address::UNSPECIFIED, Port::new(1));
+    assert!(!backend.is_remote() && backend.is_for(Origin::Node) && backend.is_for(Origin::Beyond));
+    assert!(backend.remote().is_remote());
+    assert!(!backend.only_for(Origin::Node).is_for(Origin::Beyond));
+    assert!(backend.remote().only_for(Origin::Node).is_for(Origin::Node));
+    assert!(!backend.only_for(Origin::Beyond).is_for(Origin::Node));
+}

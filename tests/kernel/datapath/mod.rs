@@ -1,5 +1,6 @@
 //! The datapath's programs and maps.
 
+mod frontends;
 mod node;
 mod packets;
 mod program_runs;
@@ -11,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use dataplane::datapath::{Config, Datapath};
 use ebpf_common::{
     Address, Counter, FrontendKey, Port, Protocol,
-    desired::{Endpoint, Service, Services},
+    desired::{Clients, Endpoint, Service, Services},
 };
 
 use crate::netns::BpfDir;
@@ -37,13 +38,22 @@ fn key(frontend: &str, protocol: Protocol) -> FrontendKey {
 }
 
 fn endpoint(address: IpAddr, port: u16, local: bool) -> Endpoint {
-    Endpoint { address: Address::from(address), port: Port::new(port), local }
+    Endpoint { address: Address::from(address), port: Port::new(port), local, clients: Clients::All }
 }
 
 /// A service to `backends`, all of them on this node.
 fn service(backends: &[SocketAddr]) -> Service {
-    let endpoints = backends.iter().map(|backend| endpoint(backend.ip(), backend.port(), true)).collect();
-    Service { name: "default/web".into(), endpoints, affinity_seconds: 0 }
+    leading_to(backends.iter().map(|backend| endpoint(backend.ip(), backend.port(), true)).collect())
+}
+
+fn leading_to(endpoints: Vec<Endpoint>) -> Service {
+    let has_endpoints = !endpoints.is_empty();
+    Service { name: "default/web".into(), endpoints, affinity_seconds: 0, has_endpoints }
+}
+
+/// The node port of a family, which any address of the family names.
+fn node_port(frontend: &str, protocol: Protocol) -> FrontendKey {
+    key(frontend, protocol).of_any_address()
 }
 
 fn services(of: impl IntoIterator<Item = (FrontendKey, Service)>) -> Services {

@@ -6,10 +6,11 @@
 //!                                 │                                 with 10.244.1.2, fd00:244:1::2 on it
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use dataplane::{
     datapath::{Config, Datapath},
+    node::NodeConfig,
     programs::TcMode,
 };
 use ebpf_common::{
@@ -17,7 +18,7 @@ use ebpf_common::{
     desired::{Service, Services},
 };
 
-use super::{chain, endpoint, services};
+use super::{chain, endpoint, leading_to, services};
 use crate::netns::{BpfDir, NetNs};
 
 pub struct Node {
@@ -28,6 +29,10 @@ pub struct Node {
     pub directory: BpfDir,
     tc_mode: TcMode,
 }
+
+/// Where other machines see what the node sends on.
+const SOURCES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 89, 0, 11)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x89, 0, 0, 0, 0, 0, 0x11))];
 
 const POD_MAC: &str = "02:00:00:00:00:01";
 const HOST_MAC: &str = "02:00:00:00:00:02";
@@ -77,6 +82,8 @@ impl Node {
                 datapath.attach_pod_link(pod).unwrap_or_else(|error| panic!("{}", chain(&error)));
             }
             datapath.attach_uplink(uplink).unwrap_or_else(|error| panic!("{}", chain(&error)));
+            let node = NodeConfig::of_namespace(&SOURCES).expect("the node's addresses");
+            datapath.set_node(&node).expect("telling them");
         });
     }
 
@@ -90,10 +97,10 @@ impl Node {
         }
         self.beyond.ip("addr add 10.244.1.2/32 dev lo");
         self.beyond.ip("addr add fd00:244:1::2/128 dev lo nodad");
-        for (of, to) in [("10.244.0.0/24", "10.89.0.11"), ("10.96.0.0/16", "10.89.0.11")] {
-            self.beyond.ip(&format!("route add {of} via {to}"));
+        for of in ["10.244.0.0/24", "10.96.0.0/16", "192.0.2.0/24"] {
+            self.beyond.ip(&format!("route add {of} via 10.89.0.11"));
         }
-        for of in ["fd00:244::/64", "fd00:96::/64"] {
+        for of in ["fd00:244::/64", "fd00:96::/64", "2001:db8::/64"] {
             self.beyond.ip(&format!("-6 route add {of} via fd00:89::11"));
         }
         self.namespace.ip("route add 10.244.1.0/24 via 10.89.0.12");
@@ -125,8 +132,7 @@ impl Node {
 /// A service to the given backends: those of 10.244.0.0/24 and the node's own are on this node.
 pub fn to(backends: &[SocketAddr]) -> Service {
     let here = |ip: IpAddr| !matches!(ip.to_string().as_str(), "10.244.1.2" | "fd00:244:1::2" | "10.89.0.12");
-    let endpoints = backends.iter().map(|b| endpoint(b.ip(), b.port(), here(b.ip()))).collect();
-    Service { name: "default/web".into(), endpoints, affinity_seconds: 0 }
+    leading_to(backends.iter().map(|b| endpoint(b.ip(), b.port(), here(b.ip()))).collect())
 }
 
 fn open(directory: &BpfDir, tc_mode: TcMode) -> Datapath {

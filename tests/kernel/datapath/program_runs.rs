@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use dataplane::datapath::Datapath;
-use ebpf_common::{Address, Counter, Protocol, checksum, desired::Service};
+use dataplane::{datapath::Datapath, node::NodeConfig};
+use ebpf_common::{Address, Counter, Protocol, checksum};
 
-use super::{count, endpoint, key, open, services};
+use super::{count, endpoint, key, leading_to, open, services};
 use crate::netns::BpfDir;
 
 const PASS: u32 = u32::MAX;
@@ -19,11 +19,7 @@ const BACKEND_V6: &str = "fd00:244:1::2";
 
 fn datapath(directory: &BpfDir) -> Datapath {
     let mut datapath = open(directory);
-    let to = |backend: &str| Service {
-        name: "default/web".into(),
-        endpoints: vec![endpoint(backend.parse().expect("an address"), 8080, false)],
-        affinity_seconds: 0,
-    };
+    let to = |backend: &str| leading_to(vec![endpoint(backend.parse().expect("an address"), 8080, false)]);
     let mut wanted = services([]);
     for protocol in [Protocol::TCP, Protocol::UDP] {
         wanted.insert(key("10.96.0.7:80", protocol), to(BACKEND));
@@ -216,4 +212,21 @@ fn a_later_fragment_whose_first_was_never_seen_passes_as_it_is() {
     let mut fragment = frame(Protocol::UDP, (CLIENT, 40000), ("10.96.0.7", 80), &[7; 64]);
     fragment[20..22].copy_from_slice(&185u16.to_be_bytes());
     assert_eq!(run(&mut datapath, "pod_ingress", &fragment), (PASS, fragment));
+}
+
+#[test]
+fn a_packet_that_has_no_hop_left_is_not_sent_on() {
+    let directory = BpfDir::new();
+    let mut datapath = datapath(&directory);
+    let sources = [CLIENT, CLIENT_V6].map(|source| source.parse().expect("an address"));
+    let node = NodeConfig { sources: sources.to_vec(), ..NodeConfig::default() };
+    datapath.set_node(&node).expect("the node's addresses");
+    for (number, (client, frontend, hops_at)) in
+        [("10.89.0.12", "10.96.0.7", 22), ("fd00:89::12", "fd00:96::7", 21)].into_iter().enumerate()
+    {
+        let mut packet = frame(Protocol::TCP, (client, 40000), (frontend, 80), b"");
+        packet[hops_at] = 1;
+        assert_eq!(run(&mut datapath, "uplink_ingress", &packet).0, SHOT);
+        assert_eq!(count(&datapath, Counter::DropHopLimit), number as u64 + 1);
+    }
 }

@@ -12,12 +12,16 @@ use std::{
 
 use dataplane::{
     datapath::{Config, Datapath},
+    node::NodeConfig,
     programs::LogLevel,
     services::ServiceMaps,
 };
-use ebpf_common::{Counter, Protocol, desired::Service};
+use ebpf_common::{
+    Counter, FrontendKey, Protocol,
+    desired::{Clients, Endpoint, Service},
+};
 
-use super::{chain, count, endpoint, key, open, service, services};
+use super::{chain, count, endpoint, key, leading_to, node_port, open, service, services};
 use crate::netns::{BpfDir, Cgroup, NetNs};
 
 const FRONTEND: &str = "10.96.0.7:80";
@@ -39,13 +43,15 @@ impl Host {
 
     fn with(cgroup: Cgroup, directory: BpfDir, config: &Config) -> Self {
         let config = Config { bpf_dir: directory.path.clone(), ..config.clone() };
-        let datapath = Datapath::open(&config).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let mut datapath = Datapath::open(&config).unwrap_or_else(|error| panic!("{}", chain(&error)));
         datapath.attach_cgroup(&cgroup.path).expect("attaching to the cgroup");
         let namespace = NetNs::in_cgroup(&cgroup);
         for host in 1..10 {
             namespace.ip(&format!("addr add 10.244.0.{host}/32 dev lo"));
             namespace.ip(&format!("addr add fd00:244::{host}/128 dev lo nodad"));
         }
+        let node = namespace.run(|| NodeConfig::of_namespace(&[])).expect("the node's addresses");
+        datapath.set_node(&node).expect("telling them");
         Self { namespace, datapath, directory, cgroup }
     }
 
@@ -217,6 +223,124 @@ fn connections_spread_over_all_backends() {
     });
 }
 
+/// What connects to a node port by loopback: the address, and the one that a backend has.
+const LOOPBACKS: [(&str, &str); 5] = [
+    ("127.0.0.1:30080", "10.244.0.1:0"),
+    ("127.1.2.3:30080", "10.244.0.1:0"),
+    ("0.0.0.0:30080", "10.244.0.1:0"),
+    ("[::ffff:127.0.0.1]:30080", "10.244.0.1:0"),
+    ("[::1]:30080", "[fd00:244::1]:0"),
+];
+
+/// Node port 30080 of the backend's family.
+fn any_address(backend: SocketAddr, protocol: Protocol) -> FrontendKey {
+    node_port(if backend.is_ipv4() { "0.0.0.0:30080" } else { "[::]:30080" }, protocol)
+}
+
+#[test]
+fn a_process_of_the_node_reaches_a_node_port_by_every_address_of_the_node_and_by_loopback() {
+    let mut host = Host::new();
+    let by_address = [
+        ("10.244.0.7:30080", "10.244.0.1:0"),
+        ("[::ffff:10.244.0.8]:30080", "10.244.0.1:0"),
+        ("[fd00:244::7]:30080", "[fd00:244::1]:0"),
+    ];
+    for (frontend, backend) in by_address.into_iter().chain(LOOPBACKS) {
+        let (listener, bound) = host.namespace.run(|| tcp_server(backend));
+        let (server, server_at) = host.namespace.run(|| udp(backend));
+        let wanted = |bound, protocol| (any_address(bound, protocol), service(&[bound]));
+        let both = services([wanted(bound, Protocol::TCP), wanted(server_at, Protocol::UDP)]);
+        host.datapath.set_services(both).expect("setting the services");
+        host.namespace.run(|| {
+            let client = connect(frontend).unwrap_or_else(|e| panic!("{frontend}: {e}"));
+            assert_eq!(client.peer_addr().expect("its peer").to_string(), frontend);
+            listener.accept().expect("the connection at the backend");
+            ask(frontend, &server);
+        });
+    }
+}
+
+/// An unconnected socket's datagram, and the answer that seems to come from where the datagram was sent.
+fn ask(frontend: &str, server: &UdpSocket) {
+    let (client, _) = udp(if frontend.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" });
+    client.send_to(b"ask", frontend).unwrap_or_else(|e| panic!("{frontend}: {e}"));
+    let mut buffer = [0; 16];
+    let (length, from) = server.recv_from(&mut buffer).expect("the datagram at the backend");
+    server.send_to(&buffer[..length], from).expect("the answer");
+    let (_, from) = client.recv_from(&mut buffer).expect("the answer at the client");
+    assert_eq!(from.to_string(), frontend);
+}
+
+#[test]
+fn loopback_in_a_pod_is_the_pods_own() {
+    let mut host = Host::new();
+    let pod = NetNs::in_cgroup(&host.cgroup);
+    for (frontend, backend) in LOOPBACKS {
+        let backend: SocketAddr = backend.replace(":0", ":1").parse().expect("an address");
+        let any = any_address(backend, Protocol::TCP);
+        host.datapath.set_services(services([(any, service(&[backend]))])).expect("setting the services");
+        let listen = if frontend.starts_with("[::1]") { "[::1]:30080" } else { "0.0.0.0:30080" };
+        pod.run(|| {
+            let (listener, _) = tcp_server(listen);
+            connect(frontend).unwrap_or_else(|e| panic!("{frontend}: {e}"));
+            listener.accept().expect("the pod's own connection");
+        });
+    }
+    assert_eq!(count(&host.datapath, Counter::SocketConnect), 0);
+}
+
+#[test]
+fn a_pods_socket_reaches_a_node_port_by_the_nodes_address() {
+    let mut host = Host::new();
+    let pod = NetNs::in_cgroup(&host.cgroup);
+    // The backend is in the pod too: no packet has to leave it.
+    pod.ip("addr add 10.244.0.20/32 dev lo");
+    let (listener, bound) = pod.run(|| tcp_server("10.244.0.20:0"));
+    let any = any_address(bound, Protocol::TCP);
+    host.datapath.set_services(services([(any, service(&[bound]))])).expect("setting the services");
+    pod.run(|| connect("10.244.0.7:30080")).expect("a connection by the node's address");
+    listener.accept().expect("the connection at the backend");
+    let elsewhere = pod.run(|| connect("10.244.0.99:30080")).expect_err("no address of the node");
+    assert_eq!(elsewhere.raw_os_error(), Some(libc::ENETUNREACH), "{elsewhere}");
+}
+
+#[test]
+fn an_address_with_a_service_of_its_own_goes_before_the_node_port() {
+    let mut host = Host::new();
+    let (own, own_at) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
+    let (_any, any_at) = host.namespace.run(|| tcp_server("10.244.0.2:0"));
+    let wanted = services([
+        (key("10.244.0.7:30080", Protocol::TCP), service(&[own_at])),
+        (node_port("0.0.0.0:30080", Protocol::TCP), service(&[any_at])),
+    ]);
+    host.datapath.set_services(wanted).expect("setting the services");
+    host.namespace.run(|| connect("10.244.0.7:30080")).expect("a connection");
+    own.accept().expect("the connection at the address's own backend");
+}
+
+#[test]
+fn a_socket_gets_only_backends_for_clients_of_the_node() {
+    let mut host = Host::new();
+    let servers: Vec<_> =
+        host.namespace.run(|| (1..=3).map(|n| tcp_server(&format!("10.244.0.{n}:8080"))).collect());
+    let endpoints = servers.iter().zip([Clients::Beyond, Clients::All, Clients::Node]);
+    let endpoints = endpoints
+        .map(|((_, bound), clients)| Endpoint { clients, ..endpoint(bound.ip(), bound.port(), true) })
+        .collect();
+    let wanted = services([(key(FRONTEND, Protocol::TCP), leading_to(endpoints))]);
+    host.datapath.set_services(wanted).expect("setting the services");
+    let accepted: Vec<usize> = host.namespace.run(|| {
+        let _clients: Vec<TcpStream> = (0..60).map(|_| connect(FRONTEND).expect("a connection")).collect();
+        let count = |(listener, _): &(TcpListener, SocketAddr)| {
+            listener.set_nonblocking(true).expect("non-blocking");
+            std::iter::from_fn(|| listener.accept().ok()).count()
+        };
+        servers.iter().map(count).collect()
+    });
+    assert_eq!((accepted[0], accepted[1] + accepted[2]), (0, 60), "{accepted:?}");
+    assert!(accepted[1] > 0 && accepted[2] > 0, "{accepted:?}");
+}
+
 #[test]
 fn a_service_without_backends_refuses_at_once() {
     let mut host = Host::new();
@@ -264,7 +388,7 @@ fn affinity_holds_for_all_sockets_of_a_namespace() {
     let servers: Vec<_> =
         host.namespace.run(|| (1..=6).map(|n| tcp_server(&format!("10.244.0.{n}:8080"))).collect());
     let endpoints = servers.iter().map(|(_, bound)| endpoint(bound.ip(), bound.port(), true)).collect();
-    let sticky = Service { name: "default/web".into(), endpoints, affinity_seconds: 60 };
+    let sticky = Service { affinity_seconds: 60, ..leading_to(endpoints) };
     host.datapath
         .set_services(services([(key(FRONTEND, Protocol::TCP), sticky)]))
         .expect("setting the services");

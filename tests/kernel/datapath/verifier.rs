@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, AsRawFd},
     path::Path,
+    process::Command,
     time::Instant,
 };
 
@@ -13,15 +14,15 @@ use aya::maps::MapData;
 use dataplane::{
     datapath::{Config, Datapath},
     programs::{LogLevel, remove_pinned},
-    services::ServiceMaps,
+    services::{ServiceEntry, ServiceMaps},
 };
 use ebpf_common::{
     Address, FrontendKey, Port, Protocol,
-    desired::{Service, Services},
+    desired::{Clients, Service, Services},
     maps,
 };
 
-use super::{chain, endpoint, open};
+use super::{chain, endpoint, leading_to, open};
 use crate::netns::BpfDir;
 
 #[test]
@@ -122,7 +123,7 @@ fn many_services(count: u32) -> Services {
         .map(|n| {
             let key = FrontendKey::new(Address::from(address(10, n)), Port::new(80), Protocol::TCP);
             let endpoints = (0..4).map(|m| endpoint(address(11, 4 * n + m), 8080, m == 0)).collect();
-            (key, Service { name: format!("default/s{n}"), endpoints, affinity_seconds: 0 })
+            (key, Service { name: format!("default/s{n}"), ..leading_to(endpoints) })
         })
         .collect()
 }
@@ -160,4 +161,63 @@ fn a_full_map_is_named_and_what_was_there_keeps_working() {
     assert_eq!(dump, before, "the services from before lead where they led");
     datapath.set_services(many_services(20)).expect("services that fit again");
     assert_eq!(ServiceMaps::dump(&directory.path.join("maps")).expect("the maps").len(), 20);
+}
+
+/// An element as bpftool takes it.
+fn bytes(words: &[u32]) -> Vec<String> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).map(|byte| byte.to_string()).collect()
+}
+
+fn bpftool(arguments: &[&str]) {
+    let output = Command::new("bpftool").args(arguments).output().expect("running bpftool");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn services_of_an_agent_with_the_first_layout_are_served_before_the_new_one_knows_any() {
+    let directory = BpfDir::new();
+    let mut datapath = open(&directory);
+    datapath.set_services(many_services(3)).expect("setting the services");
+    let before = datapath.services();
+    drop(datapath);
+    // What an earlier agent would have left: frontends in its layout, all else as it is.
+    let maps_dir = directory.path.join("maps");
+    fs::remove_file(maps_dir.join(maps::FRONTENDS)).expect("unpinning");
+    let old = maps_dir.join(maps::FRONTENDS_1);
+    let old = old.to_str().expect("a path");
+    bpftool(&[
+        "map", "create", old, "type", "hash", "key", "20", "value", "16", "entries", "64", "name", "OLD",
+        "flags", "1",
+    ]);
+    for entry in &before {
+        let [a, b, c, d] = Address::from(entry.address).to_words();
+        let port = u32::from_ne_bytes([
+            entry.port.to_be_bytes()[0],
+            entry.port.to_be_bytes()[1],
+            entry.protocol.0,
+            0,
+        ]);
+        let (key, value) =
+            (bytes(&[a, b, c, d, port]), bytes(&[entry.service_id, 4, 1, entry.affinity_seconds]));
+        let mut arguments = vec!["map", "update", "pinned", old, "key"];
+        arguments.extend(key.iter().map(String::as_str));
+        arguments.push("value");
+        arguments.extend(value.iter().map(String::as_str));
+        bpftool(&arguments);
+    }
+
+    let mut datapath = open(&directory);
+    let of = |entries: &[ServiceEntry]| -> Vec<_> {
+        entries.iter().map(|entry| (entry.address, entry.service_id, entry.backends.len())).collect()
+    };
+    assert_eq!(of(&ServiceMaps::dump(&maps_dir).expect("the maps")), of(&before));
+    let taken_over = &ServiceMaps::dump(&maps_dir).expect("the maps")[0].backends;
+    // The old programs gave clients beyond the node the backends of this node, which came first.
+    assert_eq!(
+        taken_over.iter().map(|backend| backend.clients).collect::<Vec<_>>(),
+        [Clients::All, Clients::Node, Clients::Node, Clients::Node]
+    );
+    assert!(!Path::new(old).exists(), "the old map is unpinned");
+    datapath.set_services(many_services(3)).expect("setting the services");
+    assert_eq!(datapath.services(), before, "ids have lasted");
 }

@@ -35,6 +35,8 @@ struct Backend {
     address: IpAddr,
     port: u16,
     local: bool,
+    /// `all`, or only those of the `node` or `beyond` it.
+    clients: String,
 }
 
 impl Frontend {
@@ -142,13 +144,14 @@ pub fn show(answer: &Value, pods: &Value, wide: bool) -> anyhow::Result<String> 
             frontend.name, frontend.protocol, frontend.id
         );
         let empty = "No backends: connections are refused.";
-        let mut table = Table::new(&["BACKEND", "LOCAL", "POD"], &["ID"], empty);
+        let mut table = Table::new(&["BACKEND", "LOCAL", "POD"], &["ID", "CLIENTS"], empty);
         for backend in &frontend.backends {
             table.row([
                 SocketAddr::new(backend.address, backend.port).to_string(),
                 yes(backend.local),
                 pod_by_address.get(&backend.address).cloned().unwrap_or_default(),
                 backend.id.to_string(),
+                backend.clients.clone(),
             ]);
         }
         text.push_str(&table.render(wide));
@@ -163,7 +166,7 @@ mod tests {
     use super::*;
 
     fn answer() -> Value {
-        let backend = |id: u32, address: &str, local: bool| json!({ "id": id, "address": address, "port": 8080, "local": local });
+        let backend = |id: u32, address: &str, local: bool| json!({ "id": id, "address": address, "port": 8080, "local": local, "clients": "all" });
         json!([
             { "name": "kube-system/kube-dns:dns", "id": 2, "address": "10.96.0.10", "port": 53, "protocol": "UDP",
               "affinitySeconds": 0, "backends": [] },

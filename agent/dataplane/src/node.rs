@@ -1,0 +1,89 @@
+//! What the programs know of the node itself: its addresses, the ones it sends from, and its network namespace.
+
+use std::{collections::BTreeSet, io, net::IpAddr, os::fd::AsRawFd, path::Path};
+
+use ebpf_common::{Address, Node, maps};
+
+use crate::{
+    delta::Delta,
+    links::Links,
+    maps::{MapError, PinnedMap},
+};
+
+/// The only element of the node's map.
+const INDEX: u32 = 0;
+
+/// The node as the network sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeConfig {
+    /// One per family at most: where other machines see what the node sends on for clients beyond it.
+    pub sources: Vec<IpAddr>,
+    /// Where node ports are reached. Loopback addresses need not be named.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The network namespace whose sockets are the node's own; 0 for none.
+    pub netns_cookie: u64,
+}
+
+impl NodeConfig {
+    /// The calling thread's network namespace as a node that sends from `sources`.
+    ///
+    /// # Errors
+    /// Where the kernel does not say which addresses there are, or which namespace this is (before Linux 5.14).
+    pub fn of_namespace(sources: &[IpAddr]) -> io::Result<Self> {
+        let mut addresses = Links::open()?.node_addresses()?;
+        addresses.extend(sources);
+        Ok(Self { sources: sources.to_vec(), addresses, netns_cookie: netns_cookie()? })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct NodeMaps {
+    node_map: PinnedMap<u32, Node>,
+    addresses_map: PinnedMap<Address, u32>,
+    addresses: Delta<Address, u32>,
+}
+
+impl NodeMaps {
+    pub(crate) fn open(directory: &Path) -> Result<Self, MapError> {
+        let addresses_map = PinnedMap::open(directory, maps::NODE_ADDRESSES)?;
+        let addresses = Delta::from_actual(addresses_map.read_all()?);
+        Ok(Self { node_map: PinnedMap::open(directory, maps::NODE)?, addresses_map, addresses })
+    }
+
+    pub(crate) fn set(&mut self, config: &NodeConfig) -> Result<(), MapError> {
+        let source = |v4: bool| {
+            let found = config.sources.iter().find(|source| source.is_ipv4() == v4);
+            found.map_or(Address::UNSPECIFIED, |source| Address::from(*source))
+        };
+        let node =
+            Node { source_v4: source(true), source_v6: source(false), netns_cookie: config.netns_cookie };
+        if self.node_map.get(&INDEX)? != Some(node) {
+            self.node_map.insert(&INDEX, &node)?;
+        }
+        self.addresses.set_desired(config.addresses.iter().map(|address| (Address::from(*address), 0)));
+        let new = self.addresses.upserts();
+        self.addresses_map.insert_all(&new, |address, value| self.addresses.upserted(address, *value))?;
+        let gone = self.addresses.deletes();
+        self.addresses_map.remove_all(&gone, |address| self.addresses.deleted(address))
+    }
+}
+
+/// The cookie of the calling thread's network namespace, as the programs see it.
+fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)))?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option is 8 bytes, for which there is room.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}

@@ -1,0 +1,180 @@
+//! Which endpoints of a Service's port this node gives to which clients: KEP-1669 (terminating endpoints), KEP-2086
+//! (internalTrafficPolicy), KEP-2433 and KEP-3015 (topology hints, same zone and same node).
+//!
+//! Two choices are made, each on its own: *cluster* is what the policy Cluster leads to, narrowed by hints; *local* is
+//! what the policy Local leads to, and hints do not matter there. Each takes endpoints that are ready, and only without
+//! any of these those that end but still serve.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ebpf_common::{
+    Address, Port,
+    desired::{Clients, Endpoint},
+};
+use k8s_openapi::api::{
+    core::v1::ServicePort,
+    discovery::v1::{self, EndpointConditions, EndpointPort, EndpointSlice},
+};
+
+use crate::{
+    NodeView,
+    service::{is_wrong_target, number, protocol},
+};
+
+/// Every endpoint of a port, used or not.
+pub(crate) type Known = BTreeMap<(Address, Port), State>;
+
+/// What a slice says of an endpoint; several slices may, while one replaces another.
+#[derive(Default)]
+pub(crate) struct State {
+    ready: bool,
+    serving_terminating: bool,
+    local: bool,
+    hints: Hints,
+}
+
+/// For this node.
+#[derive(Clone, Copy, Default)]
+struct Hints {
+    has_zones: bool,
+    has_nodes: bool,
+    this_zone: bool,
+    this_node: bool,
+}
+
+/// What clients of one frontend get.
+pub(crate) struct Choice {
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// There is one somewhere, be it for none of these clients.
+    pub(crate) has_endpoints: bool,
+}
+
+pub(crate) fn of_port<'a>(
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    node: &NodeView,
+) -> Known {
+    let mut known = Known::new();
+    for slice in slices {
+        let numbers: Vec<Port> = slice
+            .ports
+            .iter()
+            .flatten()
+            .filter(|candidate| is_same_port(candidate, port))
+            .filter_map(|port| port.port.and_then(number))
+            .collect();
+        for endpoint in slice.endpoints.iter().flatten() {
+            // The addresses of one endpoint are interchangeable, and consumers take the first.
+            let Some(ip) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok()) else {
+                continue;
+            };
+            if is_wrong_target(ip) {
+                continue;
+            }
+            for number in &numbers {
+                known.entry((Address::from(ip), *number)).or_default().merge(endpoint, node);
+            }
+        }
+    }
+    known
+}
+
+/// For a cluster IP: one policy for all clients.
+pub(crate) fn internal(known: &Known, local: bool, node: &NodeView) -> Choice {
+    let chosen = if local { self::local(known) } else { cluster(known, node) };
+    Choice {
+        endpoints: chosen.iter().map(|at| endpoint(known, at, Clients::All)).collect(),
+        has_endpoints: known.values().any(State::is_usable),
+    }
+}
+
+/// For the addresses that clients outside the cluster use. The policy Local is for clients beyond the node; those on
+/// it would gain nothing from a detour, and get what the policy Cluster gives.
+pub(crate) fn external(known: &Known, local: bool, node: &NodeView) -> Choice {
+    let cluster = cluster(known, node);
+    let beyond = if local { self::local(known) } else { cluster.clone() };
+    let both = known.keys().filter_map(|at| {
+        let clients = match (cluster.contains(at), beyond.contains(at)) {
+            (true, true) => Clients::All,
+            (true, false) => Clients::Node,
+            (false, true) => Clients::Beyond,
+            (false, false) => return None,
+        };
+        Some(endpoint(known, at, clients))
+    });
+    Choice { endpoints: both.collect(), has_endpoints: known.values().any(State::is_usable) }
+}
+
+type Chosen = std::collections::BTreeSet<(Address, Port)>;
+
+fn cluster(known: &Known, node: &NodeView) -> Chosen {
+    let hinted = hint_in_use(known, node);
+    let ready = chosen(known, |state| state.ready && hinted(&state.hints));
+    if ready.is_empty() { chosen(known, |state| state.serving_terminating) } else { ready }
+}
+
+fn local(known: &Known) -> Chosen {
+    let ready = chosen(known, |state| state.local && state.ready);
+    if ready.is_empty() { chosen(known, |state| state.local && state.serving_terminating) } else { ready }
+}
+
+/// Hints count only where every ready endpoint has one of the kind and one of them is for this node: a node that they
+/// leave out would else have no endpoint.
+fn hint_in_use(known: &Known, node: &NodeView) -> fn(&Hints) -> bool {
+    let all_and_any = |has: fn(&Hints) -> bool, here: fn(&Hints) -> bool| {
+        let mut ready = known.values().filter(|state| state.ready).map(|state| &state.hints);
+        ready.clone().all(has) && ready.any(here)
+    };
+    if all_and_any(|hints| hints.has_nodes, |hints| hints.this_node) {
+        |hints| hints.this_node
+    } else if !node.zone.is_empty() && all_and_any(|hints| hints.has_zones, |hints| hints.this_zone) {
+        |hints| hints.this_zone
+    } else {
+        |_| true
+    }
+}
+
+fn chosen(known: &Known, usable: impl Fn(&State) -> bool) -> Chosen {
+    known.iter().filter(|(_, state)| usable(state)).map(|(at, _)| *at).collect()
+}
+
+fn endpoint(known: &Known, at: &(Address, Port), clients: Clients) -> Endpoint {
+    let local = known.get(at).is_some_and(|state| state.local);
+    Endpoint { address: at.0, port: at.1, local, clients }
+}
+
+impl State {
+    fn is_usable(&self) -> bool {
+        self.ready || self.serving_terminating
+    }
+
+    fn merge(&mut self, endpoint: &v1::Endpoint, node: &NodeView) {
+        let conditions = endpoint.conditions.as_ref();
+        self.ready |= is_ready(conditions);
+        self.serving_terminating |= is_serving_terminating(conditions);
+        self.local |= endpoint.node_name.as_deref() == Some(node.name.as_str());
+        let Some(hints) = &endpoint.hints else { return };
+        let (zones, nodes) = (hints.for_zones.iter().flatten(), hints.for_nodes.iter().flatten());
+        self.hints.has_zones |= zones.clone().next().is_some();
+        self.hints.has_nodes |= nodes.clone().next().is_some();
+        self.hints.this_zone |= zones.clone().any(|zone| zone.name == node.zone);
+        self.hints.this_node |= nodes.clone().any(|hinted| hinted.name == node.name);
+    }
+}
+
+/// An unknown condition counts as ready (EndpointConditions, `ready`).
+fn is_ready(conditions: Option<&EndpointConditions>) -> bool {
+    conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
+}
+
+fn is_serving_terminating(conditions: Option<&EndpointConditions>) -> bool {
+    conditions.is_some_and(|conditions| {
+        conditions.serving.unwrap_or(true) && conditions.terminating.unwrap_or(false)
+    })
+}
+
+/// A port of a Service and one of a slice belong together by name and protocol; an unnamed one is named "".
+fn is_same_port(candidate: &EndpointPort, port: &ServicePort) -> bool {
+    candidate.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
+        && protocol(candidate.protocol.as_deref()) == protocol(port.protocol.as_deref())
+}
