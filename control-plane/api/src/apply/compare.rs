@@ -49,7 +49,10 @@ impl Comparison {
         change(&mut self.added);
     }
 
-    fn attach(&mut self, element: &PathElement, own: Option<Change>, below: Self) {
+    fn attach(&mut self, element: &PathElement, (own, below): Difference) {
+        if own.is_none() && below.is_empty() {
+            return;
+        }
         let Self { removed, modified, added } = below;
         self.removed.push(element.clone(), own == Some(Change::Removed), removed);
         self.modified.push(element.clone(), own == Some(Change::Modified), modified);
@@ -147,10 +150,7 @@ fn objects(
         let Some((name, _)) = a.or(b) else { break };
         let a = a.map(|(_, value)| value).or_else(|| absent(left, name));
         let b = b.map(|(_, value)| value).or_else(|| absent(right, name));
-        let (own, parts) = difference(typed.of_entry(atom, name), a, b)?;
-        if own.is_some() || !parts.is_empty() {
-            below.attach(&PathElement::field(name), own, parts);
-        }
+        below.attach(&PathElement::field(name), difference(typed.of_entry(atom, name), a, b)?);
     }
     Ok((presence(left, right), below))
 }
@@ -177,7 +177,7 @@ fn lists(
     let below_type = typed.of_item(atom);
     let mut below = Comparison::default();
     for (element, (lefts, rights)) in &by_element {
-        let (own, parts) = match (lefts.as_slice(), rights.as_slice()) {
+        let item = match (lefts.as_slice(), rights.as_slice()) {
             ([] | [_], [] | [_]) => difference(below_type, lefts.first().copied(), rights.first().copied())?,
             // Repeated items are owned as one: whole.
             ([_, _, ..], [_, _, ..]) => {
@@ -197,9 +197,7 @@ fn lists(
                 (rest.first().map(|_| Change::Removed), parts)
             }
         };
-        if own.is_some() || !parts.is_empty() {
-            below.attach(element, own, parts);
-        }
+        below.attach(element, item);
     }
     below.each(FieldSet::finish);
     Ok((presence(left, right), below))

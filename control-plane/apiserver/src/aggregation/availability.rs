@@ -13,9 +13,7 @@ use super::{Aggregation, GROUP, PLURAL, Remote, discover::Served};
 use crate::{
     admission::Lookup,
     discovery::remote::RemoteVersion,
-    handlers::{Target, now, update::Update},
-    ownership::Writer,
-    query::WriteOptions,
+    handlers::{Target, now, own::OwnUpdate},
     registry::fields::*,
     security::{GROUP_MASTERS, Identity},
     state::State,
@@ -173,26 +171,17 @@ async fn write(state: &State, name: &str, verdict: &Verdict) -> Result<(), Statu
     }
     info!(name, status = verdict.status, reason = verdict.reason, "availability of an aggregated API");
     let user = Identity::internal("system:kube-aggregator", &[GROUP_MASTERS]);
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let update = Update {
+    let update = OwnUpdate {
         state,
         user: &user,
         target: &target,
         subresource: "status",
         namespace: "",
         name,
-        options: &options,
         admits: false,
-        face: None,
-        writer: &writer,
     };
     let at = now();
-    let set = |old: &Value| {
-        let mut new = old.clone();
-        set_condition(&mut new, condition.clone(), &at);
-        Ok(new)
-    };
-    update.run(&mut Vec::new(), &mut { set }).await.map(drop)
+    update.run(&mut |service| set_condition(service, condition.clone(), &at)).await.map(drop)
 }
 
 fn show(state: &State, remotes: &[Arc<Remote>], known: &mut HashMap<(String, String), Vec<Value>>) {

@@ -13,12 +13,10 @@ use super::{GROUP, PLURAL};
 use crate::{
     handlers::{
         Target,
-        create::{Create, place},
         delete::Delete,
-        update::Update,
+        own::{self, OwnUpdate},
     },
-    ownership::Writer,
-    query::{DeleteOptions, WriteOptions},
+    query::DeleteOptions,
     registry::fields::*,
     security::{GROUP_MASTERS, Identity},
     state::State,
@@ -150,7 +148,7 @@ async fn reconcile(state: &State, user: &Identity) -> Result<(), Status> {
     let stored = state.cache.list(&target.list_prefix(""));
     for (name, object) in &wanted {
         if stored.get(&target.key("", name)).is_none() {
-            create(state, user, &target, "", object.clone()).await?;
+            own::create(state, user, &target, "", object.clone()).await?;
         }
     }
     for object in stored.iter() {
@@ -174,24 +172,6 @@ async fn reconcile(state: &State, user: &Identity) -> Result<(), Status> {
         }
     }
     Ok(())
-}
-
-async fn create(
-    state: &State,
-    user: &Identity,
-    target: &Target,
-    namespace: &str,
-    mut object: Value,
-) -> Result<(), Status> {
-    place(target, namespace, &mut object)?;
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let create = Create { state, user, target, namespace, options: &options, writer: &writer };
-    match create.run(object, &mut Vec::new()).await {
-        Ok(_) => Ok(()),
-        // Another server of the cluster registers the same.
-        Err(status) if status.reason == "AlreadyExists" => Ok(()),
-        Err(status) => Err(status),
-    }
 }
 
 /// Writes `kube-system/extension-apiserver-authentication`: whom aggregated servers are to believe.
@@ -219,25 +199,9 @@ pub(crate) async fn publish_authentication(
     if state.cache.get(&target.key(namespace, name)).is_none() {
         let object =
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data});
-        return create(state, &user, &target, namespace, object).await;
+        return own::create(state, &user, &target, namespace, object).await.map(drop);
     }
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let update = Update {
-        state,
-        user: &user,
-        target: &target,
-        subresource: "",
-        namespace,
-        name,
-        options: &options,
-        admits: false,
-        face: None,
-        writer: &writer,
-    };
-    let changed = |old: &Value| {
-        let mut new = old.clone();
-        new["data"] = data.clone();
-        Ok(new)
-    };
-    update.run(&mut Vec::new(), &mut { changed }).await.map(drop)
+    let update =
+        OwnUpdate { state, user: &user, target: &target, subresource: "", namespace, name, admits: false };
+    update.run(&mut |object| object["data"] = data.clone()).await.map(drop)
 }

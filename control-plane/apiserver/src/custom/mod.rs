@@ -28,10 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    handlers::{Target, now, update::Update},
+    handlers::{Target, now, own::OwnUpdate},
     kinds::Custom,
-    ownership::Writer,
-    query::WriteOptions,
     registry::crd::{CLEANUP_FINALIZER, copy_conditions, is_true},
     security::{GROUP_MASTERS, Identity},
     state::State,
@@ -286,26 +284,16 @@ async fn update_definition(
     change: &mut (dyn FnMut(&mut Value) + Send),
 ) -> Result<Value, Status> {
     let target = definitions_target(state).ok_or_else(Status::resource_not_found)?;
-    let (user, options, writer) = (identity(), WriteOptions::default(), Writer::server());
-    let update = Update {
+    let update = OwnUpdate {
         state,
-        user: &user,
+        user: &identity(),
         target: &target,
         subresource: "status",
         namespace: "",
         name,
-        options: &options,
         admits: true,
-        face: None,
-        writer: &writer,
     };
-    update
-        .run(&mut Vec::new(), &mut |old| {
-            let mut new = old.clone();
-            change(&mut new);
-            Ok(new)
-        })
-        .await
+    update.run(change).await
 }
 
 /// The custom kinds as OpenAPI shows them; their schemas are read from the store.

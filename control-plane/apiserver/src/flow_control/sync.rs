@@ -11,9 +11,7 @@ use tracing::warn;
 
 use super::objects::GROUP;
 use crate::{
-    handlers::{Target, now, update::Update},
-    ownership::Writer,
-    query::WriteOptions,
+    handlers::{Target, now, own::OwnUpdate},
     registry::fields::*,
     security::{GROUP_MASTERS, Identity},
     server::bootstrap,
@@ -127,26 +125,13 @@ async fn write_condition(
 ) -> anyhow::Result<()> {
     let Some(resource) = state.schema.resource(GROUP, "v1", SCHEMAS) else { return Ok(()) };
     let target = Target::new(resource);
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let update = Update {
-        state,
-        user,
-        target: &target,
-        subresource: "status",
-        namespace: "",
-        name,
-        options: &options,
-        admits: true,
-        face: None,
-        writer: &writer,
-    };
+    let update =
+        OwnUpdate { state, user, target: &target, subresource: "status", namespace: "", name, admits: true };
     let written = update
-        .run(&mut Vec::new(), &mut |old| {
-            let mut new = old.clone();
-            let conditions = list_of_conditions(&mut new);
+        .run(&mut |schema| {
+            let conditions = list_of_conditions(schema);
             conditions.retain(|old| text(old, "/type") != DANGLING);
             conditions.push(condition.clone());
-            Ok(new)
         })
         .await;
     match written {

@@ -37,6 +37,7 @@ pub mod delete_collection;
 pub mod escalation;
 pub mod get;
 pub mod list;
+pub mod own;
 pub mod patch;
 pub mod target;
 pub mod update;

@@ -12,11 +12,8 @@ use crate::{
     flow_control,
     handlers::{
         Target,
-        create::{Create, place},
-        update::Update,
+        own::{self, OwnUpdate},
     },
-    ownership::Writer,
-    query::WriteOptions,
     registry::{self, fields::same},
     security::{GROUP_MASTERS, Identity, bootstrap_roles},
     state::State,
@@ -56,7 +53,7 @@ pub(super) async fn reconcile(state: &State) -> anyhow::Result<()> {
 }
 
 /// Whether the object had to be made.
-pub(crate) async fn ensure(state: &State, user: &Identity, mut object: Value) -> anyhow::Result<bool> {
+pub(crate) async fn ensure(state: &State, user: &Identity, object: Value) -> anyhow::Result<bool> {
     let (group, version) = meta::group_and_version(meta::api_version(&object));
     let target = state
         .kinds
@@ -68,16 +65,7 @@ pub(crate) async fn ensure(state: &State, user: &Identity, mut object: Value) ->
         merge(state, user, &target, &namespace, &name, &object).await.with_context(named)?;
         return Ok(false);
     }
-    place(&target, &namespace, &mut object).with_context(named)?;
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let create =
-        Create { state, user, target: &target, namespace: &namespace, options: &options, writer: &writer };
-    match create.run(object, &mut Vec::new()).await {
-        Ok(_) => Ok(true),
-        // Another server of the cluster starts at the same time.
-        Err(status) if status.reason == "AlreadyExists" => Ok(false),
-        Err(status) => Err(status).with_context(named),
-    }
+    own::create(state, user, &target, &namespace, object).await.with_context(named)
 }
 
 async fn merge(
@@ -100,21 +88,8 @@ async fn merge(
             return Ok(());
         }
     }
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let update = Update {
-        state,
-        user,
-        target,
-        subresource: "",
-        namespace,
-        name,
-        options: &options,
-        admits: true,
-        face: None,
-        writer: &writer,
-    };
-    update.run(&mut Vec::new(), &mut |old| Ok(merged(old, wanted))).await?;
-    Ok(())
+    let update = OwnUpdate { state, user, target, subresource: "", namespace, name, admits: true };
+    update.run(&mut |object| *object = merged(object, wanted)).await.map(drop)
 }
 
 /// A binding's role cannot be changed: a binding that points to another role goes and comes back.
@@ -131,9 +106,7 @@ async fn recreate(
         let deleted = state.cache.delete(&key, stored.revision()).await;
         deleted.map_err(|error| target.storage_error(name, error))?;
     }
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let create = Create { state, user, target, namespace, options: &options, writer: &writer };
-    create.run(wanted, &mut Vec::new()).await.map(drop)
+    own::create(state, user, target, namespace, wanted).await.map(drop)
 }
 
 /// What is brought up to date at every start; the rest is made once and then belongs to the administrator.

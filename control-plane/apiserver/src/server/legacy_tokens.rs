@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::{
-    handlers::{Target, create::Create, update::Update},
-    ownership::Writer,
-    query::WriteOptions,
+    handlers::{
+        Target,
+        own::{self, OwnUpdate},
+    },
     security::{
         GROUP_MASTERS, Identity,
         tokens::{LAST_USED, date},
@@ -60,32 +61,18 @@ async fn ensure(state: &State) -> Result<(), Status> {
             "metadata": { "name": NAME, "namespace": NAMESPACE },
             "data": { SINCE: today() },
         });
-        let (user, options, writer) = (user(), WriteOptions::default(), Writer::server());
-        let create = Create {
-            state,
-            user: &user,
-            target: &target,
-            namespace: NAMESPACE,
-            options: &options,
-            writer: &writer,
-        };
-        return match create.run(object, &mut Vec::new()).await {
-            Ok(_) => Ok(()),
-            // Another server of the cluster says the same.
-            Err(status) if status.reason == "AlreadyExists" => Ok(()),
-            Err(status) => Err(status),
-        };
+        return own::create(state, &user(), &target, NAMESPACE, object).await.map(drop);
     };
     if stored.value()["data"][SINCE].as_str().is_some_and(|since| since.parse::<jiff::civil::Date>().is_ok())
     {
         return Ok(());
     }
-    change(state, &target, NAMESPACE, NAME, &|object| object["data"][SINCE] = json!(today())).await
+    change(state, &target, NAMESPACE, NAME, &mut |object| object["data"][SINCE] = json!(today())).await
 }
 
 async fn label(state: &State, namespace: &str, name: &str) -> Result<(), Status> {
     let Some(resource) = state.schema.resource("", "v1", "secrets") else { return Ok(()) };
-    change(state, &Target::new(resource), namespace, name, &|secret| {
+    change(state, &Target::new(resource), namespace, name, &mut |secret| {
         secret["metadata"]["labels"][LAST_USED] = json!(today());
     })
     .await
@@ -96,27 +83,10 @@ async fn change(
     target: &Target,
     namespace: &str,
     name: &str,
-    edit: &(dyn Fn(&mut Value) + Sync),
+    edit: &mut (dyn FnMut(&mut Value) + Send),
 ) -> Result<(), Status> {
-    let (user, options, writer) = (user(), WriteOptions::default(), Writer::server());
-    let update = Update {
-        state,
-        user: &user,
-        target,
-        subresource: "",
-        namespace,
-        name,
-        options: &options,
-        admits: false,
-        face: None,
-        writer: &writer,
-    };
-    let mut edited = |old: &Value| {
-        let mut new = old.clone();
-        edit(&mut new);
-        Ok(new)
-    };
-    match update.run(&mut Vec::new(), &mut edited).await {
+    let update = OwnUpdate { state, user: &user(), target, subresource: "", namespace, name, admits: false };
+    match update.run(edit).await {
         Ok(_) => Ok(()),
         Err(status) if status.reason == "NotFound" => Ok(()),
         Err(status) => Err(status),

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::{
-    handlers::{Target, create::Create, now, update::Update},
-    ownership::Writer,
-    query::WriteOptions,
+    handlers::{
+        Target, now,
+        own::{self, OwnUpdate},
+    },
     security::{GROUP_MASTERS, Identity},
     state::State,
 };
@@ -48,15 +49,7 @@ pub(super) async fn ensure(state: &State) -> Result<(), Status> {
             "metadata": { "name": NAME },
             "spec": { "cidrs": ranges },
         });
-        let (options, writer) = (WriteOptions::default(), Writer::server());
-        let create =
-            Create { state, user: &user, target: &target, namespace: "", options: &options, writer: &writer };
-        match create.run(object, &mut Vec::new()).await {
-            Ok(_) => {}
-            // Another server of the cluster starts at the same time.
-            Err(status) if status.reason == "AlreadyExists" => {}
-            Err(status) => return Err(status),
-        }
+        own::create(state, &user, &target, "", object).await?;
         return set_ready(state, &user, &target).await;
     };
     let value = stored.value();
@@ -66,7 +59,7 @@ pub(super) async fn ensure(state: &State) -> Result<(), Status> {
     }
     if *stored != ranges[..] {
         if ranges.len() == 2 && stored.len() == 1 && stored[0] == ranges[0] {
-            write(state, &user, &target, "", &|object| object["spec"]["cidrs"] = json!(ranges)).await?;
+            write(state, &user, &target, "", &mut |object| object["spec"]["cidrs"] = json!(ranges)).await?;
         }
         return Ok(());
     }
@@ -85,7 +78,8 @@ async fn set_ready(state: &State, user: &Identity, target: &Target) -> Result<()
         "message": "Kubernetes default Service CIDR is ready",
         "lastTransitionTime": now(),
     });
-    write(state, user, target, "status", &|object| object["status"]["conditions"] = json!([condition])).await
+    write(state, user, target, "status", &mut |object| object["status"]["conditions"] = json!([condition]))
+        .await
 }
 
 async fn write(
@@ -93,25 +87,8 @@ async fn write(
     user: &Identity,
     target: &Target,
     subresource: &'static str,
-    change: &(dyn Fn(&mut Value) + Sync),
+    change: &mut (dyn FnMut(&mut Value) + Send),
 ) -> Result<(), Status> {
-    let (options, writer) = (WriteOptions::default(), Writer::server());
-    let update = Update {
-        state,
-        user,
-        target,
-        subresource,
-        namespace: "",
-        name: NAME,
-        options: &options,
-        admits: true,
-        face: None,
-        writer: &writer,
-    };
-    let mut transform = |old: &Value| {
-        let mut new = old.clone();
-        change(&mut new);
-        Ok(new)
-    };
-    update.run(&mut Vec::new(), &mut transform).await.map(drop)
+    let update = OwnUpdate { state, user, target, subresource, namespace: "", name: NAME, admits: true };
+    update.run(change).await.map(drop)
 }
