@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
-use api::{schema::Resource, status::Status};
+use api::{
+    schema::{Resource, Schema, TypeId},
+    shared::Shared,
+    status::Status,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -38,6 +42,16 @@ pub trait Convert: Send + Sync {
     fn json(&self, object: &Object) -> Bytes;
     /// The object in the version that is stored.
     async fn to_stored(&self, value: Value) -> Result<Value, Status>;
+    /// The type of a version of the kind (`GROUP/VERSION`), served or not; `None` where there is no such version.
+    fn type_in(&self, api_version: &str) -> Option<(Shared<Schema>, TypeId)>;
+    /// Whether a webhook converts.
+    fn has_webhook(&self) -> bool;
+    /// Where a version of the kind has its replica count; `None` where it has none.
+    fn replicas_path(&self, api_version: &str) -> Option<&str>;
+    /// An object in a version of the kind, where that needs no webhook.
+    fn rename(&self, value: &Value, api_version: &str) -> Option<Value>;
+    /// Objects in a version of the kind, which a webhook makes.
+    async fn convert(&self, values: Vec<Value>, api_version: &str) -> Result<Vec<Value>, Status>;
 }
 
 /// Asks the conversion webhook of a CustomResourceDefinition.

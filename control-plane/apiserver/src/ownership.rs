@@ -1,15 +1,18 @@
 //! Whom a write is recorded for in `metadata.managedFields`, and which fields it can own. The algorithm is
-//! [`api::apply`]; here is what it has to be told about requests, kinds and versions.
+//! [`api::apply`]; here is what it has to be told about requests and kinds, and in [`versions`] about versions.
+
+pub mod versions;
 
 use api::{
-    apply::{Ownership, Reset, Versions, validate_managed_fields},
+    apply::{Ownership, Reset, validate_managed_fields},
     meta,
-    schema::{Resource, Schema, TypeId},
+    schema::Resource,
 };
 use http::{HeaderMap, header::USER_AGENT};
 use serde_json::Value;
+use tracing::warn;
 
-use crate::{conversion, handlers::Target};
+use self::versions::Conversions;
 
 /// The longest name of a manager, in bytes.
 pub const MANAGER_BYTES_MAX: usize = 128;
@@ -52,9 +55,9 @@ impl Writer {
     }
 
     /// Records in `new` who owns its fields; `live` is `None` for a new object.
-    pub fn record(
+    pub async fn record(
         &self,
-        target: &Target,
+        conversions: &Conversions<'_>,
         subresource: &str,
         live: Option<&Value>,
         new: &mut Value,
@@ -70,8 +73,23 @@ impl Writer {
                 }
             }
             Self::Manager(manager) => {
-                let api_version = target.resource.group_version();
-                of_write(target, &api_version, subresource, manager, now).record(live, new);
+                let api_version = conversions.target().resource.group_version();
+                let write = of_write(conversions, &api_version, subresource, manager, now);
+                if !conversions.may_ask() {
+                    return write.record(live, new);
+                }
+                let recorded = conversions.settle(|| {
+                    let mut recorded = new.clone();
+                    write.record(live, &mut recorded);
+                    Ok(recorded)
+                });
+                match recorded.await {
+                    Ok(recorded) => *new = recorded,
+                    Err(status) => {
+                        warn!(problem = status.message, "the owners of an object cannot be told any more");
+                        put(new, None);
+                    }
+                }
             }
         }
     }
@@ -103,12 +121,13 @@ pub fn keep_readable(changed: &mut Value, before: &Value) -> Option<String> {
 
 /// One write of an object of a resource.
 pub fn of_write<'a>(
-    target: &'a Target,
+    conversions: &'a Conversions<'a>,
     api_version: &'a str,
     subresource: &'a str,
     manager: &'a str,
     now: &'a str,
 ) -> Ownership<'a> {
+    let target = conversions.target();
     Ownership {
         schema: &target.schema,
         ty: target.resource.ty,
@@ -118,7 +137,7 @@ pub fn of_write<'a>(
         manager,
         now,
         reset: target.strategy.reset_fields(&target.resource, subresource),
-        versions: target,
+        versions: conversions,
     }
 }
 
@@ -141,51 +160,6 @@ pub fn is_printable(c: char) -> bool {
     c == ' '
         || !(c.is_control() || c.is_whitespace() || c.escape_debug().next() == Some('\\'))
         || matches!(c, '\\' | '"' | '\'')
-}
-
-/// Built-in kinds that are stored once and served in several versions convert through what is stored; custom kinds are
-/// taken to differ in nothing but their version.
-impl Versions for Target {
-    fn versioned(&self, object: &Value, api_version: &str) -> Option<(Value, TypeId)> {
-        if self.is_custom() {
-            return self.rename(object, api_version);
-        }
-        let kind = meta::kind(object);
-        let schema: &Schema = &self.schema;
-        let resource = |api_version: &str| -> Option<&Resource> {
-            let (group, version) = meta::group_and_version(api_version);
-            schema.kind(group, version, kind)
-        };
-        let (from, to) = (resource(meta::api_version(object))?, resource(api_version)?);
-        if stored_as(from) != stored_as(to) {
-            return None;
-        }
-        let mut object = object.clone();
-        if let Some(form) = conversion::of(from) {
-            object = (form.to_stored)(object);
-        }
-        if let Some(form) = conversion::of(to) {
-            object = (form.from_stored)(object);
-        }
-        object["apiVersion"] = Value::from(api_version);
-        Some((object, to.ty))
-    }
-}
-
-impl Target {
-    /// A custom object in another version of its group: its fields are taken to have the same names there.
-    fn rename(&self, object: &Value, api_version: &str) -> Option<(Value, TypeId)> {
-        if meta::group_and_version(api_version).0 != self.resource.group {
-            return None;
-        }
-        let mut object = object.clone();
-        object["apiVersion"] = Value::from(api_version);
-        Some((object, self.resource.ty))
-    }
-}
-
-fn stored_as(resource: &Resource) -> (&str, &str) {
-    (conversion::of(resource).map_or(resource.group.as_str(), |form| form.group), &resource.plural)
 }
 
 /// The fields that writes to a built-in resource cannot set.
@@ -242,25 +216,6 @@ mod tests {
         assert_eq!(name("\u{e9}".repeat(100).as_bytes()).len(), 128);
         assert_eq!(client_name(&HeaderMap::new()), "");
         assert_eq!(Writer::of("x", &HeaderMap::new()), Writer::Manager("x".to_owned()));
-    }
-
-    #[test]
-    fn events_and_autoscalers_are_compared_across_their_versions() {
-        let schema = api::schema::builtin();
-        let target = Target::new(schema.resource("events.k8s.io", "v1", "events").unwrap());
-        let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "note": "n", "regarding": {"kind": "Pod"}});
-        let (core, ty) = target.versioned(&event, "v1").unwrap();
-        assert_eq!(core["message"], "n");
-        assert_eq!(core["apiVersion"], "v1");
-        assert_eq!(ty, schema.type_of("", "v1", "Event").unwrap());
-        let (back, _) = target.versioned(&core, "events.k8s.io/v1").unwrap();
-        assert_eq!(back["note"], "n");
-        assert!(target.versioned(&event, "apps/v1").is_none());
-        let target = Target::new(schema.resource("autoscaling", "v1", "horizontalpodautoscalers").unwrap());
-        let scaler = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler",
-            "spec": {"targetCPUUtilizationPercentage": 80}});
-        let (v2, _) = target.versioned(&scaler, "autoscaling/v2").unwrap();
-        assert_eq!(v2["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
     }
 
     #[test]

@@ -19,10 +19,10 @@ const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitio
 const V1: &str = "/apis/example.com/v1/namespaces/default/endings";
 const V2: &str = "/apis/example.com/v2/namespaces/default/endings";
 
-/// `hostPort: "a:1"` in v1 is `host: "a"` and `port: "1"` in v2.
+/// `hostPort: "a:1"` in v1 is `host: "a"` and `port: "1"` in v2, and `count` is `size`.
 fn convert(object: &Value, version: &str) -> Value {
     let mut object = object.clone();
-    let spec = &object["spec"];
+    let spec = object["spec"].take();
     object["spec"] = match (version, spec["hostPort"].as_str()) {
         ("example.com/v2", Some(both)) => {
             let (host, port) = both.split_once(':').unwrap_or((both, ""));
@@ -34,6 +34,9 @@ fn convert(object: &Value, version: &str) -> Value {
         }
         _ => spec.clone(),
     };
+    if let Some(count) = spec.get("count").or(spec.get("size")) {
+        object["spec"][if version == "example.com/v1" { "count" } else { "size" }] = count.clone();
+    }
     object["apiVersion"] = json!(version);
     object
 }
@@ -53,14 +56,18 @@ fn answer(request: &Received, is_broken: bool) -> (u16, Value) {
 
 fn definition(client: Value) -> Value {
     let text = json!({"type": "string"});
-    let version = |name: &str, storage: bool, fields: &[&str]| {
-        let fields: Value = fields.iter().map(|field| ((*field).to_owned(), text.clone())).collect();
-        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object",
-            "properties": {"spec": {"type": "object", "properties": fields}}}}})
+    let version = |name: &str, storage: bool, fields: &[&str], count: &str| {
+        let mut fields: Value = fields.iter().map(|field| ((*field).to_owned(), text.clone())).collect();
+        fields[count] = json!({"type": "integer"});
+        let scale =
+            json!({"specReplicasPath": format!(".spec.{count}"), "statusReplicasPath": ".status.count"});
+        json!({"name": name, "served": true, "storage": storage, "subresources": {"scale": scale},
+            "schema": {"openAPIV3Schema": {"type": "object",
+                "properties": {"spec": {"type": "object", "properties": fields}}}}})
     };
     json!({"metadata": {"name": "endings.example.com"}, "spec": {
         "group": "example.com", "scope": "Namespaced", "names": {"plural": "endings", "kind": "Ending"},
-        "versions": [version("v1", true, &["hostPort"]), version("v2", false, &["host", "port"])],
+        "versions": [version("v1", true, &["hostPort"], "count"), version("v2", false, &["host", "port"], "size")],
         "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": client}},
     }})
 }
@@ -159,6 +166,100 @@ async fn fields_are_owned_across_versions() {
     let message = apply(&admin, V2, "three", &v2("a", "y", "1")).await.refuse(409, "Conflict");
     let named = message.contains("\"one\"") && message.contains("\"two\"") && message.contains(".spec.host");
     assert!(named, "{message}");
+    server.stop().await;
+}
+
+/// The fields of a manager, without the operation and the time.
+fn owned_by(object: &Value, manager: &str) -> Option<(String, Value)> {
+    let entries = object["metadata"]["managedFields"].as_array()?;
+    let entry = entries.iter().find(|entry| entry["manager"] == manager)?;
+    Some((entry["apiVersion"].as_str()?.to_owned(), entry["fieldsV1"].clone()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_the_conversion_renames_conflicts_in_the_version_of_its_owner() {
+    let (server, admin, _backend, _) = start().await;
+    apply(&admin, V1, "one", &v1("a", "x:1")).await.expect(201);
+    let message = apply(&admin, V2, "two", &v2("a", "y", "1")).await.refuse(409, "Conflict");
+    assert_eq!(message, "Apply failed with 1 conflict: conflict with \"one\": .spec.hostPort");
+    let path = format!("{V2}/a?fieldManager=two&force=true");
+    let headers = [("content-type", "application/apply-patch+yaml")];
+    let forced = admin.send("PATCH", &path, &headers, v2("a", "y", "1").to_string().into()).await.expect(200);
+    assert_eq!(owned_by(&forced, "one"), None, "{forced}");
+    let own = json!({"f:spec": {"f:host": {}, "f:port": {}}});
+    assert_eq!(owned_by(&forced, "two"), Some(("example.com/v2".to_owned(), own.clone())));
+
+    // A write in the other version takes what it changes there, and no more.
+    let other = json!({"spec": {"hostPort": "z:1"}});
+    let patched = admin.patch(&format!("{V1}/a?fieldManager=three"), "merge", &other).await.expect(200);
+    let left = json!({"f:spec": {"f:port": {}}});
+    assert_eq!(owned_by(&patched, "two"), Some(("example.com/v2".to_owned(), left)));
+    let taken = json!({"f:spec": {"f:hostPort": {}}});
+    assert_eq!(owned_by(&patched, "three"), Some(("example.com/v1".to_owned(), taken)));
+    let message = apply(&admin, V2, "two", &v2("a", "y", "1")).await.refuse(409, "Conflict");
+    let wanted = "Apply failed with 1 conflict: conflict with \"three\" using example.com/v1: .spec.hostPort";
+    assert_eq!(message, wanted);
+    // The same value by other names is no conflict.
+    let same = apply(&admin, V2, "two", &v2("a", "z", "1")).await.expect(200);
+    assert_eq!(owned_by(&same, "two"), Some(("example.com/v2".to_owned(), own)));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scale_takes_the_replica_count_from_its_owner_in_another_version() {
+    let (server, admin, _backend, _) = start().await;
+    let mut one = v1("a", "x:1");
+    one["spec"]["count"] = json!(1);
+    apply(&admin, V1, "one", &one).await.expect(201);
+    let mut scale = admin.get(&format!("{V2}/a/scale")).await.expect(200);
+    scale["spec"]["replicas"] = json!(3);
+    admin.put(&format!("{V2}/a/scale?fieldManager=two"), &scale).await.expect(200);
+    let scaled = admin.get(&format!("{V2}/a")).await.expect(200);
+    assert_eq!(scaled["spec"], json!({"host": "x", "port": "1", "size": 3}));
+    let left = json!({"f:spec": {"f:hostPort": {}}});
+    assert_eq!(owned_by(&scaled, "one"), Some(("example.com/v1".to_owned(), left)));
+    let taken = json!({"f:spec": {"f:size": {}}});
+    assert_eq!(owned_by(&scaled, "two"), Some(("example.com/v2".to_owned(), taken)));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_applier_leaves_out_goes_under_the_names_of_its_last_version() {
+    let (server, admin, backend, _) = start().await;
+    let mut one = v1("a", "x:1");
+    one["metadata"]["labels"] = json!({"mine": "1"});
+    apply(&admin, V1, "one", &one).await.expect(201);
+    apply(&admin, V1, "other", &v1("a", "x:1")).await.expect(200);
+    let before = backend.received().len();
+    let moved = apply(&admin, V2, "one", &v2("a", "x", "1")).await.expect(200);
+    assert_eq!(moved["spec"], json!({"host": "x", "port": "1"}));
+    assert_eq!(moved["metadata"].get("labels"), None, "{moved}");
+    let own = json!({"f:spec": {"f:host": {}, "f:port": {}}});
+    assert_eq!(owned_by(&moved, "one"), Some(("example.com/v2".to_owned(), own)));
+    let asked: Vec<(Value, Value)> = backend.received()[before..]
+        .iter()
+        .flat_map(|review| {
+            let request = &review.body["request"];
+            let objects = request["objects"].as_array().unwrap().iter();
+            objects.map(|object| (request["desiredAPIVersion"].clone(), object.clone())).collect::<Vec<_>>()
+        })
+        .collect();
+    let twice = asked.iter().enumerate().find(|(i, one)| asked[..*i].contains(one));
+    assert_eq!(twice, None, "asked once for each object and version");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_version_cannot_be_made_fails_an_apply_and_no_update() {
+    let (server, admin, _backend, is_broken) = start().await;
+    apply(&admin, V2, "two", &v2("a", "x", "1")).await.expect(201);
+    is_broken.store(true, Ordering::SeqCst);
+    let message = apply(&admin, V1, "one", &v1("a", "y:1")).await.refuse(500, "InternalError");
+    assert_eq!(message, "conversion webhook for example.com/v1, Kind=Ending failed: out of order");
+    let other = json!({"spec": {"hostPort": "z:1"}});
+    let patched = admin.patch(&format!("{V1}/a"), "merge", &other).await.expect(200);
+    assert_eq!(patched["spec"]["hostPort"], "z:1");
+    assert_eq!(patched["metadata"].get("managedFields"), None, "nobody can be said to own what");
     server.stop().await;
 }
 

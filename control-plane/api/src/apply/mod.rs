@@ -27,7 +27,7 @@ pub use compare::Comparison;
 pub use element::PathElement;
 pub use extract::extract;
 pub use managed::{keep_times, spell_out_reset, validate_managed_fields};
-pub use ownership::{ApplyError, Conflict, Conflicts, OneVersion, Ownership, Reset, Versions};
+pub use ownership::{ApplyError, Conflict, Conflicts, OneVersion, Ownership, Reset, Versioned, Versions};
 pub use scale::ScaleFields;
 pub use set::{FieldSet, path_text};
 

@@ -1,6 +1,6 @@
 //! One write by one manager: what it owns afterwards, and what others lose.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,10 @@ use super::{
     validate::validate,
     walk,
 };
-use crate::schema::{Schema, Shape, TypeId};
+use crate::{
+    schema::{Schema, Shape, TypeId},
+    shared::Shared,
+};
 
 /// Who owned the fields of an object before anybody was asked.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
@@ -58,18 +61,30 @@ impl Reset {
     }
 }
 
+/// An object in one version, and its type there.
+#[derive(Clone, Debug)]
+pub struct Versioned {
+    pub object: Value,
+    /// Where `ty` is: versions of a custom kind have a schema each.
+    pub schema: Shared<Schema>,
+    pub ty: TypeId,
+}
+
 /// How an object is shown in the versions that its entries are of.
 pub trait Versions: Sync {
-    /// `object`, whatever version it is in, in `api_version`, with its type there; `None` where that is not served.
-    fn versioned(&self, object: &Value, api_version: &str) -> Option<(Value, TypeId)>;
+    /// `object`, whatever version it is in, in `api_version`; `None` where there is no such version.
+    ///
+    /// # Errors
+    /// When it cannot be converted, or is not yet: then the write is made again once it is.
+    fn versioned(&self, object: &Value, api_version: &str) -> Result<Option<Versioned>, String>;
 }
 
 /// Objects that are served in one version only.
 pub struct OneVersion;
 
 impl Versions for OneVersion {
-    fn versioned(&self, _object: &Value, _api_version: &str) -> Option<(Value, TypeId)> {
-        None
+    fn versioned(&self, _object: &Value, _api_version: &str) -> Result<Option<Versioned>, String> {
+        Ok(None)
     }
 }
 
@@ -277,10 +292,12 @@ impl<'a> Ownership<'a> {
     }
 
     fn compare_in(&self, live: &Value, new: &Value, version: &str) -> Result<Option<Comparison>, String> {
-        let Some((live, ty)) = self.versions.versioned(live, version) else { return Ok(None) };
-        let Some((new, _)) = self.versions.versioned(new, version) else { return Ok(None) };
-        let shape = shape_of(ty);
-        let mut comparison = compare::compare(Typed::root(self.schema, &shape), &live, &new)?;
+        // Both are asked for before either is missed, so that they are converted together.
+        let (live, new) = (self.versions.versioned(live, version), self.versions.versioned(new, version));
+        let (Some(live), Some(new)) = (live?, new?) else { return Ok(None) };
+        let shape = shape_of(new.ty);
+        let typed = Typed::root(&new.schema, &shape);
+        let mut comparison = compare::compare(typed, &live.object, &new.object)?;
         comparison.each(|set| self.reset.filter(set));
         Ok(Some(comparison))
     }
@@ -420,17 +437,14 @@ impl<'a> Ownership<'a> {
         applier: &Id,
     ) -> Result<(), ApplyError> {
         let mut conflicts = Vec::new();
-        let own = comparison.set();
+        let mut set_by_version = BTreeMap::from([(self.api_version.to_owned(), Some(comparison.set()))]);
         for (id, entry) in managed.0.iter_mut().filter(|(id, _)| *id != applier) {
-            let set = if entry.api_version == self.api_version {
-                Cow::Borrowed(&own)
-            } else {
-                match self.compare_in(live, merged, &entry.api_version).map_err(ApplyError::Untyped)? {
-                    Some(other) => Cow::Owned(other.set()),
-                    None => continue,
-                }
-            };
-            let common = entry.fields.set().map_err(ApplyError::Untyped)?.intersection(&set);
+            if !set_by_version.contains_key(&entry.api_version) {
+                let other = self.compare_in(live, merged, &entry.api_version).map_err(ApplyError::Untyped)?;
+                set_by_version.insert(entry.api_version.clone(), other.map(|other| other.set()));
+            }
+            let Some(set) = &set_by_version[&entry.api_version] else { continue };
+            let common = entry.fields.set().map_err(ApplyError::Untyped)?.intersection(set);
             let manager = shown_manager(id, &entry.api_version);
             conflicts.extend(common.paths().into_iter().map(|path| Conflict {
                 manager: manager.clone(),
@@ -453,18 +467,36 @@ impl<'a> Ownership<'a> {
         Ok(())
     }
 
-    /// The object in another version, with the type there; unchanged where that is this version.
-    pub(super) fn in_version<'v>(&self, object: &'v Value, version: &str) -> Option<(Cow<'v, Value>, Shape)> {
-        if crate::meta::api_version(object) == version {
-            let ty = if version == self.api_version {
-                self.ty
-            } else {
-                self.versions.versioned(object, version)?.1
-            };
-            return Some((Cow::Borrowed(object), shape_of(ty)));
+    /// The object in another version; unchanged where that is this version. `None` where there is no such version.
+    pub(super) fn in_version<'v>(
+        &self,
+        object: &'v Value,
+        version: &str,
+    ) -> Result<Option<InVersion<'v>>, String> {
+        if version == self.api_version && crate::meta::api_version(object) == version {
+            let (object, shape) = (Cow::Borrowed(object), shape_of(self.ty));
+            return Ok(Some(InVersion { object, shape, schema: None }));
         }
-        let (object, ty) = self.versions.versioned(object, version)?;
-        Some((Cow::Owned(object), shape_of(ty)))
+        let versioned = self.versions.versioned(object, version)?;
+        Ok(versioned.map(|Versioned { object, schema, ty }| InVersion {
+            object: Cow::Owned(object),
+            shape: shape_of(ty),
+            schema: Some(schema),
+        }))
+    }
+}
+
+/// What [`Ownership::in_version`] makes.
+pub(super) struct InVersion<'v> {
+    pub object: Cow<'v, Value>,
+    shape: Shape,
+    /// `None` for the schema of the write.
+    schema: Option<Shared<Schema>>,
+}
+
+impl InVersion<'_> {
+    pub fn typed<'t>(&'t self, write: &'t Ownership<'_>) -> Typed<'t> {
+        Typed::root(self.schema.as_deref().unwrap_or(write.schema), &self.shape)
     }
 }
 

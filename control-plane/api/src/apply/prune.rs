@@ -7,12 +7,11 @@ use serde_json::Value;
 use super::{
     element::PathElement,
     managed::{Entry, Id, Managed},
-    ownership::Ownership,
+    ownership::{InVersion, Ownership},
     set::FieldSet,
     typed::{Atom, Typed},
     walk,
 };
-use crate::schema::Shape;
 
 /// Removes from `merged` what only the last configuration had. `managed` holds the new set of the applier already.
 pub(super) fn prune(
@@ -32,14 +31,14 @@ pub(super) fn prune(
     if last.is_subset(applied) {
         return Ok(merged);
     }
-    let Some((at_last, shape)) = write.in_version(&merged, &version) else { return Ok(merged) };
-    let at_last = at_last.into_owned();
-    let typed = Typed::root(write.schema, &shape);
-    let pruned = walk::remove(typed, at_last.clone(), &walk::with_named_parents(typed, &last));
-    let pruned = add_back_owned(write, &at_last, pruned, &version, managed)?;
-    let pruned = add_back_dangling(write, at_last, pruned, &shape, &last, &version);
-    match write.in_version(&pruned, write.api_version) {
-        Some((pruned, _)) => Ok(pruned.into_owned()),
+    let Some(at_last) = write.in_version(&merged, &version)? else { return Ok(merged) };
+    let typed = at_last.typed(write);
+    let last = walk::with_named_parents(typed, &last);
+    let pruned = walk::remove(typed, at_last.object.clone().into_owned(), &last);
+    let pruned = add_back_owned(write, &at_last.object, pruned, &version, managed)?;
+    let pruned = add_back_dangling(write, &at_last, pruned, &last, &version)?;
+    match write.in_version(&pruned, write.api_version)? {
+        Some(pruned) => Ok(pruned.object.into_owned()),
         None => Err(format!("failed to convert pruned object to {}", write.api_version)),
     }
 }
@@ -60,13 +59,13 @@ fn add_back_owned(
     // In the version of the last configuration first: other versions may not be made without what is put back.
     let first = by_version.remove_entry(version);
     for (version, owned) in first.into_iter().chain(by_version) {
-        let Some((merged, shape)) = write.in_version(merged, version) else { continue };
-        let Some((rest, _)) = write.in_version(&pruned, version) else { continue };
-        let typed = Typed::root(write.schema, &shape);
+        let (merged, rest) = (write.in_version(merged, version), write.in_version(&pruned, version));
+        let (Some(merged), Some(rest)) = (merged?, rest?) else { continue };
+        let typed = merged.typed(write);
         let named = |set: &FieldSet| walk::with_named_parents(typed, set);
-        let had = named(&walk::fields(typed, &merged));
-        let kept = named(&walk::fields(typed, &rest)).union(&named(&owned));
-        pruned = walk::remove(typed, merged.into_owned(), &had.difference(&kept));
+        let had = named(&walk::fields(typed, &merged.object));
+        let kept = named(&walk::fields(typed, &rest.object)).union(&named(&owned));
+        pruned = walk::remove(typed, merged.object.clone().into_owned(), &had.difference(&kept));
     }
     Ok(pruned)
 }
@@ -74,18 +73,18 @@ fn add_back_owned(
 /// Puts back what was removed along, though the applier never had it.
 fn add_back_dangling(
     write: &Ownership<'_>,
-    merged: Value,
+    merged: &InVersion<'_>,
     pruned: Value,
-    shape: &Shape,
     last: &FieldSet,
     version: &str,
-) -> Value {
-    let Some((pruned, _)) = write.in_version(&pruned, version) else { return merged };
-    let typed = Typed::root(write.schema, shape);
+) -> Result<Value, String> {
+    let whole = merged.object.clone().into_owned();
+    let Some(pruned) = write.in_version(&pruned, version)? else { return Ok(whole) };
+    let typed = merged.typed(write);
     let named = |set: &FieldSet| walk::with_named_parents(typed, set);
-    let had = named(&walk::fields(typed, &merged));
-    let kept = named(&walk::fields(typed, &pruned));
-    walk::remove(typed, merged, &had.difference(&kept).intersection(&named(last)))
+    let had = named(&walk::fields(typed, &whole));
+    let kept = named(&walk::fields(typed, &pruned.object));
+    Ok(walk::remove(typed, whole, &had.difference(&kept).intersection(last)))
 }
 
 /// The set as the schema of today has it, where that differs: fields below what is owned whole today become the whole.

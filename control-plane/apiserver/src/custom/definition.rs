@@ -34,6 +34,8 @@ pub struct Version {
     pub schema: Arc<Schema>,
     pub ty: TypeId,
     pub structural: Arc<Structural>,
+    /// `specReplicasPath` of its scale.
+    pub replicas_path: Option<String>,
 }
 
 /// What the forms and strategies of a definition's versions share.
@@ -104,6 +106,7 @@ pub fn parse(object: &Value) -> Result<Definition, String> {
         versions.push(Version {
             api_version: format!("{group}/{name}"),
             served: written["served"] == true,
+            replicas_path: written["subresources"]["scale"]["specReplicasPath"].as_str().map(str::to_owned),
             schema: Arc::new(schema),
             ty,
             structural,

@@ -3,7 +3,12 @@
 
 use std::sync::{Arc, Weak};
 
-use api::{meta, status::Status};
+use api::{
+    meta,
+    schema::{Schema, TypeId},
+    shared::Shared,
+    status::Status,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
@@ -40,7 +45,12 @@ impl VersionForm {
 
     /// The version that an object says it has.
     fn version_of(&self, value: &Value) -> Option<&Version> {
-        self.definition.version(meta::group_and_version(meta::api_version(value)).1)
+        self.named(meta::api_version(value))
+    }
+
+    /// The version of this name: `GROUP/VERSION`.
+    fn named(&self, api_version: &str) -> Option<&Version> {
+        self.definition.versions.iter().find(|version| version.api_version == api_version)
     }
 
     /// What is stored, as its own version reads it.
@@ -135,5 +145,40 @@ impl Convert for VersionForm {
             storage.schema.decode(storage.ty, &mut value);
         }
         Ok(value)
+    }
+
+    fn type_in(&self, api_version: &str) -> Option<(Shared<Schema>, TypeId)> {
+        let version = self.named(api_version)?;
+        Some((Arc::clone(&version.schema).into(), version.ty))
+    }
+
+    fn has_webhook(&self) -> bool {
+        self.definition.has_webhook
+    }
+
+    fn replicas_path(&self, api_version: &str) -> Option<&str> {
+        self.named(api_version)?.replicas_path.as_deref()
+    }
+
+    fn rename(&self, value: &Value, api_version: &str) -> Option<Value> {
+        let version = self.named(api_version)?;
+        // What is no object yet has nothing that a webhook could convert.
+        let is_empty = value.as_object().is_some_and(|object| !object.contains_key("metadata"));
+        if self.needs_webhook(value, version) && !is_empty {
+            return None;
+        }
+        let mut value = value.clone();
+        if meta::api_version(&value) != api_version {
+            value["apiVersion"] = Value::from(api_version);
+            version.schema.decode(version.ty, &mut value);
+        }
+        Some(value)
+    }
+
+    async fn convert(&self, values: Vec<Value>, api_version: &str) -> Result<Vec<Value>, Status> {
+        let version = self.named(api_version).ok_or_else(|| {
+            Status::internal(format!("request to convert CR to an invalid group/version: {api_version}"))
+        })?;
+        self.ask(version, values).await
     }
 }

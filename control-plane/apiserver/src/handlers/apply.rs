@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     decode::{self, Document, Expected},
-    ownership::{self, Writer},
+    ownership::{self, Writer, versions::Conversions},
     query::{FieldValidation, WriteOptions},
     security::Attributes,
     server::body::{self, Body},
@@ -154,13 +154,15 @@ async fn change(
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
     let (name, subresource) = (call.info.name.clone(), call.info.subresource.clone());
     let namespace = target.scope(&call.info.namespace).to_owned();
+    let conversions = Conversions::of(target);
     let mut update = Update::of(call, target, options);
     update.writer = Writer::Recorded;
+    update.conversions = Some(&conversions);
     update
         .run(&mut call.warnings, &mut |live| {
             let now = now();
-            let write =
-                ownership::of_write(target, &group_version, &subresource, &options.field_manager, &now);
+            let manager = &options.field_manager;
+            let write = ownership::of_write(&conversions, &group_version, &subresource, manager, &now);
             let new = applied(&write, &target.schema, expected, Some(live), config, options.force)?;
             check_place(&new, &namespace, &name)?;
             Ok(new)
@@ -179,7 +181,8 @@ async fn create(
     let group_version = resource.group_version();
     let expected = Expected { group_version: &group_version, kind: &resource.kind, ty: resource.ty };
     let now = now();
-    let write = ownership::of_write(target, &group_version, "", &options.field_manager, &now);
+    let conversions = Conversions::of(target);
+    let write = ownership::of_write(&conversions, &group_version, "", &options.field_manager, &now);
     let mut object = applied(&write, &target.schema, expected, None, config, options.force)?;
     if !meta::uid(&object).is_empty() {
         let why = format!(

@@ -9,7 +9,7 @@ use super::{Call, Target, escalation, now};
 use crate::{
     admission::{self, Operation, Options, resource_quota},
     decode::Expected,
-    ownership::Writer,
+    ownership::{Writer, versions::Conversions},
     query::WriteOptions,
     registry::{self, Context},
     security::Identity,
@@ -152,7 +152,7 @@ impl Create<'_> {
         let context =
             Context { resource: &target.resource, subresource: "", now: &now, user: &self.user.name };
         target.default(&mut object);
-        writer.record(target, "", None, &mut object, &now);
+        writer.record(&Conversions::of(target), "", None, &mut object, &now).await;
         registry::prepare_create(&*target.strategy, &context, &mut object);
         target.strategy.set_requester(&mut object, self.user);
         let name = meta::name(&object).to_owned();

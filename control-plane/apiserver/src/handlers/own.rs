@@ -43,6 +43,7 @@ impl OwnUpdate<'_> {
             admits: self.admits,
             face: None,
             writer: &writer,
+            conversions: None,
         };
         let mut transform = |old: &Value| {
             let mut new = old.clone();

@@ -66,6 +66,11 @@ impl Target {
         }
     }
 
+    /// How what is served relates to what is stored.
+    pub fn form(&self) -> &Form {
+        &self.form
+    }
+
     /// Whether the kind is that of a CustomResourceDefinition.
     pub fn is_custom(&self) -> bool {
         self.is_custom

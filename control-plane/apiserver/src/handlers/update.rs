@@ -19,7 +19,7 @@ use super::{
 use crate::{
     admission::{self, Operation, Options, resource_quota},
     decode::Expected,
-    ownership::{self, Writer},
+    ownership::{self, Writer, versions::Conversions},
     query::WriteOptions,
     registry::{self, Context},
     security::Identity,
@@ -90,6 +90,8 @@ pub struct Update<'a> {
     pub face: Option<&'a dyn Face>,
     /// Whom the change is recorded for.
     pub writer: &'a Writer,
+    /// Those that the transform makes use of.
+    pub conversions: Option<&'a Conversions<'a>>,
 }
 
 /// Another kind that an object is read and written as: the Scale of a workload. It is what the transform makes, and what
@@ -120,6 +122,7 @@ impl<'a> Update<'a> {
             admits: true,
             face: None,
             writer: Writer::of(&options.field_manager, &call.headers),
+            conversions: None,
         }
     }
 
@@ -163,8 +166,10 @@ impl<'a> Update<'a> {
     ) -> Result<Option<Value>, Status> {
         let Self { state, target, .. } = *self;
         let old = target.shown(object).await?;
+        let own = Conversions::of(target);
+        let conversions = self.conversions.unwrap_or(&own);
         let mut new = match self.face {
-            None => transform(&old)?,
+            None => conversions.settle(|| transform(&old)).await?,
             Some(face) => self.transform_face(face, &old, warnings, transform).await?,
         };
         self.check_preconditions(&old, &new)?;
@@ -177,7 +182,7 @@ impl<'a> Update<'a> {
             user: &self.user.name,
         };
         target.default(&mut new);
-        writer.record(target, self.subresource, Some(&old), &mut new, &now);
+        writer.record(conversions, self.subresource, Some(&old), &mut new, &now).await;
         // A binding writes what no client may: it is checked by who makes it.
         let follows_rules = self.subresource != "binding";
         if follows_rules {
@@ -331,6 +336,7 @@ pub struct UpdateOwned<'a> {
     pub admits: bool,
     pub face: Option<&'a dyn Face>,
     pub writer: Writer,
+    pub conversions: Option<&'a Conversions<'a>>,
 }
 
 impl UpdateOwned<'_> {
@@ -346,6 +352,7 @@ impl UpdateOwned<'_> {
             admits: self.admits,
             face: self.face,
             writer: &self.writer,
+            conversions: self.conversions,
         };
         update.run(warnings, transform).await
     }

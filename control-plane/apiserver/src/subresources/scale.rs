@@ -11,6 +11,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
+    conversion::Form,
     custom::jsonpath::{at_fields, simple_fields},
     decode::Expected,
     handlers::{
@@ -120,6 +121,9 @@ impl Parent<'_> {
             parent: &parent["metadata"]["managedFields"],
             api_version: self.api_version,
             replicas: &|version| {
+                if let Form::Custom(form) = self.target.form() {
+                    return form.replicas_path(version).map(names_of);
+                }
                 let is_served = meta::group_and_version(version).0 == self.target.resource.group;
                 is_served.then(|| replicas_path(self.target))
             },
@@ -211,7 +215,11 @@ fn figures(target: &Target, object: &Value) -> Result<(i64, i64, String), Status
 /// The names of the fields on the way to the count.
 fn replicas_path(target: &Target) -> Vec<String> {
     let path = target.strategy.scale().map_or(".spec.replicas", |scale| scale.replicas.as_str());
-    simple_fields(path).into_iter().map(|field| field.to_owned()).collect()
+    names_of(path)
+}
+
+fn names_of(path: &str) -> Vec<String> {
+    simple_fields(path).into_iter().map(str::to_owned).collect()
 }
 
 fn set_replicas(target: &Target, object: &mut Value, replicas: i64) {

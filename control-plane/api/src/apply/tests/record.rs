@@ -221,18 +221,18 @@ fn items_that_cannot_be_told_apart_leave_nobody_recorded() {
 struct Renaming;
 
 impl Versions for Renaming {
-    fn versioned(&self, object: &Value, api_version: &str) -> Option<(Value, TypeId)> {
+    fn versioned(&self, object: &Value, api_version: &str) -> Result<Option<Versioned>, String> {
         let (from, to) = match api_version {
             "v1" => ("two", "one"),
             "v2" => ("one", "two"),
-            _ => return None,
+            _ => return Ok(None),
         };
         let mut object = object.clone();
         object["apiVersion"] = json!(api_version);
         if let Some(value) = object["data"].as_object_mut().and_then(|data| data.remove(from)) {
             object["data"][to] = value;
         }
-        Some((object, CONFIG_MAP.ty()))
+        Ok(Some(Versioned { object, schema: crate::schema::builtin().into(), ty: CONFIG_MAP.ty() }))
     }
 }
 
@@ -241,7 +241,7 @@ fn fields_are_compared_in_the_version_of_each_owner() {
     let v1 = Ownership { versions: &Renaming, ..CONFIG_MAP.by("first", NOW) };
     let mut live = CONFIG_MAP.object(json!({"data": {"one": "a", "other": "b"}}));
     v1.record(None, &mut live);
-    let (live, _) = Renaming.versioned(&live, "v2").unwrap();
+    let live = Renaming.versioned(&live, "v2").unwrap().unwrap().object;
     let mut new = live.clone();
     new["data"]["two"] = json!("changed");
     Ownership { api_version: "v2", manager: "second", ..v1 }.record(Some(&live), &mut new);
