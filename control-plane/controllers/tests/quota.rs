@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ResourceQuota, Service};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use support::{Cluster, create, eventually, pod, refused};
 
@@ -75,6 +76,55 @@ async fn a_quota_follows_the_life_of_pods_and_services() {
     let internal = Patch::Merge(json!({ "spec": { "type": "ClusterIP" } }));
     services.patch("a", &PatchParams::default(), &internal).await.unwrap();
     used(&quotas, "q", &[("services", "1"), ("services.nodeports", "0")]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn custom_resources_are_counted_from_before_their_definition_to_their_deletion() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("team").await;
+    let quotas = cluster.api::<ResourceQuota>("team");
+    let hard = json!({ "count/widgets.example.com": "2" });
+    create(&quotas, json!({ "metadata": { "name": "q" }, "spec": { "hard": hard } })).await;
+    let schema =
+        json!({ "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } });
+    let version = |name: &str, storage: bool| json!({ "name": name, "served": true, "storage": storage, "schema": schema });
+    let definition = json!({
+        "metadata": { "name": "widgets.example.com" },
+        "spec": {
+            "group": "example.com", "scope": "Namespaced", "names": { "plural": "widgets", "kind": "Widget" },
+            "versions": [version("v1", true), version("v2", false)],
+        },
+    });
+    let definitions = Api::<CustomResourceDefinition>::all(cluster.client());
+    create(&definitions, definition).await;
+    used(&quotas, "q", &[("count/widgets.example.com", "0")]).await;
+
+    let widgets = |version: &str| {
+        let resource = ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk("example.com", version, "Widget"),
+            "widgets",
+        );
+        Api::<DynamicObject>::namespaced_with(cluster.client(), "team", &resource)
+    };
+    let (v1, v2) = (widgets("v1"), widgets("v2"));
+    let widget = |version: &str, name: &str| -> DynamicObject {
+        let object = json!({ "apiVersion": format!("example.com/{version}"), "kind": "Widget", "metadata": { "name": name } });
+        serde_json::from_value(object).unwrap()
+    };
+    v1.create(&PostParams::default(), &widget("v1", "a")).await.unwrap();
+    let apply = PatchParams::apply("test");
+    v2.patch("b", &apply, &Patch::Apply(widget("v2", "b"))).await.unwrap();
+    used(&quotas, "q", &[("count/widgets.example.com", "2")]).await;
+    let refused = v2.create(&PostParams::default(), &widget("v2", "c")).await.unwrap_err().to_string();
+    let wanted = "widgets.example.com \"c\" is forbidden: exceeded quota: q, requested: count/widgets.example.com=1, used: \
+                  count/widgets.example.com=2, limited: count/widgets.example.com=2";
+    assert!(refused.contains(wanted), "{refused}");
+    // What is there may change.
+    v2.patch("b", &apply, &Patch::Apply(widget("v2", "b"))).await.unwrap();
+    v1.delete("a", &DeleteParams::default()).await.unwrap();
+    used(&quotas, "q", &[("count/widgets.example.com", "1")]).await;
+    v2.create(&PostParams::default(), &widget("v2", "c")).await.unwrap();
     cluster.stop().await;
 }
 
