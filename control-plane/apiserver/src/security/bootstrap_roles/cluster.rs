@@ -17,7 +17,7 @@ pub(super) const ROLES: &[Role] = &[
     Role {
         name: "system:monitoring",
         rules: &[
-            "get | /healthz, /healthz/*, /livez, /livez/*, /metrics, /metrics/slis, /readyz, /readyz/*",
+            "get | /flagz, /healthz, /healthz/*, /livez, /livez/*, /metrics, /metrics/slis, /readyz, /readyz/*, /statusz",
             "get | core | nodes/metrics",
         ],
     },
@@ -55,6 +55,8 @@ pub(super) const ROLES: &[Role] = &[
             "write | autoscaling | horizontalpodautoscalers",
             "write | batch | cronjobs, jobs",
             "write | policy | poddisruptionbudgets",
+            "write | extensions | daemonsets, deployments, deployments/rollback, deployments/scale, ingresses, \
+             networkpolicies, replicasets, replicasets/scale, replicationcontrollers/scale",
             "write | networking.k8s.io | ingresses, networkpolicies",
             "read, write | coordination.k8s.io | leases",
             "write | resource.k8s.io | resourceclaims, resourceclaimtemplates",
@@ -76,9 +78,16 @@ pub(super) const ROLES: &[Role] = &[
             "read | autoscaling | horizontalpodautoscalers, horizontalpodautoscalers/status",
             "read | batch | cronjobs, cronjobs/status, jobs, jobs/status",
             "read | policy | poddisruptionbudgets, poddisruptionbudgets/status",
+            "read | extensions | daemonsets, daemonsets/status, deployments, deployments/scale, deployments/status, \
+             ingresses, ingresses/status, networkpolicies, replicasets, replicasets/scale, replicasets/status, \
+             replicationcontrollers/scale",
             "read | networking.k8s.io | ingresses, ingresses/status, networkpolicies",
             "read | resource.k8s.io | resourceclaims, resourceclaims/status, resourceclaimtemplates",
         ],
+    },
+    Role {
+        name: "system:heapster",
+        rules: &["read | core | events, namespaces, nodes, pods", "read | extensions | deployments"],
     },
     Role {
         name: "system:node",
@@ -176,7 +185,7 @@ pub(super) const ROLES: &[Role] = &[
             "create | core | bindings, pods/binding",
             "patch, update | core | pods/status",
             "read | core | replicationcontrollers, services",
-            "read | apps | replicasets",
+            "read | apps, extensions | replicasets",
             "read | apps | statefulsets",
             "read | policy | poddisruptionbudgets",
             "read | core | persistentvolumeclaims, persistentvolumes",
@@ -189,8 +198,9 @@ pub(super) const ROLES: &[Role] = &[
             "read | storage.k8s.io | csistoragecapacities",
             "read | resource.k8s.io | deviceclasses, resourceslices",
             "patch, read, update | resource.k8s.io | resourceclaims, resourceclaims/status",
+            "create, delete | resource.k8s.io | resourceclaims",
+            "patch, update | resource.k8s.io | resourceclaims/binding",
             "update | core | pods/finalizers",
-            "read | scheduling.k8s.io | priorityclasses",
         ],
     },
     Role {
@@ -293,6 +303,15 @@ pub(super) const NAMESPACED: &[(&str, Role)] = &[
             rules: &["create, read, update | coordination.k8s.io | leases, leasecandidates"],
         },
     ),
+    (SYSTEM, Role { name: "system:controller:bootstrap-signer", rules: &["read | core | secrets"] }),
+    (SYSTEM, Role { name: "system:controller:cloud-provider", rules: &["create, read | core | configmaps"] }),
+    (
+        SYSTEM,
+        Role {
+            name: "system:controller:token-cleaner",
+            rules: &["delete, read | core | secrets", "event | core, events.k8s.io | events"],
+        },
+    ),
     // Address blocks are ConfigMaps whose names follow from the pools, so no rule can name them.
     (
         SYSTEM,
@@ -337,6 +356,24 @@ pub(super) const NAMESPACED_BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         "system::leader-locking-kube-scheduler",
         "system::leader-locking-kube-scheduler",
         &["user system:kube-scheduler", "account kube-system/kube-scheduler"],
+    ),
+    (
+        SYSTEM,
+        "system:controller:bootstrap-signer",
+        "system:controller:bootstrap-signer",
+        &["account kube-system/bootstrap-signer"],
+    ),
+    (
+        SYSTEM,
+        "system:controller:cloud-provider",
+        "system:controller:cloud-provider",
+        &["account kube-system/cloud-provider"],
+    ),
+    (
+        SYSTEM,
+        "system:controller:token-cleaner",
+        "system:controller:token-cleaner",
+        &["account kube-system/token-cleaner"],
     ),
     (SYSTEM, "system:seaway-agent", "system:seaway-agent", &["group system:nodes"]),
     (

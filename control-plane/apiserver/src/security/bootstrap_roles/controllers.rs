@@ -46,8 +46,8 @@ pub(super) const ROLES: &[Role] = &[
     Role {
         name: "daemon-set-controller",
         rules: &[
-            "read | apps | daemonsets",
-            "update | apps | daemonsets/finalizers, daemonsets/status",
+            "read | apps, extensions | daemonsets",
+            "update | apps, extensions | daemonsets/finalizers, daemonsets/status",
             "list, watch | core | nodes",
             "create, delete, list, patch, watch | core | pods",
             "create | core | pods/binding",
@@ -58,17 +58,27 @@ pub(super) const ROLES: &[Role] = &[
     Role {
         name: "deployment-controller",
         rules: &[
-            "read, update | apps | deployments",
-            "update | apps | deployments/finalizers, deployments/status",
-            "create, delete, patch, read, update | apps | replicasets",
+            "read, update | apps, extensions | deployments",
+            "update | apps, extensions | deployments/finalizers, deployments/status",
+            "create, delete, patch, read, update | apps, extensions | replicasets",
             "read, update | core | pods",
+            EVENTS,
+        ],
+    },
+    Role {
+        name: "device-taint-eviction-controller",
+        rules: &[
+            "delete, read | core | pods",
+            "patch, update | core | pods/status",
+            "read | resource.k8s.io | deviceclasses, resourceclaims, resourceslices",
             EVENTS,
         ],
     },
     Role {
         name: "disruption-controller",
         rules: &[
-            "read | apps | deployments, replicasets, statefulsets",
+            "read | apps, extensions | deployments, replicasets",
+            "read | apps | statefulsets",
             "read | core | replicationcontrollers",
             "read | policy | poddisruptionbudgets",
             "update | policy | poddisruptionbudgets/status",
@@ -205,8 +215,8 @@ pub(super) const ROLES: &[Role] = &[
     Role {
         name: "replicaset-controller",
         rules: &[
-            "read, update | apps | replicasets",
-            "update | apps | replicasets/finalizers, replicasets/status",
+            "read, update | apps, extensions | replicasets",
+            "update | apps, extensions | replicasets/finalizers, replicasets/status",
             "create, delete, list, patch, watch | core | pods",
             EVENTS,
         ],

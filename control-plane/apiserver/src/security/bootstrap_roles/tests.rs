@@ -147,6 +147,23 @@ fn controllers_hold_their_own_role_only() {
 }
 
 #[test]
+fn the_controllers_of_kube_system_reach_its_secrets_and_no_others() {
+    let account = |name: &str| Identity::service_account("kube-system", name, "u");
+    for (name, verb) in [("bootstrap-signer", "list"), ("token-cleaner", "delete")] {
+        assert!(allowed(&account(name), &format!("{verb} core/secrets kube-system")), "{name}");
+        assert!(!allowed(&account(name), &format!("{verb} core/secrets default")), "{name}");
+    }
+    assert!(allowed(&account("cloud-provider"), "create core/configmaps kube-system"));
+    let evictor = account("device-taint-eviction-controller");
+    for question in ["watch resource.k8s.io/resourceslices", "delete core/pods a", "patch core/pods/status a"]
+    {
+        assert!(allowed(&evictor, question), "{question}");
+    }
+    assert!(!allowed(&evictor, "create core/pods a"));
+    assert!(!allowed(&evictor, "update resource.k8s.io/resourceclaims a"));
+}
+
+#[test]
 fn admin_has_the_rules_of_edit_and_view_written_out() {
     let objects = bootstrap_roles();
     let role = |name: &str| objects.iter().find(|object| object["metadata"]["name"] == name).unwrap();
