@@ -21,7 +21,7 @@ use super::{
     GROUP_AUTHENTICATED, Identity,
     credentials::{StaticTokens, bootstrap_identity},
     pki::FRONT_PROXY_CLIENT,
-    tokens::{BoundObjects, Tokens},
+    tokens::{BoundObjects, Notes, Tokens, Verified},
 };
 use crate::request::percent_decode;
 
@@ -182,7 +182,7 @@ impl Authenticator {
             })
     }
 
-    /// Who sends a request for `path`.
+    /// Who sends a request for `path`; `notes` gets what its token is worth telling.
     ///
     /// # Errors
     /// When there are credentials and none of them is good, or there are none and somebody has to be known there.
@@ -191,6 +191,7 @@ impl Authenticator {
         peer: &Peer,
         headers: &HeaderMap,
         path: &str,
+        notes: &mut Notes,
     ) -> Result<Identity, Unauthorized> {
         let now = jiff::Timestamp::now().as_second();
         let mut refused = match peer {
@@ -209,7 +210,7 @@ impl Authenticator {
             }
         };
         if let Some(token) = bearer_token(headers) {
-            match self.authenticate_token(&token, &[]) {
+            match self.authenticate_token(&token, &[], notes) {
                 Ok(verified) => return Ok(verified.identity),
                 Err(error) => refused = Some(error),
             }
@@ -222,6 +223,7 @@ impl Authenticator {
     }
 
     /// Who a token stands for, and the audiences of `audiences` that it is for; none asked is the API server's own.
+    /// `notes` gets what is worth telling of it.
     ///
     /// # Errors
     /// When the token is not one of ours, expired, for another audience, or what it is bound to is gone.
@@ -229,7 +231,8 @@ impl Authenticator {
         &self,
         token: &str,
         audiences: &[String],
-    ) -> Result<super::tokens::Verified, Unauthorized> {
+        notes: &mut Notes,
+    ) -> Result<Verified, Unauthorized> {
         let now = jiff::Timestamp::now().as_second();
         if let Some(identity) = self.options.static_tokens.find(token) {
             return self.for_the_server(identity, audiences);
@@ -240,16 +243,12 @@ impl Authenticator {
             return self.for_the_server(identity, audiences);
         }
         self.tokens
-            .verify(token, audiences, &*self.objects, now)
+            .verify_with(token, audiences, &*self.objects, now, notes)
             .map_err(|error| Unauthorized(error.to_string()))
     }
 
     /// Tokens without audiences are for the API server's own alone.
-    fn for_the_server(
-        &self,
-        mut identity: Identity,
-        audiences: &[String],
-    ) -> Result<super::tokens::Verified, Unauthorized> {
+    fn for_the_server(&self, mut identity: Identity, audiences: &[String]) -> Result<Verified, Unauthorized> {
         let own = self.tokens.audiences();
         let wanted = if audiences.is_empty() { own } else { audiences };
         let matched: Vec<String> = wanted.iter().filter(|name| own.contains(name)).cloned().collect();
@@ -259,7 +258,7 @@ impl Authenticator {
         if !identity.is_in(GROUP_AUTHENTICATED) {
             identity.groups.push(GROUP_AUTHENTICATED.to_owned());
         }
-        Ok(super::tokens::Verified { identity, audiences: matched })
+        Ok(Verified { identity, audiences: matched })
     }
 }
 

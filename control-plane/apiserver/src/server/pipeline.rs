@@ -29,6 +29,7 @@ use crate::{
     security::{
         Attributes, GROUP_MASTERS, Identity,
         impersonation::{ImpersonationError, impersonate},
+        tokens::Notes,
     },
     state::{Peer, State},
     subresources::upstream::is_upgrade,
@@ -78,6 +79,7 @@ pub(crate) async fn respond(
             respond::status(error_form, &status)
         }
     };
+    respond::add_warnings(&mut response, &seen.warnings);
     if let Some(audit) = seen.audit.take() {
         response = audit::finish(audit, seen.lasts, response).await;
     }
@@ -119,6 +121,8 @@ struct Seen {
     /// Whether it is a watch or a stream.
     lasts: bool,
     user: String,
+    /// About the credentials.
+    warnings: Vec<String>,
     /// Of its FlowSchema and priority level.
     uids: Option<(HeaderValue, HeaderValue)>,
 }
@@ -130,6 +134,7 @@ impl Default for Seen {
             audit: None,
             lasts: false,
             user: String::new(),
+            warnings: Vec::new(),
             uids: None,
         }
     }
@@ -194,8 +199,15 @@ async fn handle(
     request: Request<Body>,
     seen: &mut Seen,
 ) -> Result<Response<Body>, Status> {
-    let user = authenticate(&state, peer, request.headers(), &info.path);
+    let mut notes = Notes::default();
+    let user = authenticate(&state, peer, request.headers(), &info.path, &mut notes);
     begin_audit(&state, peer, user.as_ref().ok(), &info, &request, seen);
+    seen.warnings = notes.warnings;
+    for (key, value) in notes.annotations {
+        if let Some(audit) = &seen.audit {
+            audit.annotate(key, value);
+        }
+    }
     let who = user?;
     let user = act_as(&state, who.clone(), request.headers(), &info, &query)?;
     if let Some(audit) = seen.audit.as_ref().filter(|_| user != who) {
@@ -236,11 +248,17 @@ async fn handle(
     Ok(response)
 }
 
-fn authenticate(state: &State, peer: &Peer, headers: &HeaderMap, path: &str) -> Result<Identity, Status> {
+fn authenticate(
+    state: &State,
+    peer: &Peer,
+    headers: &HeaderMap,
+    path: &str,
+    notes: &mut Notes,
+) -> Result<Identity, Status> {
     match peer {
         Peer::Local(identity) => Ok(identity.clone()),
         Peer::Network { peer, address } => {
-            state.authenticator.authenticate(peer, headers, path).map_err(|refused| {
+            state.authenticator.authenticate(peer, headers, path, notes).map_err(|refused| {
                 warn!(%address, reason = %refused, "not authenticated");
                 Status::unauthorized()
             })

@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 
 use super::{access_review, admit, token::strings};
 use crate::{
+    context,
     decode::Expected,
     handlers::{Call, Target},
     negotiate,
     query::WriteOptions,
     respond,
-    security::{Identity, rbac::Rule},
+    security::{Identity, rbac::Rule, tokens::Notes},
     server::body::Body,
 };
 
@@ -71,13 +72,19 @@ fn user_info(user: &Identity) -> Value {
     info
 }
 
-fn token_review(call: &Call, review: &Value) -> Result<Value, Status> {
+fn token_review(call: &mut Call, review: &Value) -> Result<Value, Status> {
     let token = review["spec"]["token"].as_str().unwrap_or_default();
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
     let audiences = strings(&review["spec"]["audiences"]);
-    Ok(match call.state.authenticator.authenticate_token(token, &audiences) {
+    let mut notes = Notes::default();
+    let judged = call.state.authenticator.authenticate_token(token, &audiences, &mut notes);
+    for (key, value) in notes.annotations {
+        context::annotate(key, || value);
+    }
+    call.warnings.append(&mut notes.warnings);
+    Ok(match judged {
         Ok(verified) => json!({
             "authenticated": true,
             "user": user_info(&verified.identity),

@@ -60,7 +60,8 @@ fn a_certificate_of_our_ca_gives_its_subject() {
     let (authenticator, _) = authenticator(&ca);
     let issued = ca.issue(&client_spec("system:node:n1", "system:nodes")).unwrap();
     let peer = authenticator.peer(Some(&chain(&issued)));
-    let identity = authenticator.authenticate(&peer, &HeaderMap::new(), "/api").unwrap();
+    let identity =
+        authenticator.authenticate(&peer, &HeaderMap::new(), "/api", &mut Notes::default()).unwrap();
     assert_eq!(identity.name, "system:node:n1");
     assert_eq!(identity.groups, ["system:nodes", GROUP_AUTHENTICATED]);
     assert!(identity.extra[CREDENTIAL_ID][0].starts_with("X509SHA256="));
@@ -79,7 +80,8 @@ fn certificates_that_are_not_for_us_are_refused() {
         let peer = authenticator.peer(Some(&chain(&issued)));
         let Peer::Refused { subject, .. } = &peer else { panic!("{case}: {peer:?}") };
         assert!(subject.contains("CN=root"), "{case}: {subject}");
-        let error = authenticator.authenticate(&peer, &HeaderMap::new(), "/api").unwrap_err();
+        let error =
+            authenticator.authenticate(&peer, &HeaderMap::new(), "/api", &mut Notes::default()).unwrap_err();
         assert!(error.to_string().contains("CN=root"), "{case}: {error}");
     }
     let nameless = ours.issue(&client_spec("", "system:masters")).unwrap();
@@ -87,7 +89,14 @@ fn certificates_that_are_not_for_us_are_refused() {
     assert!(matches!(peer, Peer::Refused { .. }), "{peer:?}");
     let garbage = [CertificateDer::from(vec![1, 2, 3])];
     assert!(
-        authenticator.authenticate(&authenticator.peer(Some(&garbage)), &HeaderMap::new(), "/api").is_err()
+        authenticator
+            .authenticate(
+                &authenticator.peer(Some(&garbage)),
+                &HeaderMap::new(),
+                "/api",
+                &mut Notes::default()
+            )
+            .is_err()
     );
 }
 
@@ -96,14 +105,15 @@ fn a_certificate_that_expires_during_a_connection_is_refused_from_then_on() {
     let (authenticator, _) = authenticator(&ca("kubernetes"));
     let identity = Identity::internal("jane", &[]);
     let expired = Peer::Certificate { identity, not_after: 1 };
-    assert!(authenticator.authenticate(&expired, &HeaderMap::new(), "/api").is_err());
+    assert!(authenticator.authenticate(&expired, &HeaderMap::new(), "/api", &mut Notes::default()).is_err());
 }
 
 #[test]
 fn without_credentials_a_request_is_anonymous() {
     let (authenticator, _) = authenticator(&ca("kubernetes"));
     let peer = authenticator.peer(None);
-    let identity = authenticator.authenticate(&peer, &HeaderMap::new(), "/api").unwrap();
+    let identity =
+        authenticator.authenticate(&peer, &HeaderMap::new(), "/api", &mut Notes::default()).unwrap();
     assert_eq!(identity, Identity::anonymous());
     assert_eq!(
         (identity.name.as_str(), &identity.groups[..]),
@@ -131,7 +141,10 @@ fn one_good_credential_is_enough_and_a_bad_one_alone_is_not_anonymous() {
         (&bad, &bad_token, None),
     ];
     for (peer, headers, expected) in cases {
-        let name = authenticator.authenticate(peer, headers, "/api").ok().map(|identity| identity.name);
+        let name = authenticator
+            .authenticate(peer, headers, "/api", &mut Notes::default())
+            .ok()
+            .map(|identity| identity.name);
         assert_eq!(name.as_deref(), expected, "{peer:?} {headers:?}");
     }
 }
