@@ -57,12 +57,26 @@ async fn register(admin: &Client, backend: &Backend) {
 }
 
 async fn backend() -> Backend {
-    Backend::start(|request| {
+    let kind = json!({"group": "wardle.example.com", "version": "v1alpha1", "kind": "Flunder"});
+    let document = json!({"swagger": "2.0",
+        "paths": {"/apis/wardle.example.com/v1alpha1/flunders": {"get": {"operationId": "listFlunders",
+            "responses": {"200": {"description": "OK", "schema": {"$ref": "#/definitions/wardle.Flunder"}}}}}},
+        "definitions": {"wardle.Flunder": {"type": "object", "x-kubernetes-group-version-kind": [kind]}}});
+    backend_with(move || (200, document.clone())).await
+}
+
+/// `document` answers `/openapi/v2`.
+async fn backend_with(document: impl Fn() -> (u16, Value) + Send + Sync + 'static) -> Backend {
+    Backend::start(move |request| {
         let flunders = json!({"name": "flunders", "singularName": "flunder", "namespaced": true, "kind": "Flunder", "verbs": ["get", "list"]});
         let base = "/apis/wardle.example.com/v1alpha1";
         match request.path.strip_prefix(base) {
             Some("") => (200, json!({"kind": "APIResourceList", "groupVersion": "wardle.example.com/v1alpha1", "resources": [flunders]})),
             Some("/namespaces/default/flunders") => (200, json!({"kind": "FlunderList", "seen": request.body})),
+            _ if request.path == "/openapi/v2" => document(),
+            _ if request.path == "/openapi/v3" => (200, json!({"paths": {
+                "apis/wardle.example.com/v1alpha1": {
+                    "serverRelativeURL": "/openapi/v3/apis/wardle.example.com/v1alpha1?hash=AB"}}})),
             _ if request.path.starts_with("/openapi/v3/apis/wardle") => (200, json!({"openapi": "3.0.0"})),
             _ => (404, json!({"kind": "Status", "message": "no"})),
         }
@@ -117,6 +131,60 @@ async fn a_group_of_another_server_is_proxied_discovered_and_withdrawn() {
     admin.delete(&format!("{API_SERVICES}/v1alpha1.wardle.example.com"), &Value::Null).await.expect(200);
     admin.get(path).await.refuse(404, "NotFound");
     wait_for(&admin, "/apis", |answer| !answer.text.contains("wardle.example.com")).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_v2_document_has_what_another_server_documents_while_its_api_service_is_there() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    let path = "/apis/wardle.example.com/v1alpha1/flunders";
+    assert!(!admin.get("/openapi/v2").await.text.contains(path));
+    let backend = backend().await;
+    register(&admin, &backend).await;
+    let merged = wait_for(&admin, "/openapi/v2", |answer| answer.text.contains(path)).await.expect(200);
+    assert_eq!(merged["paths"][path]["get"]["operationId"], "listFlunders");
+    assert_eq!(merged["definitions"]["wardle.Flunder"]["type"], "object");
+    assert!(merged["definitions"]["io.k8s.api.core.v1.Pod"].is_object());
+    let index = admin.get("/openapi/v3").await.expect(200);
+    assert_eq!(
+        index["paths"]["apis/wardle.example.com/v1alpha1"]["serverRelativeURL"],
+        "/openapi/v3/apis/wardle.example.com/v1alpha1?hash=AB"
+    );
+    let accept = [("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")];
+    let packed = admin.send("GET", "/openapi/v2", &accept, Vec::new()).await;
+    assert_eq!(packed.code, 200);
+    assert!(packed.bytes.windows(path.len()).any(|window| window == path.as_bytes()));
+    admin.delete(&format!("{API_SERVICES}/v1alpha1.wardle.example.com"), &Value::Null).await.expect(200);
+    wait_for(&admin, "/openapi/v2", |answer| !answer.text.contains(path)).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_hand_out_its_document_holds_up_nobody() {
+    let server = TestServer::start().await;
+    let admin = server.admin();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let backend = backend_with(move || {
+        // Ends when the test does.
+        let _ = held.lock().unwrap().recv();
+        (500, Value::Null)
+    })
+    .await;
+    register(&admin, &backend).await;
+    wait_for(&admin, "/apis", |answer| answer.text.contains("wardle.example.com")).await;
+    let asked = async || backend.received().iter().any(|request| request.path == "/openapi/v2");
+    let until = Instant::now() + DEADLINE;
+    while !asked().await {
+        assert!(Instant::now() < until, "nobody asked for the document");
+        tokio::task::yield_now().await;
+    }
+    let own = admin.get("/openapi/v2").await.expect(200);
+    assert!(own["definitions"]["io.k8s.api.core.v1.Pod"].is_object());
+    let again = admin.get("/apis/wardle.example.com/v1alpha1/namespaces/default/flunders").await;
+    assert_eq!(again.code, 200);
+    drop(release);
     server.stop().await;
 }
 

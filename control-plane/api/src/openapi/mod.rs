@@ -6,6 +6,7 @@
 
 mod custom;
 mod descriptions;
+mod merge;
 mod operations;
 mod proto;
 mod types;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use custom::Published;
 use descriptions::Descriptions;
+pub use merge::merge_v2;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -134,9 +136,9 @@ pub fn v2(custom: &[Published]) -> Value {
     })
 }
 
-/// The v2 document as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
-pub fn v2_protobuf(custom: &[Published]) -> Vec<u8> {
-    proto::document(&v2(custom))
+/// A v2 document as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
+pub fn v2_protobuf(document: &Value) -> Vec<u8> {
+    proto::document(document)
 }
 
 fn bearer_token() -> Value {

@@ -1,7 +1,11 @@
 //! Whether remote APIServices answer: their Service, its port, its endpoints, then a request for their group and version.
 //! The condition `Available` says what was found, with upstream's reasons; what an available one serves goes to discovery.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use api::status::Status;
 use futures::{StreamExt as _, future::join_all};
@@ -48,6 +52,7 @@ pub(crate) async fn run(state: Arc<State>) {
     let prefix = keys::resource_prefix(GROUP, PLURAL);
     let mut known: HashMap<(String, String), Vec<Value>> = HashMap::new();
     let mut shows_remotes = false;
+    let mut last_answering = BTreeSet::new();
     while let Ok(mut events) = state.cache.watch(&prefix, None) {
         loop {
             let remotes: Vec<Arc<Remote>> = state.aggregation.remotes().values().cloned().collect();
@@ -65,6 +70,11 @@ pub(crate) async fn run(state: Arc<State>) {
             }
             if shows_remotes || !remotes.is_empty() {
                 show(&state, &remotes, &mut known);
+                let now_answering = answering(&state);
+                if now_answering != last_answering {
+                    state.aggregation.documents.look();
+                    last_answering = now_answering;
+                }
                 shows_remotes = !remotes.is_empty();
             }
             let again = if all_good { INTERVAL } else { INTERVAL_FAILED };
@@ -79,6 +89,12 @@ pub(crate) async fn run(state: Arc<State>) {
             while let Ok(Some(_)) = events.try_next() {}
         }
     }
+}
+
+/// The names of the available ones.
+fn answering(state: &State) -> BTreeSet<String> {
+    let remotes = state.aggregation.remotes();
+    remotes.values().filter(|remote| remote.available).map(|remote| remote.name.clone()).collect()
 }
 
 /// Ends when Services or endpoints changed, and at the latest after `time`.

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Aggregation, Remote, Remotes, proxy::set_identity};
+use super::{Aggregation, Remote, proxy::set_identity};
 use crate::{
     callout::ANSWER_BYTES_MAX,
     discovery::Document,
@@ -23,6 +23,22 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 /// What one group and version of it serves: items of `resources` in APIVersionDiscovery.
 pub(super) struct Served {
     pub(super) resources: Vec<Value>,
+}
+
+/// A question to an aggregated server.
+pub(super) struct Asked<'a> {
+    pub(super) path: &'a str,
+    pub(super) accept: &'a str,
+    /// What is known already, empty for nothing.
+    pub(super) etag: &'a str,
+    /// The largest answer, in bytes.
+    pub(super) bytes_max: usize,
+}
+
+pub(super) struct Answer {
+    pub(super) code: StatusCode,
+    pub(super) etag: String,
+    pub(super) body: Bytes,
 }
 
 impl Aggregation {
@@ -47,26 +63,37 @@ impl Aggregation {
     }
 
     async fn get(&self, remote: &Remote, path: &str, accept: &str) -> Result<Value, String> {
+        let asked = Asked { path, accept, etag: "", bytes_max: ANSWER_BYTES_MAX };
+        let answer = self.ask(remote, &asked).await?;
+        if !answer.code.is_success() {
+            let authority = remote.service.authority();
+            return Err(format!("bad status from https://{authority}{path}: {}", answer.code.as_u16()));
+        }
+        // An answer that is no JSON still is an answer.
+        Ok(serde_json::from_slice(&answer.body).unwrap_or_default())
+    }
+
+    /// Asks a server as the aggregator, for a bounded time.
+    pub(super) async fn ask(&self, remote: &Remote, asked: &Asked<'_>) -> Result<Answer, String> {
         let destination = remote.destination.as_ref().map_err(Clone::clone)?;
         let mut headers = HeaderMap::new();
         set_identity(&mut headers, &Identity::internal("system:kube-aggregator", &[GROUP_MASTERS]));
-        let uri = format!("https://{}{path}", destination.authority);
-        let mut request: Request<Body> = Request::get(&uri)
-            .header(header::ACCEPT, accept)
-            .body(body::empty())
-            .map_err(|error| error.to_string())?;
+        let uri = format!("https://{}{}", destination.authority, asked.path);
+        let mut request = Request::get(&uri).header(header::ACCEPT, asked.accept);
+        if !asked.etag.is_empty() {
+            request = request.header(header::IF_NONE_MATCH, asked.etag);
+        }
+        let mut request: Request<Body> = request.body(body::empty()).map_err(|error| error.to_string())?;
         request.headers_mut().extend(headers);
         let exchange = async {
             let response =
                 self.callout.send(destination, request).await.map_err(|error| error.to_string())?;
-            let code = response.status();
-            if !code.is_success() {
-                return Err(format!("bad status from {uri}: {}", code.as_u16()));
-            }
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body: Bytes = body.map_err(|error| error.to_string())?.to_bytes();
-            // An answer that is no JSON still is an answer.
-            Ok(serde_json::from_slice(&body).unwrap_or_default())
+            let (parts, body) = response.into_parts();
+            let etag = parts.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+            let etag = etag.unwrap_or_default().to_owned();
+            let body = Limited::new(body, asked.bytes_max).collect().await;
+            let body = body.map_err(|error| error.to_string())?.to_bytes();
+            Ok(Answer { code: parts.status, etag, body })
         };
         match tokio::time::timeout(TIME_MAX, exchange).await {
             Ok(answer) => answer,
@@ -122,7 +149,10 @@ fn from_list(list: &Value, group: &str, version: &str) -> Vec<Value> {
 }
 
 /// Adds the documents of remote groups to the index of OpenAPI v3.
-pub(crate) async fn merge_openapi_index(response: Response<Body>, remotes: &Remotes) -> Response<Body> {
+pub(crate) async fn merge_openapi_index(
+    response: Response<Body>,
+    aggregation: &Aggregation,
+) -> Response<Body> {
     let (parts, body) = response.into_parts();
     let bytes = match body.collect().await {
         Ok(body) => body.to_bytes(),
@@ -131,12 +161,9 @@ pub(crate) async fn merge_openapi_index(response: Response<Body>, remotes: &Remo
     let Ok(mut index) = serde_json::from_slice::<Value>(&bytes) else {
         return Response::from_parts(parts, body::full(bytes));
     };
-    let paths = index.get_mut("paths").and_then(Value::as_object_mut);
-    let empty = &mut Map::new();
-    let paths = paths.unwrap_or(empty);
-    for remote in remotes.values().filter(|remote| remote.available) {
-        let path = format!("apis/{}/{}", remote.group, remote.version);
-        paths.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}")}));
+    if let Some(paths) = index.get_mut("paths").and_then(Value::as_object_mut) {
+        let remote = aggregation.v3_paths().into_iter();
+        paths.extend(remote.map(|(path, url)| (path, json!({"serverRelativeURL": url}))));
     }
     Document::json(&index).respond(&HeaderMap::new())
 }

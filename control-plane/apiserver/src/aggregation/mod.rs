@@ -10,6 +10,7 @@
 
 mod availability;
 mod discover;
+mod documents;
 mod proxy;
 pub mod registration;
 
@@ -24,7 +25,9 @@ use crate::{
     storage::{Revision, cache::Cache, keys},
 };
 
-pub(crate) use self::{availability::run as watch_availability, discover::merge_openapi_index};
+pub(crate) use self::{
+    availability::run as watch_availability, discover::merge_openapi_index, documents::run as watch_documents,
+};
 
 const GROUP: &str = "apiregistration.k8s.io";
 const PLURAL: &str = "apiservices";
@@ -82,12 +85,14 @@ pub struct Aggregation {
     callout: Arc<Callout>,
     prefix: String,
     parsed: ArcSwap<(Revision, Arc<Remotes>)>,
+    documents: documents::Documents,
 }
 
 impl Aggregation {
     pub fn new(cache: Arc<Cache>, callout: Arc<Callout>) -> Self {
         let parsed = ArcSwap::from_pointee((Revision(u64::MAX), Arc::default()));
-        Self { cache, callout, prefix: keys::resource_prefix(GROUP, PLURAL), parsed }
+        let prefix = keys::resource_prefix(GROUP, PLURAL);
+        Self { cache, callout, prefix, parsed, documents: documents::Documents::default() }
     }
 
     /// As the cache shows them now.

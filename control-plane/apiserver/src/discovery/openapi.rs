@@ -23,6 +23,17 @@ const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+pro
 /// As it is answered: `@` has no place in a media type.
 const V2_PROTOBUF_WRITTEN: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
+/// The names of the v2 document here.
+const WHOLE: &str = "v2";
+const WHOLE_PROTOBUF: &str = "v2 protobuf";
+
+/// The v2 document: of all that is served here, and of what aggregated servers say of theirs.
+fn whole(state: &State) -> serde_json::Value {
+    let mut document = openapi::v2(&custom::published(state));
+    state.aggregation.add_documents(&mut document);
+    document
+}
+
 /// The documents that were asked for so far.
 #[derive(Default)]
 pub struct OpenApi {
@@ -54,15 +65,20 @@ impl OpenApi {
         documents.retain(|name, _| is_builtin(name));
     }
 
+    /// Forgets the documents that show aggregated APIs.
+    pub fn forget_whole(&self) {
+        let mut documents = self.documents.lock().unwrap_or_else(PoisonError::into_inner);
+        documents.retain(|name, _| name != WHOLE && name != WHOLE_PROTOBUF);
+    }
+
     pub fn v2(&self, state: &State, headers: &HeaderMap) -> Result<Response<Body>, Status> {
         let asks = |kind: &str| media_ranges(headers).iter().any(|range| range.kind == kind);
         let document = if asks(V2_PROTOBUF) || asks(V2_PROTOBUF_WRITTEN) {
-            let make =
-                || Document::new(openapi::v2_protobuf(&custom::published(state)).into(), V2_PROTOBUF_WRITTEN);
-            self.document("v2 protobuf", || Some(make()))?
+            let make = || Document::new(openapi::v2_protobuf(&whole(state)).into(), V2_PROTOBUF_WRITTEN);
+            self.document(WHOLE_PROTOBUF, || Some(make()))?
         } else {
             negotiate::accepted_document(headers)?;
-            self.document("v2", || Some(Document::json(&openapi::v2(&custom::published(state)))))?
+            self.document(WHOLE, || Some(Document::json(&whole(state))))?
         };
         Ok(document.respond(headers))
     }

@@ -115,6 +115,7 @@ impl Server {
         .context("cannot publish how aggregated servers know this one")?;
         tokio::spawn(aggregation::registration::run(Arc::clone(&state)));
         tokio::spawn(aggregation::watch_availability(Arc::clone(&state)));
+        tokio::spawn(aggregation::watch_documents(Arc::clone(&state)));
         tokio::spawn(service_cidr::keep(Arc::clone(&state)));
         tokio::spawn(legacy_tokens::keep(Arc::clone(&state)));
         tokio::spawn(node_ports::keep(Arc::clone(&state)));

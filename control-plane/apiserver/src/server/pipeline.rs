@@ -363,12 +363,12 @@ async fn plain_or_merged(
     if info.path.trim_end_matches('/') != "/openapi/v3" {
         return plain(state, info, query, parts);
     }
-    let remotes = state.aggregation.remotes();
-    if remotes.is_empty() {
+    if state.aggregation.remotes().is_empty() {
         return plain(state, info, query, parts);
     }
     parts.headers.remove(http::header::IF_NONE_MATCH);
-    Ok(aggregation::merge_openapi_index(plain(state, info, query, parts)?, &remotes).await)
+    let own = plain(state, info, query, parts)?;
+    Ok(aggregation::merge_openapi_index(own, &state.aggregation).await)
 }
 
 /// Paths that are no resources.
