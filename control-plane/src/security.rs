@@ -5,6 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use apiserver::{audit, config::Security, security::authentication::Anonymous};
 use clap::Args;
 
+/// As upstream.
+const GOAWAY_CHANCE_MAX: f64 = 0.02;
+
 #[derive(Debug, Args)]
 pub struct SecurityArguments {
     /// Let requests without credentials in, as system:anonymous.
@@ -50,6 +53,10 @@ pub struct SecurityArguments {
     /// Directives of the header Strict-Transport-Security, such as max-age=31536000; may be given more than once.
     #[arg(long, global = true, env = "SEAWAY_STRICT_TRANSPORT_SECURITY_DIRECTIVES", value_delimiter = ',')]
     pub strict_transport_security_directives: Vec<String>,
+    /// The part of the HTTP/2 requests, 0 to 0.02, after which their connection takes no more: behind a load balancer, its
+    /// client may come back to another server. With one server leave it at 0.
+    #[arg(long, global = true, env = "SEAWAY_GOAWAY_CHANCE", default_value_t = 0.0)]
+    pub goaway_chance: f64,
     #[command(flatten)]
     pub audit: AuditArguments,
 }
@@ -97,6 +104,9 @@ impl SecurityArguments {
                 );
             }
         }
+        if !(0.0..=GOAWAY_CHANCE_MAX).contains(&self.goaway_chance) {
+            anyhow::bail!("--goaway-chance can not be less than 0 or greater than {GOAWAY_CHANCE_MAX}");
+        }
         let anonymous = match (self.anonymous_auth, self.anonymous_auth_path.as_slice()) {
             (false, _) => Anonymous::Nowhere,
             (true, []) => Anonymous::Everywhere,
@@ -116,6 +126,7 @@ impl SecurityArguments {
             request_timeout: Duration::from_secs(self.request_timeout),
             shutdown_delay: Duration::from_secs(self.shutdown_delay_duration),
             strict_transport_security: self.strict_transport_security_directives.clone(),
+            goaway_chance: self.goaway_chance,
             audit: self.audit.config(),
         })
     }

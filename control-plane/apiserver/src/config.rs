@@ -47,6 +47,9 @@ pub struct Security {
     pub shutdown_delay: Duration,
     /// Directives of the header Strict-Transport-Security; empty: no such header.
     pub strict_transport_security: Vec<String>,
+    /// The part of the HTTP/2 requests after which their connection takes no more, so that its client comes back, maybe to
+    /// another server: 0 to 1.
+    pub goaway_chance: f64,
     pub audit: crate::audit::Config,
 }
 
@@ -66,6 +69,7 @@ impl Default for Security {
             request_timeout: Duration::from_secs(60),
             shutdown_delay: Duration::ZERO,
             strict_transport_security: Vec::new(),
+            goaway_chance: 0.0,
             audit: crate::audit::Config::default(),
         }
     }

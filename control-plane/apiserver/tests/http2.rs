@@ -4,10 +4,12 @@
 
 mod support;
 
+use apiserver::config::Security;
 use http::StatusCode;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use support::{CONFIG_MAPS, DEADLINE, TestServer, config_map};
+use tempfile::TempDir;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_lists_and_writes_of_one_connection_go_on_beside_each_other() {
@@ -65,6 +67,30 @@ async fn a_stop_ends_the_watches_of_a_connection_and_then_the_connection() {
     server.stop().await;
     assert_eq!(watch.next().await, None);
     connection.closed().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_told_to_go_away_answers_what_it_has_and_takes_no_more() {
+    let security = Security { goaway_chance: 1.0, ..Security::default() };
+    let server = TestServer::start_with(TempDir::new().unwrap(), security).await;
+    let admin = server.admin();
+    let connection = admin.connect_http2().await;
+    let mut watch = connection.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    let refused = async {
+        while let Ok(response) = connection.try_send("GET", "/version", &Value::Null).await {
+            assert_eq!(response.status(), StatusCode::OK);
+        }
+    };
+    tokio::time::timeout(DEADLINE, refused).await.expect("the connection takes no more");
+    for name in ["a", "b"] {
+        // HTTP/1.1 knows no such thing.
+        admin.post(CONFIG_MAPS, &config_map(name, json!({}), json!({}))).await.expect(201);
+        assert_eq!(watch.next_named().await.1, name, "a watch goes on");
+    }
+    drop(watch);
+    connection.closed().await;
+    let next = admin.connect_http2().await;
+    assert_eq!(next.send("GET", "/version", &Value::Null).await.status(), StatusCode::OK);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
+use rand::Rng as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{
@@ -110,7 +111,14 @@ async fn serve(
     let (stream, session) = stream.into_inner();
     let peer = state.authenticator.peer(session.peer_certificates());
     let peer = Arc::new(Peer::Network { peer, address });
+    let chance = state.config.security.goaway_chance;
+    // Once a request says so, the connection takes no more: those that it has are answered.
+    let leave = CancellationToken::new();
+    let asked = leave.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        if chance > 0.0 && request.version() == Version::HTTP_2 && rand::rng().random_bool(chance.min(1.0)) {
+            asked.cancel();
+        }
         let answer = answer(Arc::clone(&state), Arc::clone(&peer), request);
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
@@ -118,13 +126,18 @@ async fn serve(
     let builder = builder(streams.clone());
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(wire.clone()), service).into_owned();
     let mut conversation = Conversation::new(connection, wire, streams);
-    // In a set, as that asks its member only when it was woken.
+    // In sets, as those ask their members only when they were woken.
     let mut cancelled = FuturesUnordered::from_iter([cancel.cancelled_owned()]);
-    tokio::select! {
-        biased;
-        result = &mut conversation => return result,
-        _ = cancelled.next() => conversation.connection().graceful_shutdown(),
+    let mut left = FuturesUnordered::from_iter((chance > 0.0).then(|| leave.cancelled_owned()));
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut conversation => return result,
+            _ = cancelled.next() => break,
+            Some(()) = left.next() => conversation.connection().graceful_shutdown(),
+        }
     }
+    conversation.connection().graceful_shutdown();
     match tokio::time::timeout(DRAIN_TIME_MAX, conversation).await {
         Ok(result) => result,
         Err(_) => Ok(()),

@@ -301,6 +301,17 @@ impl Http2 {
         path: &str,
         body: &Value,
     ) -> impl Future<Output = http::Response<Incoming>> + use<> {
+        let sent = self.try_send(method, path, body);
+        async move { sent.await.unwrap() }
+    }
+
+    /// As [`Http2::send`]; an error where the connection takes no more requests.
+    pub fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &Value,
+    ) -> impl Future<Output = hyper::Result<http::Response<Incoming>>> + use<> {
         let body = if body.is_null() { Vec::new() } else { body.to_string().into() };
         let request = Request::builder()
             .method(method)
@@ -309,7 +320,7 @@ impl Http2 {
             .body(Full::new(Bytes::from(body)))
             .unwrap();
         let mut sender = self.sender.clone();
-        async move { tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap() }
+        async move { tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap() }
     }
 
     pub async fn watch(&self, path: &str) -> Events {
