@@ -206,8 +206,8 @@ impl Target {
     /// the metadata alone.
     pub fn protobuf(&self, object: &Object) -> Bytes {
         match &self.form {
-            Form::Stored if !self.is_custom => object.protobuf(|value| self.protobuf_of(value)).clone(),
-            Form::Stored => object.protobuf(|value| encode_partial(builtin(), &value["metadata"])).clone(),
+            Form::Stored if !self.is_custom => object.protobuf(|value| self.protobuf_of(value)),
+            Form::Stored => object.protobuf(|value| encode_partial(builtin(), &value["metadata"])),
             Form::Builtin(_) | Form::Custom(_) => self.protobuf_of(&self.value(object)).into(),
         }
     }

@@ -10,6 +10,7 @@
 //!    └────────── applied revision ────────────┘
 //! ```
 
+mod encodings;
 mod feed;
 mod index;
 mod map;

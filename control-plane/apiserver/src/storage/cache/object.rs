@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::encodings::{self, Slot};
 use crate::storage::{Revision, Stored};
 
 /// What selectors, garbage collection and routing ask without parsing the object.
@@ -90,7 +91,7 @@ pub struct Object {
     version_at: Range<usize>,
     meta: Meta,
     fields: OnceLock<Vec<(&'static str, String)>>,
-    protobuf: OnceLock<Bytes>,
+    protobuf: Slot,
     views: Mutex<Vec<(u64, View)>>,
 }
 
@@ -122,7 +123,7 @@ impl Object {
             version_at,
             meta: partial.metadata,
             fields: OnceLock::new(),
-            protobuf: OnceLock::new(),
+            protobuf: Slot::default(),
             views: Mutex::default(),
         })
     }
@@ -177,9 +178,10 @@ impl Object {
         self.fields.get_or_init(|| compute(&self.value()))
     }
 
-    /// The object's protobuf message (without envelope), made from the parsed object at the first call and kept.
-    pub fn protobuf(&self, encode: impl FnOnce(&Value) -> Vec<u8>) -> &Bytes {
-        self.protobuf.get_or_init(|| encode(&self.value()).into())
+    /// The object's protobuf message (without envelope), made from the parsed object and kept as long as others are not
+    /// asked for more.
+    pub fn protobuf(&self, encode: impl FnOnce(&Value) -> Vec<u8>) -> Bytes {
+        encodings::PROTOBUF.get_or_make(&self.protobuf, || encode(&self.value()))
     }
 
     /// The JSON that a view shows; `None` where it was not made yet.
@@ -212,7 +214,7 @@ impl Object {
             version_at,
             meta: self.meta.clone(),
             fields: self.fields.clone(),
-            protobuf: OnceLock::new(),
+            protobuf: Slot::default(),
             views: Mutex::default(),
         }
     }
