@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod dual_stack;
+mod exposed;
 mod failures;
 mod kubectl;
 mod network;

@@ -129,7 +129,7 @@ fn enter_namespaces(spec: &Spec) -> Result<()> {
         .context("mounting a BPF file system")
 }
 
-fn join_cgroup(name: &str) -> Result<()> {
+pub(super) fn join_cgroup(name: &str) -> Result<()> {
     let folder = layout::cgroup2()?.join(name).join("host");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     std::fs::write(folder.join("cgroup.procs"), std::process::id().to_string())

@@ -5,7 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::layout::{self, Cluster};
+use super::{
+    host,
+    layout::{self, Cluster},
+};
 use crate::run;
 
 #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
@@ -77,6 +80,10 @@ pub(super) fn usage(pid: &str) -> Option<(f64, f64)> {
 /// Replaces this process by `command` in the namespaces of `host`.
 pub(crate) fn enter(host: &str, command: &[String]) -> Result<()> {
     let mut nsenter = enter_command(host)?;
+    if host != layout::FABRIC {
+        // As a process of the host, whose sockets its programs see.
+        host::join_cgroup(host)?;
+    }
     if command.is_empty() {
         nsenter.arg("/bin/sh");
     }
