@@ -67,7 +67,7 @@ impl Service<Request<kube::client::Body>> for Gateway {
 
 /// A response body that breaks off when its server dies.
 pub struct Severable {
-    body: Option<body::Body>,
+    body: Option<body::JoinedBody>,
     dead: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 

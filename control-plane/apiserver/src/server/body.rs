@@ -16,6 +16,8 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody, combi
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Data, BoxError>;
+/// A body whose frames lie in one place each.
+pub type JoinedBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Bytes of the largest request body that is read.
 pub const REQUEST_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -41,7 +43,7 @@ pub fn stream<D: Into<Data>>(frames: impl Stream<Item = Result<D, BoxError>> + S
 }
 
 /// The body as other libraries take it.
-pub fn joined(body: Body) -> UnsyncBoxBody<Bytes, BoxError> {
+pub fn joined(body: Body) -> JoinedBody {
     body.map_frame(|frame| frame.map_data(Data::into_bytes)).boxed_unsync()
 }
 

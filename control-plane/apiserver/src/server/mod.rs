@@ -19,14 +19,13 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
-use http_body_util::combinators::UnsyncBoxBody;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use self::{
-    body::BoxError,
+    body::{BoxError, JoinedBody},
     certificates::{Certificates, Shown},
     limits::Limits,
 };
@@ -326,7 +325,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<UnsyncBoxBody<Bytes, BoxError>>;
+    type Response = Response<JoinedBody>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
