@@ -219,6 +219,14 @@ async fn operate(client: &Client) {
     patch("b", image_patch("v2")).await;
     insist("a deletion", async || deployments.delete("c", &DeleteParams::background()).await).await;
     insist("a deletion", async || services.delete("c", &DeleteParams::default()).await).await;
+    // A ReplicaSet says what was asked for when it was last scaled: the older ones are empty before the next number.
+    eventually("a's newest pods alone", async || {
+        let status =
+            deployments.get("a").await.map_err(|error| error.to_string())?.status.unwrap_or_default();
+        let counts = [status.replicas, status.updated_replicas];
+        if counts == [Some(3), Some(3)] { Ok(()) } else { Err(format!("{counts:?}")) }
+    })
+    .await;
     patch("a", Patch::Merge(json!({ "spec": { "replicas": 2 } }))).await;
     patch("b", image_patch("v1")).await;
 }
