@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::network::Network;
-use crate::services::Services;
+use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
 use crate::{bgp_io, blocks, cni_server, dns_endpoints, persist, status};
 
@@ -56,7 +56,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let (client, api_servers) = client(&config).await?;
     if config.no_network {
         let (_sender, ready) = signal::channel(true);
-        run_kubelet(client, config, ready, cancel).await;
+        let services = follow_services(&client, &config);
+        run_kubelet(client, config, services, ready, cancel).await;
         return Ok(());
     }
     let (bgp_sender, bgp_events) = mpsc::unbounded_channel();
@@ -168,8 +169,8 @@ struct Agent {
     peers_file: PathBuf,
     address_by_node: BTreeMap<String, Vec<IpAddr>>,
     node_listing: Listing<Node>,
-    service_listing: Listing<Service>,
-    slice_listing: Listing<EndpointSlice>,
+    /// The flows are swept at most once at a time.
+    sweeping: Option<tokio::task::JoinHandle<()>>,
     not_ready: signal::Sender<String>,
     network_ready: signal::Sender<bool>,
     addresses_taken: Arc<Notify>,
@@ -196,8 +197,7 @@ impl Agent {
             peers_file,
             address_by_node,
             node_listing: Listing::default(),
-            service_listing: Listing::default(),
-            slice_listing: Listing::default(),
+            sweeping: None,
             not_ready: signal::Sender::new("the agent is starting".to_owned()),
             network_ready: signal::Sender::new(false),
             addresses_taken: Arc::new(Notify::new()),
@@ -233,7 +233,7 @@ impl Agent {
         }
         if !self.config.no_kubelet {
             let (config, ready) = (self.config.clone(), self.network_ready.subscribe());
-            tokio::spawn(run_kubelet(client, config, ready, cancel.clone()));
+            tokio::spawn(run_kubelet(client, config, self.services.links(), ready, cancel.clone()));
         }
         Ok(())
     }
@@ -325,16 +325,8 @@ impl Agent {
                     self.node(change);
                 }
             }
-            Event::Service(event) => {
-                if let Some(change) = self.service_listing.change(event) {
-                    self.services.service(change);
-                }
-            }
-            Event::Slice(event) => {
-                if let Some(change) = self.slice_listing.change(event) {
-                    self.services.slice(change);
-                }
-            }
+            Event::Service(event) => self.services.service(event),
+            Event::Slice(event) => self.services.slice(event),
         }
     }
 
@@ -416,12 +408,17 @@ impl Agent {
         }
     }
 
-    fn sweep_flows(&self) {
-        if let Some(datapath) = self.network.datapath()
-            && let Err(error) = datapath.sweep_flows()
-        {
-            tracing::warn!(error = watch::chain(&error), "sweeping flows");
+    /// On a thread of its own: a change of a Service does not wait for half a million flows.
+    fn sweep_flows(&mut self) {
+        if self.sweeping.as_ref().is_some_and(|sweeping| !sweeping.is_finished()) {
+            return;
         }
+        let Some(flows) = self.network.datapath().map(|datapath| datapath.flow_table()) else { return };
+        self.sweeping = Some(tokio::task::spawn_blocking(move || {
+            if let Err(error) = flows.sweep(dataplane::flows::now_ns()) {
+                tracing::warn!(error = watch::chain(&error), "sweeping flows");
+            }
+        }));
     }
 
     fn collect_dead(&self) {
@@ -478,15 +475,30 @@ fn node_addresses(node: &Node) -> (String, Vec<IpAddr>) {
 }
 
 /// Runs the kubelet until cancelled; when it fails, it is started again: the network does not depend on it.
+/// Without a network of ours the Services are followed for the variables of containers only.
+fn follow_services(client: &Client, config: &Config) -> Arc<Links> {
+    let mut services = Services::new(NodeView::default(), &config.cluster_domain);
+    let links = services.links();
+    let (sender, mut events) = mpsc::unbounded_channel();
+    watch::spawn(Api::all(client.clone()), watcher::Config::default().any_semantic(), sender, |event| event);
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            services.service(event);
+        }
+    });
+    links
+}
+
 async fn run_kubelet(
     client: Client,
     config: Config,
+    services: Arc<Links>,
     network_ready: signal::Receiver<bool>,
     cancel: CancellationToken,
 ) {
     loop {
         let settings = kubelet_config(&config, network_ready.clone());
-        match kubelet::run(client.clone(), settings, cancel.clone()).await {
+        match kubelet::run(client.clone(), settings, services.clone(), cancel.clone()).await {
             Ok(()) if cancel.is_cancelled() => return,
             Ok(()) => tracing::error!("the kubelet ended; starting it again"),
             Err(error) => tracing::error!("the kubelet failed; starting it again: {error:#}"),

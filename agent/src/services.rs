@@ -1,37 +1,70 @@
 //! Services and EndpointSlices as the watches tell them, for the datapath and for DNS at once.
+//!
+//! An event costs what it changes: `proxy` computes the Services that it touched, and the maps get the elements that
+//! differ. A list is taken object by object; what it leaves out is forgotten when it ends.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use dns::Zone;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher;
+use kubelet::{LinkPort, ServiceLink, ServiceLinks};
 use proxy::{NodeView, ObjectName, Proxy};
 
 use crate::network::Network;
-use crate::watch::{self, Change};
+use crate::watch;
 
 pub struct Services {
     proxy: Proxy,
     zone: Arc<RwLock<Zone>>,
-    services: BTreeSet<ObjectName>,
-    slices: BTreeSet<ObjectName>,
-    services_listed: bool,
-    slices_listed: bool,
+    services: Listing,
+    slices: Listing,
+    links: Arc<Links>,
     /// The maps have been given everything once; before that an old agent's content stays.
     applied: bool,
+    /// The maps have not taken all that they were told.
     dirty: bool,
+}
+
+/// How far the list of a kind is.
+#[derive(Default)]
+struct Listing {
+    /// What a list that has begun has named so far.
+    named: Option<HashSet<ObjectName>>,
+    /// A list has been complete.
+    complete: bool,
+}
+
+impl Listing {
+    fn begin(&mut self) {
+        self.named = Some(HashSet::new());
+    }
+
+    fn name(&mut self, name: ObjectName) {
+        if let Some(named) = &mut self.named {
+            named.insert(name);
+        }
+    }
+
+    fn end(&mut self) -> HashSet<ObjectName> {
+        self.complete = true;
+        self.named.take().unwrap_or_default()
+    }
 }
 
 impl Services {
     pub fn new(node: NodeView, cluster_domain: &str) -> Services {
+        let zone = Arc::new(RwLock::new(Zone::new(cluster_domain)));
         Services {
             proxy: Proxy::new(node),
-            zone: Arc::new(RwLock::new(Zone::new(cluster_domain))),
-            services: BTreeSet::new(),
-            slices: BTreeSet::new(),
-            services_listed: false,
-            slices_listed: false,
+            links: Arc::new(Links { zone: zone.clone(), complete: AtomicBool::new(false) }),
+            zone,
+            services: Listing::default(),
+            slices: Listing::default(),
             applied: false,
             dirty: false,
         }
@@ -48,80 +81,82 @@ impl Services {
         self.zone.clone()
     }
 
+    /// What containers are told of.
+    pub fn links(&self) -> Arc<Links> {
+        self.links.clone()
+    }
+
     /// Whether the datapath has had all Services.
     pub fn applied(&self) -> bool {
         self.applied
     }
 
-    pub fn service(&mut self, change: Change<Service>) {
-        match change {
-            Change::All(services) => {
-                let listed: BTreeSet<ObjectName> =
-                    services.iter().map(|service| ObjectName::of(&service.metadata)).collect();
-                let mut zone = write(&self.zone);
-                for gone in self.services.difference(&listed) {
-                    zone.remove_service(&gone.namespace, &gone.name);
-                }
-                services.iter().for_each(|service| zone.set_service(service));
-                drop(zone);
-                self.proxy.set_services(services);
-                self.services = listed;
-                self.services_listed = true;
+    pub fn service(&mut self, event: watcher::Event<Service>) {
+        match event {
+            watcher::Event::Init => self.services.begin(),
+            watcher::Event::InitApply(service) => {
+                self.services.name(ObjectName::of(&service.metadata));
+                self.apply_service(service);
             }
-            Change::Apply(service) => {
-                self.services.insert(ObjectName::of(&service.metadata));
-                write(&self.zone).set_service(&service);
-                self.proxy.insert_service(service);
+            watcher::Event::InitDone => {
+                let named = self.services.end();
+                write(&self.zone).retain_services(|namespace, name| is_named(&named, namespace, name));
+                self.proxy.retain_services(|name| named.contains(name));
+                self.links.complete.store(true, Ordering::Release);
             }
-            Change::Delete(service) => {
+            watcher::Event::Apply(service) => self.apply_service(service),
+            watcher::Event::Delete(service) => {
                 let name = ObjectName::of(&service.metadata);
                 write(&self.zone).remove_service(&name.namespace, &name.name);
                 self.proxy.remove_service(&name);
-                self.services.remove(&name);
             }
         }
     }
 
-    pub fn slice(&mut self, change: Change<EndpointSlice>) {
-        match change {
-            Change::All(slices) => {
-                let listed: BTreeSet<ObjectName> =
-                    slices.iter().map(|slice| ObjectName::of(&slice.metadata)).collect();
-                let mut zone = write(&self.zone);
-                for gone in self.slices.difference(&listed) {
-                    zone.remove_slice(&gone.namespace, &gone.name);
-                }
-                slices.iter().for_each(|slice| zone.set_slice(slice));
-                drop(zone);
-                self.proxy.set_slices(slices);
-                self.slices = listed;
-                self.slices_listed = true;
+    fn apply_service(&mut self, service: Service) {
+        write(&self.zone).set_service(&service);
+        self.proxy.insert_service(service);
+    }
+
+    pub fn slice(&mut self, event: watcher::Event<EndpointSlice>) {
+        match event {
+            watcher::Event::Init => self.slices.begin(),
+            watcher::Event::InitApply(slice) => {
+                self.slices.name(ObjectName::of(&slice.metadata));
+                self.apply_slice(slice);
             }
-            Change::Apply(slice) => {
-                self.slices.insert(ObjectName::of(&slice.metadata));
-                write(&self.zone).set_slice(&slice);
-                self.proxy.insert_slice(slice);
+            watcher::Event::InitDone => {
+                let named = self.slices.end();
+                write(&self.zone).retain_slices(|namespace, name| is_named(&named, namespace, name));
+                self.proxy.retain_slices(|name| named.contains(name));
             }
-            Change::Delete(slice) => {
+            watcher::Event::Apply(slice) => self.apply_slice(slice),
+            watcher::Event::Delete(slice) => {
                 let name = ObjectName::of(&slice.metadata);
                 write(&self.zone).remove_slice(&name.namespace, &name.name);
                 self.proxy.remove_slice(&name);
-                self.slices.remove(&name);
             }
         }
+    }
+
+    fn apply_slice(&mut self, slice: EndpointSlice) {
+        write(&self.zone).set_slice(&slice);
+        self.proxy.insert_slice(slice);
     }
 
     /// Makes the maps equal what Services and slices say, once both are complete.
     pub fn apply(&mut self, network: &Network) {
-        if !self.services_listed || !self.slices_listed {
-            return;
-        }
-        self.dirty |= !self.proxy.update().is_empty() || !self.applied;
-        if !self.dirty {
+        if !self.services.complete || !self.slices.complete {
             return;
         }
         let Some(mut datapath) = network.datapath() else { return };
-        match datapath.set_services(self.proxy.desired().clone()) {
+        let changes = self.proxy.update();
+        self.dirty |= !changes.is_empty() || !self.applied;
+        if !self.dirty {
+            return;
+        }
+        datapath.change_services(&changes);
+        match datapath.apply_services() {
             Ok(_) => {
                 self.dirty = false;
                 self.applied = true;
@@ -129,6 +164,35 @@ impl Services {
             Err(error) => tracing::warn!(error = watch::chain(&error), "writing Services to the datapath"),
         }
     }
+}
+
+/// The Services of the zone, for the variables of containers.
+pub struct Links {
+    zone: Arc<RwLock<Zone>>,
+    complete: AtomicBool,
+}
+
+impl ServiceLinks for Links {
+    fn of_namespace(&self, namespace: &str) -> Option<Vec<ServiceLink>> {
+        if !self.complete.load(Ordering::Acquire) {
+            return None;
+        }
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        let link = |(name, addresses, ports): (&str, &[IpAddr], &[dns::Port])| {
+            let port = |port: &dns::Port| LinkPort {
+                name: port.name.to_string(),
+                protocol: port.protocol(),
+                number: port.number,
+            };
+            let cluster_ip = *addresses.first()?;
+            Some(ServiceLink { name: name.to_owned(), cluster_ip, ports: ports.iter().map(port).collect() })
+        };
+        Some(zone.services_of(namespace).filter_map(link).collect())
+    }
+}
+
+fn is_named(named: &HashSet<ObjectName>, namespace: &str, name: &str) -> bool {
+    named.contains(&ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
 }
 
 fn write(zone: &RwLock<Zone>) -> RwLockWriteGuard<'_, Zone> {

@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// Follows a resource for ever and hands its events on.
+/// Follows a resource for ever and hands its events on. The objects that there are come one by one (KEP-3157), so that
+/// 50,000 of them are never in memory at once; from a server that cannot do that, in one list.
 pub fn spawn<K, E>(
     api: Api<K>,
     config: watcher::Config,
@@ -25,7 +26,8 @@ pub fn spawn<K, E>(
 {
     tokio::spawn(async move {
         let kind = K::plural(&K::DynamicType::default()).into_owned();
-        let mut stream = std::pin::pin!(watcher(api, config));
+        let mut stream = watcher(api.clone(), config.clone().streaming_lists()).boxed();
+        let mut streams_lists = true;
         let mut delay = RETRY_MIN;
         let mut failing = false;
         while let Some(item) = stream.next().await {
@@ -42,6 +44,11 @@ pub fn spawn<K, E>(
                         return;
                     }
                 }
+                Err(error) if streams_lists && refuses_streaming(&error) => {
+                    tracing::info!(kind, error = chain(&error), "the server does not stream lists");
+                    streams_lists = false;
+                    stream = watcher(api.clone(), config.clone()).boxed();
+                }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(kind, error = chain(&error), "watch failed; keeping what is known");
@@ -52,6 +59,15 @@ pub fn spawn<K, E>(
             }
         }
     });
+}
+
+/// `sendInitialEvents` is invalid where the server has not the feature WatchList.
+fn refuses_streaming(error: &watcher::Error) -> bool {
+    use http::StatusCode;
+    let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error else { return false };
+    [StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY]
+        .iter()
+        .any(|code| status.code == code.as_u16())
 }
 
 /// An error with its causes.

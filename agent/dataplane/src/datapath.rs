@@ -2,9 +2,16 @@
 //!
 //! Dropping it changes nothing in the kernel: programs, links and maps are pinned and go on without the agent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use ebpf_common::{Counter, desired::Services, maps};
+use ebpf_common::{
+    Counter, FrontendKey,
+    desired::{Service, Services},
+    maps,
+};
 
 use crate::{
     flows::{self, FlowEntry, Flows, Swept},
@@ -48,7 +55,7 @@ pub struct Datapath {
     programs: Programs,
     services: ServiceMaps,
     node: NodeMaps,
-    flows: Flows,
+    flows: Arc<Flows>,
     counters: PinnedCounters,
 }
 
@@ -62,7 +69,7 @@ impl Datapath {
             programs,
             services: ServiceMaps::open(&maps)?,
             node: NodeMaps::open(&maps)?,
-            flows: Flows::open(&maps)?,
+            flows: Arc::new(Flows::open(&maps)?),
             counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
         })
     }
@@ -74,15 +81,30 @@ impl Datapath {
         Ok(self.services.apply()?)
     }
 
+    /// Desires single changes: what a frontend shall be from now on, `None` where it shall not be. They are in the maps
+    /// after [`Self::apply_services`].
+    pub fn change_services<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = (&'a FrontendKey, &'a Option<Service>)>,
+    ) {
+        for (key, change) in changes {
+            match change {
+                Some(service) => self.services.insert(*key, service),
+                None => self.services.remove(key),
+            }
+        }
+    }
+
+    /// Writes what is due. At the first time that is also the end of whatever an earlier agent left and nobody desired
+    /// since. After an error, calling it again goes on where it stopped.
+    pub fn apply_services(&mut self) -> Result<Applied, Error> {
+        Ok(self.services.apply()?)
+    }
+
     /// Says what the node is: without it node ports lead nowhere, and clients beyond the node get only backends on it.
     /// To be called again when addresses change.
     pub fn set_node(&mut self, config: &NodeConfig) -> Result<(), Error> {
         Ok(self.node.set(config)?)
-    }
-
-    /// Single changes, for those who know them; end with [`ServiceMaps::apply`].
-    pub fn services_mut(&mut self) -> &mut ServiceMaps {
-        &mut self.services
     }
 
     /// Serves the sockets of all processes in `cgroup`, a directory of the cgroup v2 tree, and below.
@@ -126,6 +148,11 @@ impl Datapath {
     /// Forgets flows that ended or fell silent. To be called every 10 seconds or so.
     pub fn sweep_flows(&self) -> Result<Swept, Error> {
         Ok(self.flows.sweep(flows::now_ns())?)
+    }
+
+    /// The flows that conntrack holds, to be read and swept without holding up anything else.
+    pub fn flow_table(&self) -> Arc<Flows> {
+        Arc::clone(&self.flows)
     }
 
     /// Each counter with its sum over all CPUs, since the map was made.

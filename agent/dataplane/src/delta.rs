@@ -5,16 +5,18 @@
 //! the size of the table.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, hash_map::Entry},
     hash::Hash,
 };
+
+/// Room that is given back once a table holds what it should.
+const DIFFERING_KEPT: usize = 4096;
 
 #[derive(Debug)]
 pub struct Delta<K, V> {
     desired: HashMap<K, V>,
-    actual: HashMap<K, V>,
-    /// The keys where the two may differ.
-    due: HashSet<K>,
+    /// What the table holds where that is not what is desired: most of a large table stands here once, not twice.
+    differing: HashMap<K, Option<V>>,
 }
 
 impl<K: Eq + Hash + Clone, V: PartialEq + Clone> Default for Delta<K, V> {
@@ -26,7 +28,7 @@ impl<K: Eq + Hash + Clone, V: PartialEq + Clone> Default for Delta<K, V> {
 impl<K: Eq + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
     /// Nothing desired, nothing there.
     pub fn new() -> Self {
-        Self { desired: HashMap::new(), actual: HashMap::new(), due: HashSet::new() }
+        Self { desired: HashMap::new(), differing: HashMap::new() }
     }
 
     /// Nothing desired yet of a table that holds `actual`: all of it is due for deletion until desired.
@@ -40,89 +42,124 @@ impl<K: Eq + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
         &self.desired
     }
 
-    pub fn actual(&self) -> &HashMap<K, V> {
-        &self.actual
+    /// What the table holds under `key`.
+    pub fn actual(&self, key: &K) -> Option<&V> {
+        match self.differing.get(key) {
+            Some(actual) => actual.as_ref(),
+            None => self.desired.get(key),
+        }
+    }
+
+    /// All that the table holds.
+    pub fn actuals(&self) -> impl Iterator<Item = (&K, &V)> {
+        let as_desired = self.desired.iter().filter(|(key, _)| !self.differing.contains_key(*key));
+        as_desired.chain(self.differing.iter().filter_map(|(key, actual)| Some((key, actual.as_ref()?))))
+    }
+
+    /// What is desired of `key`, or else what the table holds.
+    pub fn known(&self, key: &K) -> Option<&V> {
+        self.desired.get(key).or_else(|| self.actual(key))
     }
 
     pub fn insert_desired(&mut self, key: K, value: V) {
-        if self.actual.get(&key) == Some(&value) {
-            self.due.remove(&key);
-        } else {
-            self.due.insert(key.clone());
+        match self.differing.entry(key.clone()) {
+            Entry::Occupied(differing) => {
+                if differing.get().as_ref() == Some(&value) {
+                    differing.remove();
+                }
+            }
+            Entry::Vacant(same) => {
+                let actual = self.desired.get(&key);
+                if actual != Some(&value) {
+                    same.insert(actual.cloned());
+                }
+            }
         }
         self.desired.insert(key, value);
     }
 
     pub fn remove_desired(&mut self, key: &K) {
-        if self.desired.remove(key).is_some() || self.actual.contains_key(key) {
-            if self.actual.contains_key(key) {
-                self.due.insert(key.clone());
-            } else {
-                self.due.remove(key);
+        let Some(value) = self.desired.remove(key) else { return };
+        match self.differing.get(key) {
+            Some(None) => {
+                self.differing.remove(key);
+            }
+            Some(Some(_)) => {}
+            None => {
+                self.differing.insert(key.clone(), Some(value));
             }
         }
     }
 
     /// Makes `desired` all that is desired.
     pub fn set_desired(&mut self, desired: impl IntoIterator<Item = (K, V)>) {
-        let mut gone: HashSet<K> = self.desired.keys().cloned().collect();
-        gone.extend(self.actual.keys().cloned());
+        let mut gone = std::mem::take(&mut self.desired);
         for (key, value) in desired {
-            gone.remove(&key);
+            if let Some(before) = gone.remove(&key) {
+                self.desired.insert(key.clone(), before);
+            }
             self.insert_desired(key, value);
         }
-        for key in gone {
+        for (key, value) in gone {
+            self.desired.insert(key.clone(), value);
             self.remove_desired(&key);
         }
     }
 
     /// Takes over what a fresh look at the table found.
     pub fn set_actual(&mut self, actual: impl IntoIterator<Item = (K, V)>) {
-        self.actual = actual.into_iter().collect();
-        self.due = self.desired.keys().chain(self.actual.keys()).cloned().collect();
-        let (desired, actual) = (&self.desired, &self.actual);
-        self.due.retain(|key| desired.get(key) != actual.get(key));
+        let mut actual: HashMap<K, V> = actual.into_iter().collect();
+        self.differing.clear();
+        for (key, value) in &self.desired {
+            match actual.remove(key) {
+                Some(found) if found == *value => {}
+                found => {
+                    self.differing.insert(key.clone(), found);
+                }
+            }
+        }
+        self.differing.extend(actual.into_iter().map(|(key, value)| (key, Some(value))));
     }
 
     /// The entries to write, new and changed ones.
     pub fn upserts(&self) -> Vec<(K, V)> {
-        let mut upserts = Vec::new();
-        for key in &self.due {
-            if let Some(value) = self.desired.get(key) {
-                upserts.push((key.clone(), value.clone()));
-            }
-        }
-        upserts
+        let desired = |key: &K| Some((key.clone(), self.desired.get(key)?.clone()));
+        self.differing.keys().filter_map(desired).collect()
     }
 
     /// The keys to delete.
     pub fn deletes(&self) -> Vec<K> {
-        self.due.iter().filter(|key| !self.desired.contains_key(*key)).cloned().collect()
+        self.differing.keys().filter(|key| !self.desired.contains_key(*key)).cloned().collect()
     }
 
     /// Notes that the table now holds `value` under `key`.
     pub fn upserted(&mut self, key: &K, value: V) {
         if self.desired.get(key) == Some(&value) {
-            self.due.remove(key);
+            self.settled(key);
         } else {
-            self.due.insert(key.clone());
+            self.differing.insert(key.clone(), Some(value));
         }
-        self.actual.insert(key.clone(), value);
     }
 
     /// Notes that the table no longer holds `key`.
     pub fn deleted(&mut self, key: &K) {
-        self.actual.remove(key);
         if self.desired.contains_key(key) {
-            self.due.insert(key.clone());
+            self.differing.insert(key.clone(), None);
         } else {
-            self.due.remove(key);
+            self.settled(key);
+        }
+    }
+
+    fn settled(&mut self, key: &K) {
+        self.differing.remove(key);
+        if self.differing.is_empty() && self.differing.capacity() > DIFFERING_KEPT {
+            self.differing = HashMap::new();
         }
     }
 
     /// Whether the table holds what it should.
     pub fn is_settled(&self) -> bool {
-        self.due.is_empty()
+        self.differing.is_empty()
     }
 }
 
@@ -198,6 +235,11 @@ mod tests {
                     Some(value) => { delta.insert_desired(key, value); wanted.insert(key, value); }
                     None => { delta.remove_desired(&key); wanted.remove(&key); }
                 }
+                prop_assert_eq!(delta.desired(), &wanted);
+                let actual: HashMap<u8, u8> = delta.actuals().map(|(key, value)| (*key, *value)).collect();
+                prop_assert_eq!(&actual, &table);
+                prop_assert!((0..20).all(|key| delta.actual(&key) == table.get(&key)));
+                prop_assert_eq!(delta.is_settled(), table == wanted);
                 if settles {
                     settle(&mut delta, &mut table);
                     prop_assert!(delta.is_settled());

@@ -6,7 +6,7 @@
 //! reader accepts, keeps the highest ones.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     net::IpAddr,
     path::Path,
@@ -66,11 +66,12 @@ pub struct ServiceMaps {
     frontends: Delta<FrontendKey, Frontend>,
     slots: Delta<SlotKey, BackendId>,
     backends: Delta<BackendId, Backend>,
-    service_id_by_frontend: HashMap<FrontendKey, ServiceId>,
-    backend_id_by_endpoint: HashMap<(ServiceId, Address, Port), BackendId>,
-    services: Services,
+    /// For people. Of the maps' contents nothing more is kept than what they hold: at 50,000 Services it would count.
+    name_by_frontend: HashMap<FrontendKey, Box<str>>,
     last_service_id: u32,
     last_backend_id: u32,
+    /// The last ids as the backends' map has them.
+    kept_ids: Option<(u32, u32)>,
 }
 
 impl ServiceMaps {
@@ -94,60 +95,49 @@ impl ServiceMaps {
             .unwrap_or(0);
         let last_backend_id =
             backends.keys().next_back().map_or(0, |id| id.0).max(last.map_or(0, |last| last.id.0));
-        let backends = backends.into_iter().filter(|(id, _)| *id != LAST_IDS);
-        let backends = Delta::from_actual(backends);
         Ok(Self {
-            service_id_by_frontend: frontends
-                .iter()
-                .map(|(key, frontend)| (*key, frontend.service_id))
-                .collect(),
-            backend_id_by_endpoint: backends
-                .actual()
-                .iter()
-                .map(|(id, backend)| ((backend.service_id, backend.address, backend.port), *id))
-                .collect(),
             frontends: Delta::from_actual(frontends),
             slots: Delta::from_actual(slots),
-            backends,
+            backends: Delta::from_actual(backends.into_iter().filter(|(id, _)| *id != LAST_IDS)),
             frontends_map,
             slots_map,
             backends_map,
-            services: Services::new(),
+            name_by_frontend: HashMap::new(),
             last_service_id,
             last_backend_id,
+            kept_ids: None,
         })
     }
 
     /// Makes `services` all that is desired.
     pub fn set_desired(&mut self, services: Services) {
         let gone: Vec<FrontendKey> =
-            self.services.keys().filter(|key| !services.contains_key(*key)).copied().collect();
+            self.frontends.desired().keys().filter(|key| !services.contains_key(*key)).copied().collect();
         for key in gone {
             self.remove(&key);
         }
         for (key, service) in services {
-            self.insert(key, service);
+            self.insert(key, &service);
         }
     }
 
     /// Desires one frontend, new or changed.
-    pub fn insert(&mut self, key: FrontendKey, service: Service) {
-        if self.services.get(&key) == Some(&service) {
-            return;
-        }
+    pub fn insert(&mut self, key: FrontendKey, service: &Service) {
         let service_id = self.service_id(&key);
-        let mut endpoints = service.endpoints.clone();
+        let known = self.known_backends(service_id);
+        let mut endpoints: Vec<&Endpoint> = service.endpoints.iter().collect();
         endpoints.sort_unstable_by_key(|endpoint| (endpoint.clients, endpoint.address, endpoint.port));
-        let before: Vec<BackendId> = self.backend_ids(service_id);
         let ids: Vec<BackendId> =
-            endpoints.iter().map(|endpoint| self.desire_backend(service_id, endpoint)).collect();
+            endpoints.iter().map(|endpoint| self.desire_backend(service_id, endpoint, &known)).collect();
+        let before = self.desired_backends(service_id);
         for (slot, id) in (0..).zip(&ids) {
             self.slots.insert_desired(SlotKey { service_id, slot }, *id);
         }
         for slot in ids.len() as u32..before.len() as u32 {
             self.slots.remove_desired(&SlotKey { service_id, slot });
         }
-        for id in before.iter().filter(|id| !ids.contains(id)) {
+        let staying: HashSet<&BackendId> = ids.iter().collect();
+        for id in before.iter().filter(|id| !staying.contains(id)) {
             self.backends.remove_desired(id);
         }
         let count = |clients| endpoints.iter().filter(|endpoint| endpoint.clients == clients).count() as u32;
@@ -159,17 +149,19 @@ impl ServiceMaps {
             service.has_endpoints,
         );
         self.frontends.insert_desired(key, frontend);
-        self.services.insert(key, service);
+        if self.name_by_frontend.get(&key).is_none_or(|name| **name != *service.name) {
+            self.name_by_frontend.insert(key, service.name.as_str().into());
+        }
     }
 
     /// No longer desires a frontend.
     pub fn remove(&mut self, key: &FrontendKey) {
-        if self.services.remove(key).is_none() {
+        let Some(service_id) = self.frontends.desired().get(key).map(|frontend| frontend.service_id) else {
             return;
-        }
-        let service_id = self.service_id(key);
+        };
         self.frontends.remove_desired(key);
-        for (slot, id) in (0..).zip(self.backend_ids(service_id)) {
+        self.name_by_frontend.remove(key);
+        for (slot, id) in (0..).zip(self.desired_backends(service_id)) {
             self.slots.remove_desired(&SlotKey { service_id, slot });
             self.backends.remove_desired(&id);
         }
@@ -191,9 +183,6 @@ impl ServiceMaps {
         applied.deleted += delete(&self.frontends_map, &mut self.frontends)?;
         applied.deleted += delete(&self.slots_map, &mut self.slots)?;
         applied.deleted += delete(&self.backends_map, &mut self.backends)?;
-        if applied.deleted > 0 {
-            self.forget_ids();
-        }
         Ok(applied)
     }
 
@@ -204,43 +193,42 @@ impl ServiceMaps {
 
     /// What the maps hold, by address and port.
     pub fn entries(&self) -> Vec<ServiceEntry> {
-        let names = self.services.iter().map(|(key, service)| (*key, service.name.as_str())).collect();
-        collect_entries(self.frontends.actual(), self.slots.actual(), self.backends.actual(), &names)
+        let backend = |slot: &SlotKey| self.backends.actual(self.slots.actual(slot)?).copied();
+        let name = |key: &FrontendKey| self.name_by_frontend.get(key).map(|name| name.to_string());
+        let frontends = self.frontends.actuals();
+        sorted(frontends.map(|(key, frontend)| entry(key, frontend, name(key), backend)).collect())
     }
 
     /// Reads the pinned maps of a running agent, without names: what the kernel acts on, not what anybody believes.
     pub fn dump(directory: &Path) -> Result<Vec<ServiceEntry>, MapError> {
-        let frontends: HashMap<_, _> = PinnedMap::<FrontendKey, Frontend>::open(directory, maps::FRONTENDS)?
-            .read_all()?
-            .into_iter()
-            .collect();
-        let slots: HashMap<_, _> =
-            PinnedMap::<SlotKey, BackendId>::open(directory, maps::SLOTS)?.read_all()?.into_iter().collect();
-        let backends: HashMap<_, _> = PinnedMap::<BackendId, Backend>::open(directory, maps::BACKENDS)?
-            .read_all()?
-            .into_iter()
-            .collect();
-        Ok(collect_entries(&frontends, &slots, &backends, &HashMap::new()))
+        let frontends = PinnedMap::<FrontendKey, Frontend>::open(directory, maps::FRONTENDS)?.read_all()?;
+        let slots = PinnedMap::<SlotKey, BackendId>::open(directory, maps::SLOTS)?.read_all()?;
+        let backends = PinnedMap::<BackendId, Backend>::open(directory, maps::BACKENDS)?.read_all()?;
+        let slots: HashMap<SlotKey, BackendId> = slots.into_iter().collect();
+        let backends: HashMap<BackendId, Backend> = backends.into_iter().collect();
+        let backend = |slot: &SlotKey| backends.get(slots.get(slot)?).copied();
+        Ok(sorted(frontends.iter().map(|(key, frontend)| entry(key, frontend, None, backend)).collect()))
     }
 
+    /// The id that the frontend has or had; one that is neither desired nor there any more gets a new one.
     fn service_id(&mut self, key: &FrontendKey) -> ServiceId {
-        if let Some(id) = self.service_id_by_frontend.get(key) {
-            return *id;
+        if let Some(frontend) = self.frontends.known(key) {
+            return frontend.service_id;
         }
         self.last_service_id += 1;
-        let id = ServiceId(self.last_service_id);
-        self.service_id_by_frontend.insert(*key, id);
-        id
+        ServiceId(self.last_service_id)
     }
 
-    fn desire_backend(&mut self, service_id: ServiceId, endpoint: &Endpoint) -> BackendId {
-        let id = *self
-            .backend_id_by_endpoint
-            .entry((service_id, endpoint.address, endpoint.port))
-            .or_insert_with(|| {
-                self.last_backend_id += 1;
-                BackendId(self.last_backend_id)
-            });
+    fn desire_backend(
+        &mut self,
+        service_id: ServiceId,
+        endpoint: &Endpoint,
+        known: &HashMap<(Address, Port), BackendId>,
+    ) -> BackendId {
+        let id = known.get(&(endpoint.address, endpoint.port)).copied().unwrap_or_else(|| {
+            self.last_backend_id += 1;
+            BackendId(self.last_backend_id)
+        });
         let mut backend = Backend::new(id, service_id, endpoint.address, endpoint.port);
         if !endpoint.local {
             backend = backend.remote();
@@ -255,23 +243,35 @@ impl ServiceMaps {
     }
 
     /// The backends that the service is desired to have, in slot order.
-    fn backend_ids(&self, service_id: ServiceId) -> Vec<BackendId> {
+    fn desired_backends(&self, service_id: ServiceId) -> Vec<BackendId> {
         (0..).map_while(|slot| self.slots.desired().get(&SlotKey { service_id, slot }).copied()).collect()
     }
 
-    fn keep_last_ids(&self) -> Result<(), MapError> {
-        let (service, backend) = (ServiceId(self.last_service_id), BackendId(self.last_backend_id));
-        let last = Backend::new(backend, service, Address::UNSPECIFIED, Port::new(0));
-        self.backends_map.insert(&LAST_IDS, &last)
+    /// Backends of the service that are desired or still there: an endpoint that comes back before it was deleted is the
+    /// same one.
+    fn known_backends(&self, service_id: ServiceId) -> HashMap<(Address, Port), BackendId> {
+        let at = |slot| {
+            let key = SlotKey { service_id, slot };
+            let (desired, actual) = (self.slots.desired().get(&key), self.slots.actual(&key));
+            (desired.is_some() || actual.is_some()).then_some([actual, desired])
+        };
+        let ids = (0..).map_while(at).flatten().flatten();
+        ids.filter_map(|id| {
+            let backend = self.backends.known(id)?;
+            Some(((backend.address, backend.port), *id))
+        })
+        .collect()
     }
 
-    /// Ids of what is neither desired nor there are never used again.
-    fn forget_ids(&mut self) {
-        let (backends, frontends) = (&self.backends, &self.frontends);
-        self.backend_id_by_endpoint
-            .retain(|_, id| backends.actual().contains_key(id) || backends.desired().contains_key(id));
-        self.service_id_by_frontend
-            .retain(|key, _| frontends.actual().contains_key(key) || frontends.desired().contains_key(key));
+    fn keep_last_ids(&mut self) -> Result<(), MapError> {
+        let ids = (self.last_service_id, self.last_backend_id);
+        if self.kept_ids != Some(ids) {
+            let (service, backend) = (ServiceId(ids.0), BackendId(ids.1));
+            let last = Backend::new(backend, service, Address::UNSPECIFIED, Port::new(0));
+            self.backends_map.insert(&LAST_IDS, &last)?;
+            self.kept_ids = Some(ids);
+        }
+        Ok(())
     }
 }
 
@@ -307,37 +307,35 @@ fn clients(frontend: &Frontend, slot: u32) -> Clients {
     }
 }
 
-fn collect_entries(
-    frontends: &HashMap<FrontendKey, Frontend>,
-    slots: &HashMap<SlotKey, BackendId>,
-    backends: &HashMap<BackendId, Backend>,
-    names: &HashMap<FrontendKey, &str>,
-) -> Vec<ServiceEntry> {
-    let mut entries: Vec<ServiceEntry> = frontends
-        .iter()
-        .map(|(key, frontend)| {
-            let service_id = frontend.service_id;
-            let backends = (0..frontend.slot_count()).filter_map(|slot| {
-                let backend = backends.get(slots.get(&SlotKey { service_id, slot })?)?;
-                Some(BackendEntry {
-                    backend_id: backend.id.0,
-                    address: backend.address.to_ip(),
-                    port: backend.port.get(),
-                    local: !backend.is_remote(),
-                    clients: clients(frontend, slot),
-                })
-            });
-            ServiceEntry {
-                name: names.get(key).copied().unwrap_or_default().to_owned(),
-                address: key.address.to_ip(),
-                port: key.port.get(),
-                protocol: key.protocol,
-                service_id: service_id.0,
-                affinity_seconds: frontend.affinity_seconds,
-                backends: backends.collect(),
-            }
+fn entry(
+    key: &FrontendKey,
+    frontend: &Frontend,
+    name: Option<String>,
+    backend: impl Fn(&SlotKey) -> Option<Backend>,
+) -> ServiceEntry {
+    let service_id = frontend.service_id;
+    let backends = (0..frontend.slot_count()).filter_map(|slot| {
+        let backend = backend(&SlotKey { service_id, slot })?;
+        Some(BackendEntry {
+            backend_id: backend.id.0,
+            address: backend.address.to_ip(),
+            port: backend.port.get(),
+            local: !backend.is_remote(),
+            clients: clients(frontend, slot),
         })
-        .collect();
+    });
+    ServiceEntry {
+        name: name.unwrap_or_default(),
+        address: key.address.to_ip(),
+        port: key.port.get(),
+        protocol: key.protocol,
+        service_id: service_id.0,
+        affinity_seconds: frontend.affinity_seconds,
+        backends: backends.collect(),
+    }
+}
+
+fn sorted(mut entries: Vec<ServiceEntry>) -> Vec<ServiceEntry> {
     entries.sort_unstable_by_key(|entry| (entry.address, entry.port, entry.protocol));
     entries
 }

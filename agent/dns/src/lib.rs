@@ -12,4 +12,4 @@ pub mod server;
 mod zone;
 
 pub use answer::{Answer, Transport, answer};
-pub use zone::{Records, Zone};
+pub use zone::{Port, Records, Zone};

@@ -9,19 +9,22 @@
 //! dns-version.DOMAIN                   TXT       the version of the specification
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SRV, TXT};
 use hickory_proto::rr::{Name, RData, RecordType};
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 
 /// The version of the Kubernetes DNS specification that the zone follows.
 const SPECIFICATION: &str = "1.1.0";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-type Key = (String, String);
+/// Namespace and name.
+type Key = (Box<str>, Box<str>);
 
 /// What the zone knows about a name and type.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,34 +38,60 @@ pub enum Records {
     Elsewhere,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Endpoint {
-    address: IpAddr,
-    host: String,
-    /// Port name, protocol in lower case, number.
-    ports: Vec<(String, String, u16)>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
 }
 
-#[derive(Default)]
+/// A port of a Service or of its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Empty for an unnamed one.
+    pub name: Box<str>,
+    protocol: Protocol,
+    pub number: u16,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    address: IpAddr,
+    /// `None` for the dashed address.
+    host: Option<Box<str>>,
+    ready: bool,
+}
+
+#[derive(Debug)]
+struct Slice {
+    name: Box<str>,
+    ports: Box<[Port]>,
+    endpoints: Box<[Endpoint]>,
+}
+
+/// Each field is as small as it can be: there may be 50,000 of these.
+#[derive(Debug, Default)]
 struct Entry {
     exists: bool,
-    addresses: Vec<IpAddr>,
     headless: bool,
     publish_not_ready: bool,
-    external_name: Option<Name>,
-    ports: Vec<(String, String, u16)>,
-    /// By EndpointSlice name: endpoint and whether it is ready.
-    slices: BTreeMap<String, Vec<(Endpoint, bool)>>,
+    /// As the Service lists them.
+    addresses: Box<[IpAddr]>,
+    external_name: Option<Box<Name>>,
+    ports: Box<[Port]>,
+    /// By name.
+    slices: Vec<Slice>,
 }
 
 /// The cluster's zone.
 pub struct Zone {
     domain: Vec<String>,
-    entries: HashMap<Key, Entry>,
+    entries: BTreeMap<Arc<Key>, Entry>,
     /// How many Services a namespace has, for names that exist only as a parent of others.
-    namespaces: HashMap<String, usize>,
-    reverse: HashMap<IpAddr, BTreeSet<Key>>,
-    service_by_slice: HashMap<Key, Key>,
+    namespaces: HashMap<Box<str>, usize>,
+    reverse: BTreeMap<IpAddr, Vec<Arc<Key>>>,
+    /// By namespace and name of a slice, which are those of its Service but for the name.
+    service_by_slice: BTreeMap<Key, Arc<Key>>,
 }
 
 fn labels(name: &str) -> Vec<String> {
@@ -83,10 +112,10 @@ impl Zone {
     pub fn new(domain: &str) -> Self {
         Self {
             domain: labels(domain),
-            entries: HashMap::new(),
+            entries: BTreeMap::new(),
             namespaces: HashMap::new(),
-            reverse: HashMap::new(),
-            service_by_slice: HashMap::new(),
+            reverse: BTreeMap::new(),
+            service_by_slice: BTreeMap::new(),
         }
     }
 
@@ -102,36 +131,42 @@ impl Zone {
             return;
         };
         let Some(spec) = &service.spec else { return };
-        let mut entry = self.take(&key);
-        let addresses: Vec<&String> = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).collect();
+        let (key, mut entry) = self.take(key);
+        let listed: Vec<&String> = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).collect();
         entry.exists = true;
-        entry.headless = addresses.iter().any(|address| *address == "None");
-        entry.addresses = addresses.iter().filter_map(|address| address.parse().ok()).collect();
-        entry.addresses.sort_unstable();
-        entry.addresses.dedup();
+        entry.headless = listed.iter().any(|address| *address == "None");
+        let mut addresses: Vec<IpAddr> = Vec::with_capacity(listed.len());
+        for address in listed.iter().filter_map(|address| address.parse().ok()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        entry.addresses = addresses.into();
         entry.publish_not_ready = spec.publish_not_ready_addresses.unwrap_or_default();
         entry.external_name = match spec.type_.as_deref() {
             Some("ExternalName") => {
                 spec.external_name.as_deref().and_then(|name| name_of(&[name.trim_end_matches('.')]))
             }
             _ => None,
-        };
-        entry.ports = spec
-            .ports
-            .iter()
-            .flatten()
-            .filter_map(|port| {
-                let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
-                Some((port.name.clone().unwrap_or_default(), protocol, u16::try_from(port.port).ok()?))
-            })
-            .collect();
+        }
+        .map(Box::new);
+        let port =
+            |port: &ServicePort| Port::new(port.name.as_deref(), port.protocol.as_deref(), Some(port.port));
+        entry.ports = spec.ports.iter().flatten().filter_map(port).collect();
         self.put(key, entry);
     }
 
     pub fn remove_service(&mut self, namespace: &str, name: &str) {
-        let key = (namespace.to_owned(), name.to_owned());
-        let entry = self.take(&key);
+        let (key, entry) = self.take((namespace.into(), name.into()));
         self.put(key, Entry { slices: entry.slices, ..Entry::default() });
+    }
+
+    /// After a fresh list: forgets the Services that were not in it, by namespace and name.
+    pub fn retain_services(&mut self, listed: impl Fn(&str, &str) -> bool) {
+        let is_gone = |(key, entry): &(&Arc<Key>, &Entry)| entry.exists && !listed(&key.0, &key.1);
+        let gone: Vec<Arc<Key>> =
+            self.entries.iter().filter(is_gone).map(|(key, _)| Arc::clone(key)).collect();
+        gone.iter().for_each(|key| self.remove_service(&key.0, &key.1));
     }
 
     /// Takes an EndpointSlice as it is now.
@@ -142,27 +177,36 @@ impl Zone {
         let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
         self.remove_slice(&slice_key.0, &slice_key.1);
         let Some(service) = service else { return };
-        let key = (slice_key.0.clone(), service.clone());
-        let mut entry = self.take(&key);
-        entry.slices.insert(slice_key.1.clone(), endpoints(slice));
-        self.put(key.clone(), entry);
+        let (key, mut entry) = self.take((slice_key.0.clone(), service.as_str().into()));
+        let place = entry.slices.partition_point(|known| known.name < slice_key.1);
+        entry.slices.reserve_exact(1);
+        entry.slices.insert(place, Slice::new(slice_key.1.clone(), slice));
+        self.put(Arc::clone(&key), entry);
         self.service_by_slice.insert(slice_key, key);
     }
 
     pub fn remove_slice(&mut self, namespace: &str, name: &str) {
-        let slice_key = (namespace.to_owned(), name.to_owned());
-        let Some(key) = self.service_by_slice.remove(&slice_key) else { return };
-        let mut entry = self.take(&key);
-        entry.slices.remove(&slice_key.1);
+        let Some(key) = self.service_by_slice.remove(&(namespace.into(), name.into())) else { return };
+        let (key, mut entry) = self.take(Arc::unwrap_or_clone(key));
+        entry.slices.retain(|slice| *slice.name != *name);
         self.put(key, entry);
     }
 
+    /// After a fresh list: forgets the EndpointSlices that were not in it, by namespace and name.
+    pub fn retain_slices(&mut self, listed: impl Fn(&str, &str) -> bool) {
+        let gone: Vec<Key> =
+            self.service_by_slice.keys().filter(|key| !listed(&key.0, &key.1)).cloned().collect();
+        gone.iter().for_each(|(namespace, name)| self.remove_slice(namespace, name));
+    }
+
     /// Removes an entry with what is derived from it.
-    fn take(&mut self, key: &Key) -> Entry {
-        let Some(entry) = self.entries.remove(key) else { return Entry::default() };
+    fn take(&mut self, key: Key) -> (Arc<Key>, Entry) {
+        let Some((key, entry)) = self.entries.remove_entry(&key) else {
+            return (Arc::new(key), Entry::default());
+        };
         for address in entry.reverse_addresses() {
             if let Some(keys) = self.reverse.get_mut(&address) {
-                keys.remove(key);
+                keys.retain(|of| *of != key);
                 if keys.is_empty() {
                     self.reverse.remove(&address);
                 }
@@ -176,20 +220,32 @@ impl Zone {
                 self.namespaces.remove(&key.0);
             }
         }
-        entry
+        (key, entry)
     }
 
-    fn put(&mut self, key: Key, entry: Entry) {
+    fn put(&mut self, key: Arc<Key>, entry: Entry) {
         if !entry.exists && entry.slices.is_empty() {
             return;
         }
         for address in entry.reverse_addresses() {
-            self.reverse.entry(address).or_default().insert(key.clone());
+            let keys = self.reverse.entry(address).or_default();
+            if let Err(place) = keys.binary_search(&key) {
+                keys.reserve_exact(1);
+                keys.insert(place, Arc::clone(&key));
+            }
         }
         if entry.exists {
             *self.namespaces.entry(key.0.clone()).or_default() += 1;
         }
         self.entries.insert(key, entry);
+    }
+
+    /// The Services of a namespace: name, cluster IPs and ports, each as the Service lists them.
+    pub fn services_of(&self, namespace: &str) -> impl Iterator<Item = (&str, &[IpAddr], &[Port])> {
+        let first: Key = (namespace.into(), "".into());
+        let entries = self.entries.range::<Key, _>(first..);
+        let own = entries.take_while(move |(key, _)| *key.0 == *namespace);
+        own.filter(|(_, entry)| entry.exists).map(|(key, entry)| (&*key.1, &*entry.addresses, &*entry.ports))
     }
 
     /// What is known about `name` (absolute or not, any case).
@@ -225,7 +281,7 @@ impl Zone {
     }
 
     fn with(&self, namespace: &str, service: &str, look: impl FnOnce(&Entry) -> Records) -> Records {
-        match self.entries.get(&(namespace.to_owned(), service.to_owned())) {
+        match self.entries.get(&(namespace.into(), service.into())) {
             Some(entry) if entry.exists => look(entry),
             _ => Records::NoName,
         }
@@ -240,14 +296,15 @@ impl Zone {
     fn lookup_reverse(&self, address: IpAddr, kind: RecordType) -> Records {
         let Some(keys) = self.reverse.get(&address) else { return Records::Elsewhere };
         let mut names = Vec::new();
-        for (namespace, service) in keys {
-            let Some(entry) = self.entries.get(&(namespace.clone(), service.clone())) else { continue };
+        for key in keys {
+            let Some(entry) = self.entries.get(key) else { continue };
+            let (namespace, service) = &**key;
             if entry.addresses.contains(&address) {
                 names.extend(self.service_name(namespace, service));
             }
-            let hosts = entry.ready().filter(|endpoint| entry.headless && endpoint.address == address);
-            names.extend(hosts.filter_map(|endpoint| {
-                self.service_name(namespace, &format!("{}.{service}", endpoint.host))
+            let hosts = entry.ready().filter(|(_, of)| entry.headless && of.address == address);
+            names.extend(hosts.filter_map(|(_, endpoint)| {
+                self.service_name(namespace, &format!("{}.{service}", endpoint.host()))
             }));
         }
         of_type(names.into_iter().map(|name| RData::PTR(PTR(name))).collect(), kind)
@@ -255,29 +312,27 @@ impl Zone {
 }
 
 impl Entry {
-    fn ready(&self) -> impl Iterator<Item = &Endpoint> {
-        self.slices
-            .values()
-            .flatten()
-            .filter(|(_, ready)| *ready || self.publish_not_ready)
-            .map(|(endpoint, _)| endpoint)
+    /// The endpoints that are published, each with its slice.
+    fn ready(&self) -> impl Iterator<Item = (&Slice, &Endpoint)> {
+        let all = self.slices.iter().flat_map(|slice| slice.endpoints.iter().map(move |of| (slice, of)));
+        all.filter(|(_, endpoint)| endpoint.ready || self.publish_not_ready)
     }
 
     fn reverse_addresses(&self) -> Vec<IpAddr> {
-        let mut addresses = if self.exists { self.addresses.clone() } else { Vec::new() };
+        let mut addresses = if self.exists { self.addresses.to_vec() } else { Vec::new() };
         if self.exists && self.headless {
-            addresses.extend(self.ready().map(|endpoint| endpoint.address));
+            addresses.extend(self.ready().map(|(_, endpoint)| endpoint.address));
         }
         addresses
     }
 
     fn addresses(&self, kind: RecordType) -> Records {
         if let Some(target) = &self.external_name {
-            return Records::Found(vec![RData::CNAME(CNAME(target.clone()))]);
+            return Records::Found(vec![RData::CNAME(CNAME(Name::clone(target)))]);
         }
-        let mut addresses = self.addresses.clone();
+        let mut addresses = self.addresses.to_vec();
         if self.headless {
-            addresses.extend(self.ready().map(|endpoint| endpoint.address));
+            addresses.extend(self.ready().map(|(_, endpoint)| endpoint.address));
             addresses.sort_unstable();
             addresses.dedup();
             if addresses.is_empty() {
@@ -291,64 +346,105 @@ impl Entry {
     fn host(&self, host: &str, kind: RecordType) -> Records {
         let found: Vec<RData> = self
             .ready()
-            .filter(|endpoint| self.headless && endpoint.host == host)
-            .map(|endpoint| address_record(endpoint.address))
+            .filter(|(_, endpoint)| self.headless && endpoint.host() == host)
+            .map(|(_, endpoint)| address_record(endpoint.address))
             .collect();
         if found.is_empty() { Records::NoName } else { of_type(found, kind) }
     }
 
     fn parent_of_ports(&self, protocol: &str) -> Records {
-        let exists = self.ports.iter().any(|(_, of, _)| protocol.strip_prefix('_') == Some(of.as_str()));
+        let wanted = protocol.strip_prefix('_').and_then(Protocol::of_label);
+        let exists = self.ports.iter().any(|port| Some(port.protocol) == wanted);
         if exists { Records::NoData } else { Records::NoName }
     }
 
     fn srv(&self, port: &str, protocol: &str, service: Option<&Name>, kind: RecordType) -> Records {
         let (Some(port), Some(protocol), Some(service)) =
-            (port.strip_prefix('_'), protocol.strip_prefix('_'), service)
+            (port.strip_prefix('_'), protocol.strip_prefix('_').and_then(Protocol::of_label), service)
         else {
             return Records::NoName;
         };
-        let wanted = |of: &&(String, String, u16)| of.0 == port && of.1 == protocol;
+        let numbers = |ports: &[Port]| -> Vec<u16> {
+            let wanted = |of: &&Port| *of.name == *port && of.protocol == protocol;
+            ports.iter().filter(wanted).map(|of| of.number).collect()
+        };
         let mut found = Vec::new();
         if self.headless {
-            for endpoint in self.ready() {
-                let target = name_of(&[&endpoint.host, service.to_ascii().trim_end_matches('.')]);
-                let numbers = endpoint.ports.iter().filter(wanted).map(|of| of.2);
+            for (slice, endpoint) in self.ready() {
+                let target = name_of(&[&endpoint.host(), service.to_ascii().trim_end_matches('.')]);
                 found.extend(target.into_iter().flat_map(|target| {
-                    numbers.clone().map(move |number| RData::SRV(SRV::new(0, 100, number, target.clone())))
+                    let record = move |number| RData::SRV(SRV::new(0, 100, number, target.clone()));
+                    numbers(&slice.ports).into_iter().map(record)
                 }));
             }
         } else {
-            let numbers = self.ports.iter().filter(wanted).map(|of| of.2);
-            found.extend(numbers.map(|number| RData::SRV(SRV::new(0, 100, number, service.clone()))));
+            let record = |number| RData::SRV(SRV::new(0, 100, number, service.clone()));
+            found.extend(numbers(&self.ports).into_iter().map(record));
         }
         if found.is_empty() { Records::NoName } else { of_type(found, kind) }
     }
 }
 
-fn key_of(namespace: Option<&String>, name: Option<&String>) -> Option<Key> {
-    Some((namespace?.clone(), name?.clone()))
-}
+impl Protocol {
+    /// As the API names it; TCP where it names none.
+    fn of_api(name: Option<&str>) -> Option<Self> {
+        Self::of_label(&name.unwrap_or("TCP").to_ascii_lowercase())
+    }
 
-fn endpoints(slice: &EndpointSlice) -> Vec<(Endpoint, bool)> {
-    let ports: Vec<(String, String, u16)> = slice
-        .ports
-        .iter()
-        .flatten()
-        .filter_map(|port| {
-            let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
-            Some((port.name.clone().unwrap_or_default(), protocol, u16::try_from(port.port?).ok()?))
-        })
-        .collect();
-    let mut found = Vec::new();
-    for endpoint in slice.endpoints.iter().flatten() {
-        let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-        for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
-            let host = endpoint.hostname.clone().unwrap_or_else(|| dashed(address));
-            found.push((Endpoint { address, host, ports: ports.clone() }, ready));
+    fn of_label(label: &str) -> Option<Self> {
+        match label {
+            "tcp" => Some(Self::Tcp),
+            "udp" => Some(Self::Udp),
+            "sctp" => Some(Self::Sctp),
+            _ => None,
         }
     }
-    found
+}
+
+impl Port {
+    fn new(name: Option<&str>, protocol: Option<&str>, number: Option<i32>) -> Option<Self> {
+        let (protocol, number) = (Protocol::of_api(protocol)?, u16::try_from(number?).ok()?);
+        Some(Self { name: name.unwrap_or_default().into(), protocol, number })
+    }
+
+    /// In lower case, as in names.
+    #[must_use]
+    pub fn protocol(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+impl Slice {
+    fn new(name: Box<str>, slice: &EndpointSlice) -> Self {
+        let port = |port: &EndpointPort| Port::new(port.name.as_deref(), port.protocol.as_deref(), port.port);
+        let mut endpoints = Vec::new();
+        for endpoint in slice.endpoints.iter().flatten() {
+            let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
+            for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
+                endpoints.push(Endpoint {
+                    address,
+                    host: endpoint.hostname.as_deref().map(Into::into),
+                    ready,
+                });
+            }
+        }
+        let ports = slice.ports.iter().flatten().filter_map(port).collect();
+        Self { name, ports, endpoints: endpoints.into() }
+    }
+}
+
+impl Endpoint {
+    fn host(&self) -> Cow<'_, str> {
+        self.host.as_deref().map_or_else(|| dashed(self.address).into(), Cow::Borrowed)
+    }
+}
+
+fn key_of(namespace: Option<&String>, name: Option<&String>) -> Option<Key> {
+    Some((namespace?.as_str().into(), name?.as_str().into()))
 }
 
 /// `10-244-0-7` or `fd00--7`: an address as one label.

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_cri::v1 as cri_api;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::runtime::reflector::Store;
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Runtime;
 use crate::downward::Facts;
+use crate::env::ServiceLinks;
 use crate::images::Images;
 use crate::pod;
 use crate::recorder::Recorder;
@@ -51,7 +51,7 @@ pub struct Context {
     pub volumes: Volumes,
     pub cgroups: Cgroups,
     pub recorder: Recorder,
-    pub services: Store<Service>,
+    pub services: Arc<dyn ServiceLinks>,
     pub owners: Owners,
     pub capacity: Capacity,
     /// Addresses of the node as text, primary first.

@@ -2,9 +2,10 @@
 //! to are given.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
 
 use crate::downward::{self, Facts};
 use crate::objects::{Kind, Payload};
@@ -199,49 +200,67 @@ fn from_source(
     }
 }
 
-/// The variables by which a container finds Services: `kubernetes` always, those of its namespace if it wants them.
-pub fn service_variables<'a>(
-    namespace: &str,
-    enable_service_links: bool,
-    services: impl Iterator<Item = &'a Service>,
-) -> BTreeMap<String, String> {
-    let mut variables = BTreeMap::new();
-    for service in services {
-        let of_service = service.metadata.namespace.as_deref().unwrap_or_default();
-        let name = service.metadata.name.as_deref().unwrap_or_default();
-        let master = of_service == "default" && name == "kubernetes";
-        if master || (enable_service_links && of_service == namespace) {
-            service_links(name, service, &mut variables);
-        }
-    }
-    variables
+/// A Service as the variables of a container name it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceLink {
+    pub name: String,
+    pub cluster_ip: IpAddr,
+    /// As the Service lists them.
+    pub ports: Vec<LinkPort>,
 }
 
-fn service_links(name: &str, service: &Service, variables: &mut BTreeMap<String, String>) {
-    let Some(spec) = &service.spec else { return };
-    let ip = spec.cluster_ip.as_deref().unwrap_or_default();
-    let ports = spec.ports.as_deref().unwrap_or_default();
-    let Some(first) = ports.first().filter(|_| !matches!(ip, "" | "None")) else { return };
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LinkPort {
+    /// Empty for an unnamed one.
+    pub name: String,
+    /// In lower case.
+    pub protocol: &'static str,
+    pub number: u16,
+}
+
+/// The Services of the cluster, from whoever follows them on this node.
+pub trait ServiceLinks: Send + Sync + 'static {
+    /// Those of a namespace that have a cluster IP; `None` as long as not all are known.
+    fn of_namespace(&self, namespace: &str) -> Option<Vec<ServiceLink>>;
+}
+
+/// The variables by which a container finds Services: `kubernetes` always, those of its namespace if it wants them.
+/// `None` as long as not all Services are known.
+pub fn service_variables(
+    namespace: &str,
+    enable_service_links: bool,
+    services: &dyn ServiceLinks,
+) -> Option<BTreeMap<String, String>> {
+    let mut variables = BTreeMap::new();
+    let master = services.of_namespace("default")?.into_iter().filter(|service| service.name == "kubernetes");
+    let own = if enable_service_links { services.of_namespace(namespace)? } else { Vec::new() };
+    for service in master.chain(own) {
+        service_links(&service, &mut variables);
+    }
+    Some(variables)
+}
+
+fn service_links(service: &ServiceLink, variables: &mut BTreeMap<String, String>) {
+    let Some(first) = service.ports.first() else { return };
+    let ip = service.cluster_ip.to_string();
     let upper = |text: &str| text.replace('-', "_").to_uppercase();
-    let prefix = upper(name);
-    variables.insert(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
-    variables.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    for (index, port) in ports.iter().enumerate() {
-        if let Some(port_name) = port.name.as_deref().filter(|n| !n.is_empty()) {
-            variables.insert(format!("{prefix}_SERVICE_PORT_{}", upper(port_name)), port.port.to_string());
+    let prefix = upper(&service.name);
+    variables.insert(format!("{prefix}_SERVICE_HOST"), ip.clone());
+    variables.insert(format!("{prefix}_SERVICE_PORT"), first.number.to_string());
+    let host = if service.cluster_ip.is_ipv6() { format!("[{ip}]") } else { ip.clone() };
+    for (index, port) in service.ports.iter().enumerate() {
+        let LinkPort { name, protocol, number } = port;
+        if !name.is_empty() {
+            variables.insert(format!("{prefix}_SERVICE_PORT_{}", upper(name)), number.to_string());
         }
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let lower = protocol.to_lowercase();
-        let number = port.port;
-        let url = format!("{lower}://{host}:{number}");
+        let url = format!("{protocol}://{host}:{number}");
         if index == 0 {
             variables.insert(format!("{prefix}_PORT"), url.clone());
         }
         let link = format!("{prefix}_PORT_{number}_{}", protocol.to_uppercase());
-        variables.insert(format!("{link}_PROTO"), lower);
+        variables.insert(format!("{link}_PROTO"), (*protocol).to_owned());
         variables.insert(format!("{link}_PORT"), number.to_string());
-        variables.insert(format!("{link}_ADDR"), ip.to_owned());
+        variables.insert(format!("{link}_ADDR"), ip.clone());
         variables.insert(link, url);
     }
 }
@@ -348,22 +367,40 @@ mod tests {
         assert_eq!(build(&sources).unwrap_err(), "couldn't find key k in ConfigMap default/m");
     }
 
+    struct Known(Option<Vec<(&'static str, ServiceLink)>>);
+
+    impl ServiceLinks for Known {
+        fn of_namespace(&self, namespace: &str) -> Option<Vec<ServiceLink>> {
+            let known = self.0.as_ref()?;
+            Some(known.iter().filter(|(of, _)| *of == namespace).map(|(_, link)| link.clone()).collect())
+        }
+    }
+
     #[test]
     fn service_variables_have_both_forms_and_respect_links() {
-        let service = |namespace: &str, name: &str| -> Service {
-            serde_json::from_value(json!({"metadata": {"name": name, "namespace": namespace},
-                "spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "web-ui", "port": 80}]}}))
-            .unwrap()
+        let service = |namespace: &'static str, name: &str, ip: &str| {
+            let ports = vec![LinkPort { name: "web-ui".into(), protocol: "tcp", number: 80 }];
+            (namespace, ServiceLink { name: name.into(), cluster_ip: ip.parse().unwrap(), ports })
         };
-        let services = [service("default", "kubernetes"), service("n", "my-db"), service("other", "far")];
-        let with = service_variables("n", true, services.iter());
+        let services = Known(Some(vec![
+            service("default", "kubernetes", "10.96.0.7"),
+            service("default", "near", "10.96.0.7"),
+            service("n", "my-db", "10.96.0.7"),
+            service("n", "six", "fd00::7"),
+            service("other", "far", "10.96.0.7"),
+        ]));
+        let with = service_variables("n", true, &services).unwrap();
         assert_eq!(with["MY_DB_SERVICE_HOST"], "10.96.0.7");
         assert_eq!(with["MY_DB_SERVICE_PORT_WEB_UI"], "80");
         assert_eq!(with["MY_DB_PORT_80_TCP"], "tcp://10.96.0.7:80");
+        assert_eq!(with["MY_DB_PORT_80_TCP_PROTO"], "tcp");
+        assert_eq!(with["SIX_PORT"], "tcp://[fd00::7]:80");
+        assert_eq!(with["SIX_SERVICE_HOST"], "fd00::7");
         assert_eq!(with["KUBERNETES_SERVICE_HOST"], "10.96.0.7");
-        assert!(!with.contains_key("FAR_SERVICE_HOST"));
-        let without = service_variables("n", false, services.iter());
+        assert!(!with.contains_key("FAR_SERVICE_HOST") && !with.contains_key("NEAR_SERVICE_HOST"));
+        let without = service_variables("n", false, &services).unwrap();
         assert!(without.contains_key("KUBERNETES_PORT") && !without.contains_key("MY_DB_PORT"));
+        assert_eq!(service_variables("n", true, &Known(None)), None, "not before all are known");
     }
 
     #[test]

@@ -42,4 +42,5 @@ pub mod volumes;
 mod worker;
 
 pub use config::{Config, ServerTls};
+pub use env::{LinkPort, ServiceLink, ServiceLinks};
 pub use run::run;

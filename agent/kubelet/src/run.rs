@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::Api;
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::context::{Context, Owners};
 use crate::cri::{self, Runtime};
+use crate::env::ServiceLinks;
 use crate::images::Images;
 use crate::node;
 use crate::objects::Objects;
@@ -63,7 +64,12 @@ impl PodTable {
 /// # Errors
 /// The server's certificate or port cannot be used, or a directory cannot be made. A runtime or an apiserver that does
 /// not answer is waited for.
-pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    client: kube::Client,
+    config: Config,
+    services: Arc<dyn ServiceLinks>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
     anyhow::ensure!(!config.node_ips.is_empty(), "the kubelet needs at least one address of the node");
     for directory in [&config.state_dir, &config.run_dir, &config.log_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
@@ -75,7 +81,6 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     }
     let (changed_objects, objects_receiver) = mpsc::unbounded_channel();
     let (events_sender, events) = mpsc::unbounded_channel();
-    let (services, services_writer) = reflector::store::<Service>();
     let context = Arc::new(make_context(&client, config, runtime.clone(), changed_objects, services));
     context.cgroups.prepare_node();
     let (node_sender, node) = watch::channel(None);
@@ -87,10 +92,6 @@ pub async fn run(client: kube::Client, config: Config, cancel: CancellationToken
     }
     tasks.spawn(runtime_events::watch(runtime, channel, events_sender));
     tasks.spawn(node::run(context.clone(), node_sender, cancel.clone()));
-    let all_services = watcher(Api::<Service>::all(client), watcher::Config::default());
-    tasks.spawn(
-        reflector(services_writer, all_services.default_backoff()).for_each(|_| std::future::ready(())),
-    );
     let runner = Runner {
         context,
         node,
@@ -135,7 +136,7 @@ fn make_context(
     config: Config,
     runtime: Runtime,
     changed_objects: mpsc::UnboundedSender<String>,
-    services: reflector::Store<Service>,
+    services: Arc<dyn ServiceLinks>,
 ) -> Context {
     let objects = Objects::new(client.clone(), changed_objects);
     Context {

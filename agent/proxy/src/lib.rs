@@ -13,7 +13,10 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ebpf_common::{
     FrontendKey,
@@ -67,8 +70,11 @@ pub fn desired<'a>(
     services.into_iter().for_each(|service| proxy.insert_service(service.clone()));
     slices.into_iter().for_each(|slice| proxy.insert_slice(slice.clone()));
     proxy.update();
-    proxy.desired
+    proxy.desired()
 }
+
+/// What a frontend shall be from now on: `None` where it shall not be.
+pub type Changes = BTreeMap<FrontendKey, Option<desired::Service>>;
 
 /// The objects of the cluster and what follows from them, kept up to date by events in any order.
 #[derive(Debug)]
@@ -77,10 +83,9 @@ pub struct Proxy {
     service_by_name: BTreeMap<ObjectName, Service>,
     slices_by_service: BTreeMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
     service_by_slice: BTreeMap<ObjectName, ObjectName>,
-    frontends_by_service: BTreeMap<ObjectName, BTreeMap<FrontendKey, desired::Service>>,
-    /// Who claims an address and port. Two Services never should; then the first by name has it.
-    claims_by_frontend: BTreeMap<FrontendKey, BTreeSet<ObjectName>>,
-    desired: Services,
+    frontends_by_service: BTreeMap<Arc<ObjectName>, BTreeMap<FrontendKey, desired::Service>>,
+    /// Who claims an address and port, by name. Two Services never should; then the first has it.
+    claims_by_frontend: BTreeMap<FrontendKey, Vec<Arc<ObjectName>>>,
     due: BTreeSet<ObjectName>,
 }
 
@@ -93,7 +98,6 @@ impl Proxy {
             service_by_slice: BTreeMap::new(),
             frontends_by_service: BTreeMap::new(),
             claims_by_frontend: BTreeMap::new(),
-            desired: Services::new(),
             due: BTreeSet::new(),
         }
     }
@@ -160,29 +164,23 @@ impl Proxy {
         self.due.insert(service);
     }
 
-    /// Makes these all Services there are, as after a fresh list.
-    pub fn set_services(&mut self, services: impl IntoIterator<Item = Service>) {
-        let mut gone: BTreeSet<ObjectName> = self.service_by_name.keys().cloned().collect();
-        for service in services {
-            gone.remove(&ObjectName::of(&service.metadata));
-            self.insert_service(service);
-        }
+    /// After a fresh list: forgets the Services that were not in it.
+    pub fn retain_services(&mut self, listed: impl Fn(&ObjectName) -> bool) {
+        let gone: Vec<ObjectName> =
+            self.service_by_name.keys().filter(|name| !listed(name)).cloned().collect();
         gone.iter().for_each(|name| self.remove_service(name));
     }
 
-    /// Makes these all EndpointSlices there are, as after a fresh list.
-    pub fn set_slices(&mut self, slices: impl IntoIterator<Item = EndpointSlice>) {
-        let mut gone: BTreeSet<ObjectName> = self.service_by_slice.keys().cloned().collect();
-        for slice in slices {
-            gone.remove(&ObjectName::of(&slice.metadata));
-            self.insert_slice(slice);
-        }
+    /// After a fresh list: forgets the EndpointSlices that were not in it.
+    pub fn retain_slices(&mut self, listed: impl Fn(&ObjectName) -> bool) {
+        let gone: Vec<ObjectName> =
+            self.service_by_slice.keys().filter(|name| !listed(name)).cloned().collect();
         gone.iter().for_each(|name| self.remove_slice(name));
     }
 
-    /// Computes what the events since the last call touched. Returns the frontends that changed, appeared or went.
-    pub fn update(&mut self) -> BTreeSet<FrontendKey> {
-        let mut touched = BTreeSet::new();
+    /// Computes what the events since the last call touched: the frontends that changed, appeared or went.
+    pub fn update(&mut self) -> Changes {
+        let mut before: Changes = BTreeMap::new();
         for name in std::mem::take(&mut self.due) {
             let mut frontends = self.frontends_of(&name);
             if name.is_api_server() {
@@ -190,26 +188,46 @@ impl Proxy {
             } else {
                 frontends.retain(|key, _| !self.node.api_servers.contains(key));
             }
-            let before = match frontends.is_empty() {
-                true => self.frontends_by_service.remove(&name),
-                false => self.frontends_by_service.insert(name.clone(), frontends.clone()),
-            };
-            for key in before.unwrap_or_default().into_keys().filter(|key| !frontends.contains_key(key)) {
-                self.release(&key, &name);
-                touched.insert(key);
+            for key in self.differing(&name, &frontends) {
+                before.entry(key).or_insert_with(|| self.owned(&key).cloned());
             }
-            for key in frontends.into_keys() {
-                self.claims_by_frontend.entry(key).or_default().insert(name.clone());
-                touched.insert(key);
-            }
+            self.replace(name, frontends);
         }
-        touched.retain(|key| self.settle(key));
-        touched
+        let mut changes: Changes = before.keys().map(|key| (*key, self.owned(key).cloned())).collect();
+        changes.retain(|key, now| before[key] != *now);
+        changes
+    }
+
+    /// The frontends of a Service that are not what they were.
+    fn differing(
+        &self,
+        name: &ObjectName,
+        frontends: &BTreeMap<FrontendKey, desired::Service>,
+    ) -> Vec<FrontendKey> {
+        let before = self.frontends_by_service.get(name);
+        let was = |key: &FrontendKey| before.and_then(|before| before.get(key));
+        let new = frontends.iter().filter(|(key, frontend)| was(key) != Some(*frontend)).map(|(key, _)| *key);
+        let gone = before.into_iter().flat_map(BTreeMap::keys).filter(|key| !frontends.contains_key(*key));
+        new.chain(gone.copied()).collect()
+    }
+
+    fn replace(&mut self, name: ObjectName, frontends: BTreeMap<FrontendKey, desired::Service>) {
+        let known = self.frontends_by_service.remove_entry(&name);
+        let (name, before) = known.unwrap_or_else(|| (name.into(), BTreeMap::new()));
+        for key in before.keys().filter(|key| !frontends.contains_key(*key)) {
+            self.release(key, &name);
+        }
+        for key in frontends.keys().filter(|key| !before.contains_key(*key)) {
+            self.claim(*key, &name);
+        }
+        if !frontends.is_empty() {
+            self.frontends_by_service.insert(name, frontends);
+        }
     }
 
     /// All that the maps shall say, as of the last update.
-    pub fn desired(&self) -> &Services {
-        &self.desired
+    pub fn desired(&self) -> Services {
+        self.claims_by_frontend.keys().filter_map(|key| Some((*key, self.owned(key)?.clone()))).collect()
     }
 
     fn frontends_of(&self, name: &ObjectName) -> BTreeMap<FrontendKey, desired::Service> {
@@ -233,26 +251,24 @@ impl Proxy {
         }
     }
 
-    fn release(&mut self, key: &FrontendKey, name: &ObjectName) {
-        if let Some(claims) = self.claims_by_frontend.get_mut(key) {
-            claims.remove(name);
-            if claims.is_empty() {
-                self.claims_by_frontend.remove(key);
-            }
+    fn claim(&mut self, key: FrontendKey, name: &Arc<ObjectName>) {
+        let claims = self.claims_by_frontend.entry(key).or_default();
+        if let Err(place) = claims.binary_search(name) {
+            claims.insert(place, Arc::clone(name));
         }
     }
 
-    /// Takes the first claim's frontend over; says whether that changed anything.
-    fn settle(&mut self, key: &FrontendKey) -> bool {
-        let owner = self.claims_by_frontend.get(key).and_then(BTreeSet::first);
-        let wanted = owner.and_then(|name| self.frontends_by_service.get(name)?.get(key));
-        match wanted {
-            Some(wanted) if self.desired.get(key) == Some(wanted) => false,
-            Some(wanted) => {
-                self.desired.insert(*key, wanted.clone());
-                true
-            }
-            None => self.desired.remove(key).is_some(),
+    fn release(&mut self, key: &FrontendKey, name: &Arc<ObjectName>) {
+        let Some(claims) = self.claims_by_frontend.get_mut(key) else { return };
+        claims.retain(|claim| claim != name);
+        if claims.is_empty() {
+            self.claims_by_frontend.remove(key);
         }
+    }
+
+    /// What the first claim makes of a frontend.
+    fn owned(&self, key: &FrontendKey) -> Option<&desired::Service> {
+        let owner = self.claims_by_frontend.get(key)?.first()?;
+        self.frontends_by_service.get(owner)?.get(key)
     }
 }

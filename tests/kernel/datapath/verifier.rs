@@ -150,6 +150,40 @@ fn fifty_thousand_services_fit_and_come_back_after_a_restart() {
 }
 
 #[test]
+fn a_change_among_thousands_writes_and_reads_only_what_it_changes() {
+    const COUNT: u32 = 20_000;
+    let directory = BpfDir::new();
+    let mut datapath = open(&directory);
+    let services = many_services(COUNT);
+    datapath.set_services(services.clone()).expect("setting the services");
+    let entries = datapath.services();
+
+    let (key, service) = services.iter().nth(COUNT as usize / 2).expect("a service");
+    let mut changed = service.clone();
+    changed.endpoints[3].address = Address::from_v4([12, 0, 0, 1]);
+    let start = Instant::now();
+    datapath.change_services([(key, &Some(changed))]);
+    let applied = datapath.apply_services().expect("one endpoint is another");
+    println!("one endpoint among {COUNT} services changed in {:?}", start.elapsed());
+    // A backend and its slot; the slots are in the order of addresses, and the last is the last still.
+    assert_eq!((applied.written, applied.deleted), (2, 1));
+
+    datapath.change_services([(key, &None)]);
+    assert_eq!(datapath.apply_services().expect("one service less").deleted, 9);
+    datapath.change_services([(key, &Some(service.clone()))]);
+    assert_eq!(datapath.apply_services().expect("it comes back").written, 9);
+    let maps_dir = directory.path.join("maps");
+    let back = ServiceMaps::dump(&maps_dir).expect("the maps");
+    let of = |entries: &[ServiceEntry]| -> Vec<(IpAddr, Vec<IpAddr>)> {
+        let backends = |entry: &ServiceEntry| entry.backends.iter().map(|backend| backend.address).collect();
+        entries.iter().map(|entry| (entry.address, backends(entry))).collect()
+    };
+    assert!(of(&back) == of(&entries), "all Services lead where they led");
+    let ids = |entries: &[ServiceEntry]| entries.iter().map(|entry| entry.service_id).max();
+    assert!(ids(&back) > ids(&entries), "an id is given out once");
+}
+
+#[test]
 fn a_full_map_is_named_and_what_was_there_keeps_working() {
     let directory = BpfDir::new();
     let mut datapath = open(&directory);

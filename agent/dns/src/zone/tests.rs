@@ -130,3 +130,14 @@ fn removal_leaves_nothing_and_order_does_not_matter() {
     })));
     assert_eq!(texts(late.lookup("mysql.db.svc.cluster.local", RecordType::A)), ["10.244.0.5"]);
 }
+
+#[test]
+fn a_fresh_list_forgets_what_it_does_not_name() {
+    let mut zone = zone();
+    zone.retain_services(|namespace, name| (namespace, name) != ("default", "web"));
+    assert_eq!(zone.lookup("web.default.svc.cluster.local", RecordType::A), Records::NoName);
+    assert_eq!(zone.lookup("20.0.96.10.in-addr.arpa", RecordType::PTR), Records::Elsewhere);
+    assert_eq!(texts(zone.lookup("mysql.db.svc.cluster.local", RecordType::A)).len(), 2);
+    zone.retain_slices(|_, _| false);
+    assert_eq!(zone.lookup("mysql.db.svc.cluster.local", RecordType::A), Records::NoName);
+}

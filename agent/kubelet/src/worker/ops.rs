@@ -403,9 +403,9 @@ impl Start {
         let (context, pod, container) = (&self.context, &self.pod, &self.entry.container);
         let spec = pod.spec.clone().unwrap_or_default();
         let sources = context.volumes.sources(pod, env::references(container)).await?;
-        let services = context.services.state();
         let links = spec.enable_service_links.unwrap_or(true);
-        let services = env::service_variables(pod::namespace(pod), links, services.iter().map(AsRef::as_ref));
+        let services = env::service_variables(pod::namespace(pod), links, &*context.services)
+            .ok_or("services have not yet been read at least once, cannot construct envvars")?;
         let environment = env::build(pod, container, &context.facts(&self.pod_ips), &sources, &services)?;
         let hosts_file = self.write_hosts_file().await.map_err(|error| format!("hosts file: {error}"))?;
         let termination_log =

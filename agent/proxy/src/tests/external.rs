@@ -165,7 +165,7 @@ fn no_service_takes_the_api_servers_address_from_the_node() {
 fn the_api_servers_own_service_keeps_its_last_endpoints() {
     let kubernetes = service("kubernetes", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 443}]}));
     let list = json!([{"addresses": ["10.89.0.10"], "conditions": {"ready": true}}]);
-    let of = |proxy: &Proxy| endpoints(proxy.desired(), &key("10.96.0.1", 443, Protocol::TCP));
+    let of = |proxy: &Proxy| endpoints(&proxy.desired(), &key("10.96.0.1", 443, Protocol::TCP));
     let guarded = NodeView { api_servers: [key("10.96.0.1", 443, Protocol::TCP)].into(), ..node() };
     let mut proxy = Proxy::new(guarded);
     proxy.insert_service(kubernetes.clone());
