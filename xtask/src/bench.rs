@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{build, install, run};
+use crate::{build, ebpf, install, run};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
@@ -14,25 +14,32 @@ pub(crate) enum Bench {
     Cluster,
     /// CPU per request, latency and memory of the API server, beside a peer
     Apiserver,
+    /// Connections through Services, changes of endpoints, single packets, beside plain routing and a peer
+    Services,
 }
 
 #[derive(Args)]
 pub(crate) struct BenchArguments {
     #[arg(value_enum, default_value = "cluster")]
     name: Bench,
-    #[command(flatten)]
-    apiserver: ApiserverArguments,
-}
-
-/// What `bench apiserver` takes; `seaway-bench --help` says more of each.
-#[derive(Args)]
-struct ApiserverArguments {
-    /// apiserver: what else to measure in the same run, kube-apiserver=PATH
+    /// What else to measure in the same run: kube-apiserver=PATH, kube-proxy=PATH
     #[arg(long)]
     peer: Option<String>,
-    /// apiserver: a seaway-server that is built already
+    /// A seaway-server that is built already
     #[arg(long)]
     server: Option<PathBuf>,
+    /// How often everything is measured
+    #[arg(long)]
+    rounds: Option<u32>,
+    #[command(flatten)]
+    apiserver: ApiserverArguments,
+    #[command(flatten)]
+    services: ServicesArguments,
+}
+
+/// What only `bench apiserver` takes; `seaway-bench apiserver --help` says more of each.
+#[derive(Args)]
+struct ApiserverArguments {
     /// apiserver: embedded or etcd
     #[arg(long)]
     store: Option<String>,
@@ -45,45 +52,120 @@ struct ApiserverArguments {
     /// apiserver: 1 or 2
     #[arg(long)]
     http: Option<String>,
-    /// apiserver: how often each server is started and measured
+}
+
+/// What only `bench services` takes; `seaway-bench services --help` says more of each.
+#[derive(Args)]
+struct ServicesArguments {
+    /// services: how many there are, such as 10,1000
     #[arg(long)]
-    rounds: Option<u32>,
+    services: Option<String>,
+    /// services: only these parts of path,change,packet
+    #[arg(long)]
+    only: Option<String>,
+    /// services: seconds of each run
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// services: how many changes of an endpoint
+    #[arg(long)]
+    changes: Option<u32>,
+    /// services: a seaway-agent that is built already
+    #[arg(long)]
+    agent: Option<PathBuf>,
+    /// services: clients too whose sockets are not served
+    #[arg(long)]
+    tc: bool,
 }
 
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     match arguments.name {
         Bench::Cluster => crate::root_only("bench cluster").and_then(|()| crate::cluster::measure()),
-        Bench::Apiserver => apiserver(&arguments.apiserver),
+        Bench::Apiserver => apiserver(arguments),
+        Bench::Services => crate::root_only("bench services").and_then(|()| services(arguments)),
     }
 }
 
-fn apiserver(arguments: &ApiserverArguments) -> Result<()> {
-    if arguments.peer.is_some() || arguments.store.as_deref() == Some("etcd") {
+fn apiserver(arguments: &BenchArguments) -> Result<()> {
+    let of = &arguments.apiserver;
+    if arguments.peer.is_some() || of.store.as_deref() == Some("etcd") {
         install::ensure(&[install::ETCD])?;
     }
     let load = release("bench", "seaway-bench")?;
-    let server = match &arguments.server {
-        Some(path) => path.clone(),
-        None => release("control-plane", "seaway-server")?,
-    };
-    let folder = run::target().join("bench");
-    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let server = built(arguments.server.as_ref(), "control-plane", "seaway-server")?;
     let mut command = Command::new(load);
-    command.arg("--server").arg(server).arg("--json").arg(folder.join("apiserver.json"));
-    let number = |value: Option<u32>| value.map(|value| value.to_string());
-    for (name, value) in [
-        ("--peer", arguments.peer.clone()),
-        ("--store", arguments.store.clone()),
-        ("--objects", number(arguments.objects)),
-        ("--watchers", number(arguments.watchers)),
-        ("--http", arguments.http.clone()),
-        ("--rounds", number(arguments.rounds)),
-    ] {
+    command.arg("apiserver").arg("--server").arg(server).arg("--json").arg(figures("apiserver")?);
+    pass(
+        &mut command,
+        [
+            ("--peer", arguments.peer.clone()),
+            ("--store", of.store.clone()),
+            ("--objects", number(of.objects)),
+            ("--watchers", number(of.watchers)),
+            ("--http", of.http.clone()),
+            ("--rounds", number(arguments.rounds)),
+        ],
+    );
+    run::run(&mut command)
+}
+
+fn services(arguments: &BenchArguments) -> Result<()> {
+    let of = &arguments.services;
+    let has = |part: &str| of.only.as_deref().is_none_or(|only| only.split(',').any(|one| one == part));
+    install::ensure(&[install::IP])?;
+    if arguments.peer.is_some() {
+        install::ensure(&[install::FILTERS])?;
+    }
+    run::step("building the BPF object", ebpf::build)?;
+    let load = release("bench", "seaway-bench")?;
+    let mut command = Command::new(load);
+    command.arg("services").arg("--json").arg(figures("services")?);
+    if has("change") || (has("path") && arguments.peer.is_some()) {
+        let server = built(arguments.server.as_ref(), "control-plane", "seaway-server")?;
+        command.arg("--server").arg(server);
+    }
+    if has("change") {
+        command.arg("--agent").arg(built(of.agent.as_ref(), "agent", "seaway-agent")?);
+    }
+    if of.tc {
+        command.arg("--tc");
+    }
+    pass(
+        &mut command,
+        [
+            ("--peer", arguments.peer.clone()),
+            ("--services", of.services.clone()),
+            ("--only", of.only.clone()),
+            ("--seconds", number(of.seconds)),
+            ("--changes", number(of.changes)),
+            ("--rounds", number(arguments.rounds)),
+        ],
+    );
+    run::run(&mut command)
+}
+
+fn number<T: ToString>(value: Option<T>) -> Option<String> {
+    value.map(|value| value.to_string())
+}
+
+/// Hands on what was given; the rest has its default there.
+fn pass<const N: usize>(command: &mut Command, options: [(&str, Option<String>); N]) {
+    for (name, value) in options {
         if let Some(value) = value {
             command.arg(name).arg(value);
         }
     }
-    run::run(&mut command)
+}
+
+/// Where the figures of every round go.
+fn figures(bench: &str) -> Result<PathBuf> {
+    let folder = run::target().join("bench");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder.join(format!("{bench}.json")))
+}
+
+/// What was given, or what is built now.
+fn built(given: Option<&PathBuf>, package: &str, binary: &str) -> Result<PathBuf> {
+    given.map_or_else(|| release(package, binary), |path| Ok(path.clone()))
 }
 
 /// Builds one optimised binary of one package.

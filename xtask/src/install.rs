@@ -22,6 +22,15 @@ pub(crate) const CLUSTER: &[Need] = &[
     Need { program: "/usr/lib/cni/loopback", package: "containernetworking-plugins" },
 ];
 
+/// What a laboratory of network namespaces needs.
+pub(crate) const IP: &[Need] = &[Need { program: "ip", package: "iproute2" }];
+
+/// What a kube-proxy calls.
+pub(crate) const FILTERS: &[Need] = &[
+    Need { program: "nft", package: "nftables" },
+    Need { program: "iptables-restore", package: "iptables" },
+];
+
 pub(crate) const KUBECTL: &[Need] = &[Need { program: "kubectl", package: "kubernetes-client" }];
 
 /// What the test images are made of.

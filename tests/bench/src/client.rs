@@ -1,8 +1,9 @@
 //! The load generator's HTTP client: TLS with a client certificate, HTTP/1.1 or HTTP/2, bodies read and thrown away.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -125,6 +126,24 @@ impl Client {
             HttpVersion::Two => b"h2".to_vec(),
         }];
         Ok(Self { tls: TlsConnector::from(Arc::new(config)), port, version })
+    }
+
+    /// Connects as the user of a kubeconfig that seaway-server wrote.
+    pub(crate) fn of_kubeconfig(path: &Path, port: u16, version: HttpVersion) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let field = |name: &str| -> Result<String> {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
+            let encoded = line.with_context(|| format!("{} has no {name}", path.display()))?;
+            let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.trim())?;
+            Ok(String::from_utf8(bytes)?)
+        };
+        Self::new(
+            port,
+            &field("certificate-authority-data:")?,
+            &field("client-certificate-data:")?,
+            &field("client-key-data:")?,
+            version,
+        )
     }
 
     pub(crate) async fn connect(&self) -> Result<Connection> {

@@ -1,8 +1,8 @@
-//! `seaway-bench`: CPU time per request of an API server with its store, latency, memory and time to ready, of ours and
-//! of a peer, in one run with one load generator; `cargo xtask bench apiserver` builds and starts it.
+//! `seaway-bench`: measures ours and peers in one run with one load generator; `cargo xtask bench` builds and starts it.
 //!
-//! Each round starts every subject anew on loopback and an empty store in a folder of its own, so that what else the
-//! machine does meets all of them; the figures are medians over the rounds. Nothing is downloaded.
+//! `apiserver`: CPU time per request of an API server with its store, latency, memory and time to ready. Each round starts
+//! every subject anew on loopback and an empty store in a folder of its own, so that what else the machine does meets all
+//! of them; the figures are medians over the rounds. `services`: module `services`. Nothing is downloaded.
 
 mod client;
 mod measure;
@@ -10,13 +10,14 @@ mod objects;
 mod peer;
 mod process;
 mod report;
+mod services;
 mod subject;
 mod watchers;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     report::{Figures, Report},
@@ -39,9 +40,28 @@ pub(crate) enum HttpVersion {
     Two,
 }
 
-/// Measures seaway-server, and a peer where one is given.
-#[derive(Clone, Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "seaway-bench")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures seaway-server, and a peer where one is given
+    Apiserver(Options),
+    /// Measures connections through Services, changes of endpoints and single packets, and peers where they are given
+    Services(services::Options),
+    /// Answers, for `services`
+    #[command(hide = true)]
+    LoadServer(services::ServerOptions),
+    /// Asks, for `services`
+    #[command(hide = true)]
+    LoadClient(services::ClientOptions),
+}
+
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
     /// Our binary
     #[arg(long)]
@@ -85,7 +105,13 @@ fn peer_of(text: &str) -> Result<PathBuf, String> {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Options::parse()) {
+    let done = match Arguments::parse().command {
+        Command::Apiserver(options) => run(&options),
+        Command::Services(options) => services::run(&options),
+        Command::LoadServer(options) => services::load_server(&options),
+        Command::LoadClient(options) => services::load_client(&options),
+    };
+    match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("seaway-bench: {error:#}"));

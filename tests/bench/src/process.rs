@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -21,11 +21,23 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a program; what it prints goes to `log`.
     pub(crate) fn start(program: &Path, arguments: &[String], log: &Path) -> Result<Self> {
-        use std::os::unix::process::CommandExt as _;
-        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let file = File::create(log).with_context(|| format!("making {}", log.display()))?;
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.args(arguments);
+        Self::start_logged(command, log)
+    }
+
+    /// Starts what is prepared; what it prints goes to `log`.
+    pub(crate) fn start_logged(mut command: Command, log: &Path) -> Result<Self> {
+        let file = File::create(log).with_context(|| format!("making {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        Self::spawn(command)
+    }
+
+    /// Starts what is prepared. The kernel ends it together with the calling thread.
+    pub(crate) fn spawn(mut command: Command) -> Result<Self> {
+        use std::os::unix::process::CommandExt as _;
+        let program = Path::new(command.get_program()).to_owned();
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // SAFETY: prctl is safe to call between fork and exec, and nothing else happens there.
         unsafe {
             command.pre_exec(|| {
@@ -37,8 +49,13 @@ impl Process {
         Ok(Self { child, name })
     }
 
-    fn id(&self) -> libc::pid_t {
+    pub(crate) fn id(&self) -> libc::pid_t {
         self.child.id().cast_signed()
+    }
+
+    /// Its ends of pipes, where the command asked for them; once.
+    pub(crate) fn pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        Some((self.child.stdin.take()?, self.child.stdout.take()?))
     }
 
     /// Fails when the process is gone.
@@ -51,17 +68,7 @@ impl Process {
 
     /// CPU time of all its threads, dead ones too, in seconds.
     pub(crate) fn cpu(&self) -> Result<f64> {
-        let mut clock = 0;
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: both calls write to valid places on the stack.
-        let failed = unsafe {
-            libc::clock_getcpuclockid(self.id(), &raw mut clock) != 0
-                || libc::clock_gettime(clock, &raw mut time) != 0
-        };
-        if failed {
-            bail!("the CPU time of {} cannot be read", self.name);
-        }
-        Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+        cpu_of(self.id()).with_context(|| format!("the CPU time of {} cannot be read", self.name))
     }
 
     /// What of its CPU time was spent in the kernel, in seconds; the kernel counts it in ticks of 10 ms.
@@ -111,12 +118,35 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Process {
+    /// Ends it at once, where it has not ended by itself.
+    pub(crate) fn kill(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
             // It may end by itself in between.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
     }
+}
+
+/// CPU time of all threads of a process, dead ones too, in seconds.
+pub(crate) fn cpu_of(process: libc::pid_t) -> std::io::Result<f64> {
+    let mut clock = 0;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes to a valid place on the stack.
+    let failed = unsafe { libc::clock_getcpuclockid(process, &raw mut clock) };
+    if failed != 0 {
+        return Err(std::io::Error::from_raw_os_error(failed));
+    }
+    // SAFETY: as above.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
 }
 
 /// A watcher has a connection, and there may be many.

@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use base64::Engine as _;
 use tempfile::TempDir;
 
 use crate::{
@@ -104,24 +103,11 @@ impl Subject {
                 &keys.client_key,
                 self.options.http,
             ),
-            Kind::Seaway => {
-                let path = self.folder.path().join("data/admin.kubeconfig");
-                let text =
-                    std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-                let field = |name: &str| -> Result<String> {
-                    let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
-                    let encoded = line.with_context(|| format!("{} has no {name}", path.display()))?;
-                    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.trim())?;
-                    Ok(String::from_utf8(bytes)?)
-                };
-                Client::new(
-                    self.port,
-                    &field("certificate-authority-data:")?,
-                    &field("client-certificate-data:")?,
-                    &field("client-key-data:")?,
-                    self.options.http,
-                )
-            }
+            Kind::Seaway => Client::of_kubeconfig(
+                &self.folder.path().join("data/admin.kubeconfig"),
+                self.port,
+                self.options.http,
+            ),
         }
     }
 

@@ -1,0 +1,297 @@
+//! Nanoseconds per packet of each class, by BPF_PROG_TEST_RUN, with all Services in the maps.
+//!
+//! The kernel runs a program again and again over one buffer. What a program leaves as it is, it sees again. What it
+//! translates, it sees translated; so two Services lead to each other, and a packet of a known flow goes to and fro
+//! between them for ever. A packet that opens a flow does so once: it is run once, with a new port each time, and what
+//! the kernel's taking of the time itself costs is subtracted.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use dataplane::{
+    datapath::{Config, Datapath},
+    node::NodeConfig,
+};
+use ebpf_common::{
+    Address, FrontendKey, Port, Protocol,
+    desired::{Clients, Endpoint, Service},
+};
+use nix::mount::{MntFlags, umount2};
+use proxy::NodeView;
+
+use super::{
+    frame::{ACK, SYN, frame, to_port},
+    ground::Ground,
+    objects,
+};
+use crate::report::median;
+
+/// Runs over one buffer.
+const REPEAT: u32 = 50_000;
+/// How often that is done; the median counts.
+const TIMES: usize = 5;
+/// Single runs; the median counts.
+const SINGLES: u16 = 4000;
+const FIRST_PORT: u16 = 20_000;
+/// What a program answers that lets a packet pass (TC_ACT_UNSPEC), drops it (TC_ACT_SHOT), sends it elsewhere.
+const PASS: u32 = u32::MAX;
+const SHOT: u32 = 2;
+const REDIRECT: u32 = 7;
+
+const CLIENT: &str = "10.244.0.2";
+const CLIENT_V6: &str = "fd00:244::2";
+const BEYOND: &str = "10.89.0.200";
+/// Services that lead to each other: their backends are their addresses.
+const PAIR: [&str; 2] = ["10.97.0.1", "10.97.0.2"];
+const PAIR_V6: [&str; 2] = ["fd00:97::1", "fd00:97::2"];
+/// Services with a backend on the node, one beyond it, and none.
+const LOCAL: &str = "10.97.0.3";
+const LOCAL_V6: &str = "fd00:97::3";
+const REMOTE: &str = "10.97.0.4";
+const EMPTY: &str = "10.97.0.5";
+const NODE: &str = "10.89.0.11";
+const BACKEND: &str = "10.244.0.3";
+const BACKEND_V6: &str = "fd00:244::3";
+const BACKEND_BEYOND: &str = "10.244.1.2";
+
+/// One line of the table.
+pub(crate) struct Class {
+    pub(crate) program: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) nanoseconds: f64,
+}
+
+pub(crate) fn measure(ground: &Ground, services: u32) -> Result<Vec<Class>> {
+    let directory = ground.folder().join("bpf-packet");
+    let mut datapath = Datapath::open(&Config::new(&directory)).context("opening the datapath")?;
+    fill(&mut datapath, services)?;
+    let mut runs = Runs { datapath, classes: Vec::new(), clock: 0.0 };
+    runs.all()?;
+    let classes = std::mem::take(&mut runs.classes);
+    drop(runs);
+    // Where that fails, it goes with this process.
+    let _ = umount2(&directory, MntFlags::MNT_DETACH);
+    Ok(classes)
+}
+
+fn fill(datapath: &mut Datapath, services: u32) -> Result<()> {
+    let (all, slices): (Vec<_>, Vec<_>) =
+        (0..services).map(|index| (objects::service(index), objects::slice(index))).unzip();
+    let node = NodeView { name: objects::NODES[0].to_owned(), ..NodeView::default() };
+    let mut wanted = proxy::desired(&all, &slices, &node);
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        for (frontend, backend, port, local) in [
+            (PAIR[0], PAIR[1], 80, true),
+            (PAIR[1], PAIR[0], 80, true),
+            (PAIR_V6[0], PAIR_V6[1], 80, true),
+            (PAIR_V6[1], PAIR_V6[0], 80, true),
+            (LOCAL, BACKEND, 8080, true),
+            (LOCAL_V6, BACKEND_V6, 8080, true),
+            (REMOTE, BACKEND_BEYOND, 8080, false),
+        ] {
+            wanted.insert(key(frontend, protocol), leading_to(Some((backend, port, local))));
+        }
+        wanted.insert(key(EMPTY, protocol), leading_to(None));
+    }
+    let any = key(NODE, Protocol::TCP).of_any_address();
+    let node_port = FrontendKey::new(any.address, Port::new(30080), Protocol::TCP);
+    wanted.insert(node_port, leading_to(Some((BACKEND_BEYOND, 8080, false))));
+    datapath.set_services(wanted).context("writing the Services")?;
+    let node: IpAddr = NODE.parse().context("the node's address")?;
+    let config = NodeConfig { sources: vec![node], addresses: [node].into(), ..NodeConfig::default() };
+    datapath.set_node(&config).context("telling what the node is")
+}
+
+fn key(address: &str, protocol: Protocol) -> FrontendKey {
+    FrontendKey::new(Address::from(ip(address)), Port::new(80), protocol)
+}
+
+fn leading_to(backend: Option<(&str, u16, bool)>) -> Service {
+    let endpoint = |(address, port, local): (&str, u16, bool)| Endpoint {
+        address: Address::from(ip(address)),
+        port: Port::new(port),
+        local,
+        clients: Clients::All,
+    };
+    Service {
+        name: "bench".to_owned(),
+        endpoints: backend.map(endpoint).into_iter().collect(),
+        affinity_seconds: 0,
+        has_endpoints: backend.is_some(),
+    }
+}
+
+/// The addresses above are written by us.
+fn ip(text: &str) -> IpAddr {
+    let v4 = text.parse::<Ipv4Addr>().map(IpAddr::V4);
+    v4.or_else(|_| text.parse::<Ipv6Addr>().map(IpAddr::V6)).expect("a constant of this file is an address")
+}
+
+struct Runs {
+    datapath: Datapath,
+    classes: Vec<Class>,
+    /// Nanoseconds that a single run shows more than it took.
+    clock: f64,
+}
+
+impl Runs {
+    fn all(&mut self) -> Result<()> {
+        let mut arp = vec![0xff; 12];
+        arp.extend([0x08, 0x06]);
+        arp.resize(60, 0);
+        self.repeated("pod_ingress", "neither IPv4 nor IPv6", &arp, PASS)?;
+        let repeated = self.classes.last().map_or(0.0, |class| class.nanoseconds);
+        let single = self.single("pod_ingress", PASS, |_| arp.clone())?;
+        self.clock = (single - repeated).max(0.0);
+        self.passing()?;
+        self.known()?;
+        self.known_forwarded()?;
+        self.opening()?;
+        let refused = frame(Protocol::TCP, (ip(CLIENT), 40_000), (ip(EMPTY), 80), SYN);
+        self.repeated("pod_ingress", "TCP, to a Service without endpoints: dropped", &refused, SHOT)
+    }
+
+    /// To pods and others, in all directions.
+    fn passing(&mut self) -> Result<()> {
+        for program in ["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress"] {
+            for (name, protocol, from, to) in [
+                ("TCP, IPv4, no Service's", Protocol::TCP, CLIENT, BACKEND),
+                ("UDP, IPv4, no Service's", Protocol::UDP, CLIENT, BACKEND),
+                ("TCP, IPv6, no Service's", Protocol::TCP, CLIENT_V6, BACKEND_V6),
+            ] {
+                let packet = frame(protocol, (ip(from), 40_000), (ip(to), 9000), ACK);
+                self.repeated(program, name, &packet, PASS)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Known flows, there and back.
+    fn known(&mut self) -> Result<()> {
+        for (there, back) in [("pod_ingress", "pod_egress"), ("uplink_ingress", "uplink_egress")] {
+            for (name, back_name, protocol, client, pair) in [
+                ("TCP, IPv4, to a backend, known", "TCP, IPv4, to the client", Protocol::TCP, CLIENT, PAIR),
+                ("UDP, IPv4, to a backend, known", "UDP, IPv4, to the client", Protocol::UDP, CLIENT, PAIR),
+                (
+                    "TCP, IPv6, to a backend, known",
+                    "TCP, IPv6, to the client",
+                    Protocol::TCP,
+                    CLIENT_V6,
+                    PAIR_V6,
+                ),
+            ] {
+                let client = (ip(client), 41_000 + self.classes.len() as u16);
+                for frontend in pair {
+                    let opening = frame(protocol, client, (ip(frontend), 80), SYN);
+                    self.once(there, &opening, PASS)?;
+                }
+                let packet = frame(protocol, client, (ip(pair[0]), 80), ACK);
+                self.repeated(there, name, &packet, PASS)?;
+                let answer = frame(protocol, (ip(pair[1]), 80), client, ACK);
+                self.repeated(back, back_name, &answer, PASS)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Between a client and a backend that are both beyond the node; each packet has one hop less than the one before.
+    fn known_forwarded(&mut self) -> Result<()> {
+        let client = (ip(BEYOND), 42_000);
+        let opening = frame(Protocol::TCP, client, (ip(NODE), 30080), SYN);
+        self.once("uplink_ingress", &opening, REDIRECT)?;
+        let packet = frame(Protocol::TCP, client, (ip(NODE), 30080), ACK);
+        let took = self.single("uplink_ingress", REDIRECT, |_| packet.clone())?;
+        self.put(
+            "uplink_ingress",
+            "TCP, IPv4, node port to a backend beyond the node, known",
+            took - self.clock,
+        );
+        Ok(())
+    }
+
+    fn opening(&mut self) -> Result<()> {
+        for (program, name, protocol, from, to, verdict) in [
+            ("pod_ingress", "TCP, IPv4, to a backend, new", Protocol::TCP, CLIENT, (LOCAL, 80), PASS),
+            ("pod_ingress", "UDP, IPv4, to a backend, new", Protocol::UDP, CLIENT, (LOCAL, 80), PASS),
+            ("pod_ingress", "TCP, IPv6, to a backend, new", Protocol::TCP, CLIENT_V6, (LOCAL_V6, 80), PASS),
+            ("pod_ingress", "TCP, IPv4, to a backend beyond, new", Protocol::TCP, CLIENT, (REMOTE, 80), PASS),
+            ("uplink_ingress", "TCP, IPv4, to a backend, new", Protocol::TCP, BEYOND, (LOCAL, 80), PASS),
+            (
+                "uplink_ingress",
+                "TCP, IPv4, node port to a backend beyond the node, new",
+                Protocol::TCP,
+                BEYOND,
+                (NODE, 30080),
+                REDIRECT,
+            ),
+        ] {
+            let took = self.single(program, verdict, |number| {
+                frame(protocol, (ip(from), FIRST_PORT + number), (ip(to.0), to.1), SYN)
+            })?;
+            self.put(program, name, took - self.clock);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, program: &'static str, name: &'static str, nanoseconds: f64) {
+        self.classes.push(Class { program, name, nanoseconds: nanoseconds.max(0.0) });
+    }
+
+    /// A packet that comes out as it went in, or goes to and fro.
+    fn repeated(
+        &mut self,
+        program: &'static str,
+        name: &'static str,
+        packet: &[u8],
+        verdict: u32,
+    ) -> Result<()> {
+        let mut took = Vec::new();
+        for _ in 0..TIMES {
+            let (answer, nanoseconds) = self.run(program, packet, REPEAT)?;
+            ensure!(answer == verdict, "{program}, {name}: the verdict is {answer}, not {verdict}");
+            took.push(nanoseconds);
+        }
+        let took = median(took).context("there are runs")?;
+        self.put(program, name, took);
+        Ok(())
+    }
+
+    /// The median of single runs, the clock's part included.
+    fn single(&mut self, program: &str, verdict: u32, packet: impl Fn(u16) -> Vec<u8>) -> Result<f64> {
+        let mut took = Vec::new();
+        for number in 0..SINGLES {
+            took.push(self.once(program, &packet(number), verdict)?);
+        }
+        median(took).context("there are runs")
+    }
+
+    fn once(&mut self, program: &str, packet: &[u8], verdict: u32) -> Result<f64> {
+        let (answer, nanoseconds) = self.run(program, packet, 1)?;
+        ensure!(
+            answer == verdict,
+            "{program}, a packet to port {}: the verdict is {answer}, not {verdict}",
+            to_port(packet)
+        );
+        Ok(nanoseconds)
+    }
+
+    fn run(&mut self, program: &str, packet: &[u8], repeat: u32) -> Result<(u32, f64)> {
+        let classifier: &mut SchedClassifier = self
+            .datapath
+            .programs_mut()
+            .ebpf_mut()
+            .program_mut(program)
+            .with_context(|| format!("there is no program {program}"))?
+            .try_into()?;
+        let mut out = vec![0; packet.len() + 64];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let result = classifier.test_run(options).with_context(|| format!("running {program}"))?;
+        Ok((result.return_value, result.duration.as_nanos() as f64))
+    }
+}

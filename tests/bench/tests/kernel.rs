@@ -1,0 +1,47 @@
+//! Tier kernel: the bench of Services at its smallest measures everything that it says, and nothing fails meanwhile.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+#[test]
+fn the_bench_of_services_loses_no_request_and_leaves_no_cgroup() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "the kernel tier needs root: it loads BPF programs and makes namespaces"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let figures = folder.path().join("figures.json");
+    let child = Command::new(env!("CARGO_BIN_EXE_seaway-bench"))
+        .args(["services", "--services", "10", "--rounds", "1", "--seconds", "0.1", "--tc"])
+        .args(["--only", "path,packet", "--json"])
+        .arg(&figures)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starting the bench");
+    let cgroup = format!("seaway-bench-{}", child.id());
+    let output = child.wait_with_output().expect("the bench ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let text = std::fs::read_to_string(&figures).expect("the figures");
+    let figures: Value = serde_json::from_str(&text).expect("JSON");
+    let runs = figures["runs"].as_array().expect("runs");
+    // Plain routing, served sockets and tc only; four operations; two places.
+    assert_eq!(runs.len(), 3 * 4 * 2, "{runs:?}");
+    for run in runs {
+        let outcome = &run["runs"][0];
+        assert!(outcome["operations"].as_u64() > Some(0), "{run}");
+        assert_eq!(outcome["failures"], 0, "{run}");
+        assert!(outcome["cpu_seconds"].as_f64() > Some(0.0), "{run}");
+    }
+    let packets = figures["packets"].as_array().expect("packets");
+    assert!(packets.len() > 20 && packets.iter().all(|packet| packet["nanoseconds"].as_f64() > Some(0.0)));
+    assert_eq!(figures["not_measured"], serde_json::json!([]));
+    let tables = String::from_utf8_lossy(&output.stdout);
+    assert!(tables.contains("kube-proxy was NOT measured"), "{tables}");
+    let left =
+        Command::new("find").args(["/sys/fs/cgroup", "-name", &cgroup]).output().expect("running find");
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
