@@ -71,6 +71,7 @@ pub struct Network {
     state_file: PathBuf,
     mtu: u32,
     node_ips: Vec<IpAddr>,
+    service_cidrs: Vec<IpNetwork>,
     state: Mutex<State>,
     datapath: Option<Mutex<Datapath>>,
     bgp: bgp_io::Handle,
@@ -107,6 +108,7 @@ impl Network {
             state_file,
             mtu: uplink.mtu,
             node_ips: config.node_ips.clone(),
+            service_cidrs: config.service_cidrs.clone(),
             state: Mutex::new(state),
             datapath: datapath.map(Mutex::new),
             bgp,
@@ -136,6 +138,11 @@ impl Network {
             if let Some(datapath) = &self.datapath {
                 lock(datapath).attach_pod_link(*index).context("serving Services to a running pod")?;
             }
+        }
+        // An address that leads to no Service must not be sent to a router that sends it back. Where somebody else
+        // serves Services, these may need a route.
+        if self.datapath.is_some() {
+            state.own.extend(self.service_cidrs.iter().map(|range| (*range, Target::Unreachable)));
         }
         self.announce(&mut state);
         state.set_all();

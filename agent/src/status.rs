@@ -340,6 +340,7 @@ fn source_text(source: Source) -> String {
 fn kernel_json(target: &Target, installed: bool) -> Value {
     let mut value = match target {
         Target::Blackhole => json!({ "kind": "blackhole" }),
+        Target::Unreachable => json!({ "kind": "unreachable" }),
         Target::Link(index) => json!({ "kind": "link", "interface": index }),
         Target::Via(gateways) => json!({ "kind": "via", "gateways": gateways }),
     };

@@ -6,6 +6,7 @@
 //! | recvmsg4/6, getpeername4/6 | cgroup | the application sees the address it asked for |
 //! | pod_ingress, pod_egress | tc on the host's end of a pod's link | what did not pass the socket programs |
 //! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it and beyond |
+//! | relay_entering, relay_leaving | called by those of tc | ICMP errors about packets that were translated |
 //!
 //! The socket programs are an optimisation: with them off, tc serves the same flows.
 #![cfg_attr(target_arch = "bpf", no_std)]
@@ -14,6 +15,7 @@
 mod connect;
 mod conntrack;
 mod error;
+mod icmp;
 mod maps;
 mod nat;
 mod packet;
@@ -98,6 +100,16 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
     tc_verdict(&ctx, nat::towards_client(&ctx))
 }
 
+#[classifier]
+pub fn relay_entering(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, icmp::relay(&ctx, true))
+}
+
+#[classifier]
+pub fn relay_leaving(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, icmp::relay(&ctx, false))
+}
+
 #[inline(always)]
 fn socket_verdict(result: Result<(), Error>) -> i32 {
     match result {
@@ -116,6 +128,10 @@ fn tc_verdict(ctx: &TcContext, result: Result<Verdict, Error>) -> i32 {
         // Others on the same hook go on with the packet.
         Ok(Verdict::Pass) => TC_ACT_UNSPEC,
         Ok(Verdict::Return(action)) => action,
+        Ok(Verdict::Continue(call)) => {
+            maps::call(ctx, call);
+            TC_ACT_UNSPEC
+        }
         Err(error) => {
             error.count();
             aya_log_ebpf::warn!(ctx, "{}", error.name());

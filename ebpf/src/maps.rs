@@ -4,10 +4,11 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    programs::TcContext,
 };
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Counter, Flow, Fragment, FragmentKey, Frontend,
+    Address, Affinity, AffinityKey, Backend, BackendId, Call, Counter, Flow, Fragment, FragmentKey, Frontend,
     FrontendKey, Node, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
 };
 
@@ -57,6 +58,17 @@ static NODE: Array<Node> = Array::pinned(1, 0);
 /// nothing.
 #[map(name = "NODE_ADDRS_1")]
 static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(NODE_ADDRESSES_MAX, BPF_F_NO_PREALLOC);
+
+/// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
+#[map(name = "CALLS_1")]
+static CALLS: ProgramArray = ProgramArray::pinned(CALLS_MAX, 0);
+
+/// Continues in another program. Returns only where there is none.
+#[inline(always)]
+pub fn call(ctx: &TcContext, call: Call) {
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { CALLS.tail_call(ctx, call as u32) }
+}
 
 #[inline(always)]
 pub fn node() -> Option<&'static Node> {

@@ -13,7 +13,7 @@
 
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use ebpf_common::{Backend, Counter, Direction, Flow, Fragment, FrontendKey, Origin};
+use ebpf_common::{Backend, Call, Counter, Direction, Flow, Fragment, FrontendKey, Origin};
 
 use crate::{
     conntrack,
@@ -28,6 +28,8 @@ pub enum Verdict {
     Pass,
     /// The action that a helper asked for.
     Return(i32),
+    /// Another program goes on with the packet, as it came.
+    Continue(Call),
 }
 
 #[inline(always)]
@@ -36,6 +38,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     packet::parse(ctx, &mut packet)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
+        Part::Icmp => return Ok(Verdict::Continue(Call::RelayEntering)),
         Part::Later => return later_fragment(ctx, &packet, true),
         Part::Whole | Part::First => {}
     }
@@ -84,6 +87,7 @@ pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
     packet::parse(ctx, &mut packet)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
+        Part::Icmp => return Ok(Verdict::Continue(Call::RelayLeaving)),
         Part::Later => return later_fragment(ctx, &packet, false),
         Part::Whole | Part::First => {}
     }

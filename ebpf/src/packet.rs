@@ -12,9 +12,13 @@ use ebpf_common::{Address, Counter, Fragment, FragmentKey, Port, Protocol, Tuple
 
 use crate::{error::Error, maps};
 
-const ETHERNET_BYTES: usize = 14;
-const ETHERTYPE_V4: u32 = 0x0800_u16.to_be() as u32;
-const ETHERTYPE_V6: u32 = 0x86dd_u16.to_be() as u32;
+pub const ETHERNET_BYTES: usize = 14;
+pub const ETHERTYPE_V4: u32 = 0x0800_u16.to_be() as u32;
+pub const ETHERTYPE_V6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// Protocol numbers of ICMP and ICMPv6.
+pub const ICMP: u8 = 1;
+pub const ICMP_V6: u8 = 58;
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
@@ -27,7 +31,9 @@ pub enum Part {
     First,
     /// Has no ports.
     Later,
-    /// Neither TCP nor UDP over IP; nothing else is known of it.
+    /// A whole ICMP message of either version, of which nothing else is known.
+    Icmp,
+    /// None of these, and nothing else is known of it.
     Other,
 }
 
@@ -77,7 +83,7 @@ pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
         ETHERTYPE_V6 => parse_v6(ctx, packet)?,
         _ => return Ok(()),
     }
-    if matches!(packet.part, Part::Later | Part::Other) {
+    if !matches!(packet.part, Part::Whole | Part::First) {
         return Ok(());
     }
     let ports: [u8; 4] = load(ctx, packet.transport)?;
@@ -95,6 +101,10 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     let first = header[0].to_ne_bytes();
     let second = header[1].to_ne_bytes();
     let protocol = Protocol(header[2].to_ne_bytes()[1]);
+    if protocol.0 == ICMP && second[2] & 0x3f == 0 && second[3] == 0 {
+        packet.part = Part::Icmp;
+        return Ok(());
+    }
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return Ok(());
     }
@@ -155,6 +165,10 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
             _ => break,
         }
     }
+    if next == ICMP_V6 && matches!(part, Part::Whole) {
+        packet.part = Part::Icmp;
+        return Ok(());
+    }
     let protocol = Protocol(next);
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return Ok(());
@@ -200,7 +214,7 @@ pub fn rewrite_fragment(ctx: &TcContext, packet: &Packet, to: &Fragment) -> Resu
 
 /// The checksum difference of both addresses. IPv4 is mapped on both sides, so that the prefixes cancel.
 #[inline(always)]
-fn difference(from: &Tuple, to: &Tuple) -> Result<u64, Error> {
+pub fn difference(from: &Tuple, to: &Tuple) -> Result<u64, Error> {
     const ADDRESSES_BYTES: u32 = 32;
     // SAFETY: both tuples begin with their two addresses, 32 bytes that the helper only reads.
     let difference = unsafe {
@@ -230,7 +244,7 @@ fn rewrite_port(
 }
 
 #[inline(always)]
-fn rewrite_addresses(
+pub fn rewrite_addresses(
     ctx: &TcContext,
     is_v4: bool,
     difference: u64,
@@ -288,6 +302,6 @@ fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Error> {
 }
 
 #[inline(always)]
-fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Error> {
+pub fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Error> {
     ctx.load(offset).map_err(|_| Error::Malformed)
 }

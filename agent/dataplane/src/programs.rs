@@ -10,8 +10,9 @@
 //!   links/tc-pod-12-ingress …       role and interface index
 //! ```
 //!
-//! A new agent loads its programs, fills maps whose layout is new from the old ones, and updates each link: the kernel
-//! changes the pointer, and no packet or call passes without a program. Below Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same.
+//! A new agent loads its programs, fills maps whose layout is new from the old ones, makes the programs that others call
+//! known, and updates each link: the kernel changes the pointer, and no packet or call passes without a program. Below
+//! Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same.
 
 use std::{
     fs::{self, File},
@@ -30,7 +31,7 @@ use aya::{
     util::KernelVersion,
 };
 
-use ebpf_common::maps;
+use ebpf_common::{Call, maps};
 
 use crate::{
     bpf::{self, AttachType, Target},
@@ -82,6 +83,8 @@ pub enum ProgramError {
     Pin { path: PathBuf, source: io::Error },
     #[error("taking over the Services of an earlier agent")]
     TakeOver(#[source] MapError),
+    #[error("making the BPF program {program} known to those that call it")]
+    Call { program: &'static str, source: io::Error },
 }
 
 /// What a link leads to, which decides the programs on it.
@@ -209,6 +212,7 @@ impl Programs {
         programs.pin_programs()?;
         let maps_dir = directory.join("maps");
         services::take_over_frontends(&maps_dir).map_err(ProgramError::TakeOver)?;
+        programs.fill_calls(&maps_dir)?;
         programs.update_links()?;
         maps::RETIRED.iter().try_for_each(|name| unpin(&maps_dir.join(name)))?;
         Ok(programs)
@@ -291,6 +295,21 @@ impl Programs {
             let path = self.directory.join("programs").join(name);
             unpin(&path)?;
             bpf::pin(self.fd(name)?, &path).map_err(|source| ProgramError::Pin { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Puts the programs that others continue in into their places: before a program that calls is attached, so that
+    /// none ever finds its place empty.
+    fn fill_calls(&self, maps_dir: &Path) -> Result<(), ProgramError> {
+        let path = maps_dir.join(maps::CALLS);
+        let calls = bpf::get_pinned(&path).map_err(|source| ProgramError::Pin { path, source })?;
+        for call in Call::ALL {
+            let program = call.program();
+            let fd = self.fd(program)?.as_raw_fd() as u32;
+            // SAFETY: the map's keys are indexes and its values descriptors of programs, both of 4 bytes.
+            unsafe { bpf::update(calls.as_fd(), &(call as u32), &fd) }
+                .map_err(|source| ProgramError::Call { program, source })?;
         }
         Ok(())
     }

@@ -50,6 +50,7 @@ const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 const TYPE_UNICAST: u8 = 1;
 const TYPE_BLACKHOLE: u8 = 6;
+const TYPE_UNREACHABLE: u8 = 7;
 const NUD_FAILED_FLAGS: u32 = 0x1 | 0x10; // RTNH_F_DEAD | RTNH_F_LINKDOWN
 
 /// Nexthop objects of ours have ids from here on.
@@ -60,6 +61,8 @@ const NEXTHOP_ID_BASE: u32 = 0x0b40_0000;
 pub enum Target {
     /// Packets are dropped: for an own block, under the routes of its pods.
     Blackhole,
+    /// Senders are told that there is nobody: for addresses of Services, which lead to a backend before any route.
+    Unreachable,
     /// On the link of this interface index.
     Link(u32),
     /// Through these gateways, sorted; several share the load.
@@ -239,6 +242,7 @@ impl Routes {
     fn new_route(&mut self, destination: IpNetwork, target: &Target) -> io::Result<Message> {
         let (scope, kind) = match target {
             Target::Blackhole => (SCOPE_UNIVERSE, TYPE_BLACKHOLE),
+            Target::Unreachable => (SCOPE_UNIVERSE, TYPE_UNREACHABLE),
             Target::Link(_) => (SCOPE_LINK, TYPE_UNICAST),
             Target::Via(_) => (SCOPE_UNIVERSE, TYPE_UNICAST),
         };
@@ -247,7 +251,7 @@ impl Routes {
             .address(RTA_DST, destination.network())
             .u32(RTA_PRIORITY, METRIC);
         let message = match target {
-            Target::Blackhole => return Ok(message),
+            Target::Blackhole | Target::Unreachable => return Ok(message),
             Target::Link(interface) => message.u32(RTA_OIF, *interface),
             Target::Via(gateways) => self.via(message, gateways)?,
         };
@@ -404,7 +408,7 @@ impl Routes {
             .chain(self.desired.values())
             .filter_map(|target| match target {
                 Target::Via(gateways) => Some(gateways),
-                Target::Blackhole | Target::Link(_) => None,
+                Target::Blackhole | Target::Unreachable | Target::Link(_) => None,
             })
             .collect();
         let gateways: BTreeSet<IpAddr> = used.iter().flat_map(|list| list.iter().copied()).collect();
@@ -527,6 +531,7 @@ fn parse_route(
     let dead = read_flags(header) & NUD_FAILED_FLAGS != 0;
     let target = match (kind, id, gateway) {
         (TYPE_BLACKHOLE, _, _) => Target::Blackhole,
+        (TYPE_UNREACHABLE, _, _) => Target::Unreachable,
         // An object that is not known any more, or a dead one: it differs from whatever is desired.
         _ if dead => Target::Via(Vec::new()),
         (_, Some(id), _) => match (gateways.get(&id), groups.get(&id)) {

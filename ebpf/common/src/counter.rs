@@ -40,10 +40,12 @@ pub enum Counter {
     DropNoSource = 16,
     /// Dropped: the packet had to be sent on, and had no hop left.
     DropHopLimit = 17,
+    /// An ICMP error about a translated packet was translated.
+    IcmpTranslated = 18,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 18;
+    pub const COUNT: u32 = 19;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -64,6 +66,7 @@ impl Counter {
         Self::Forwarded,
         Self::DropNoSource,
         Self::DropHopLimit,
+        Self::IcmpTranslated,
     ];
 
     /// The counter's name in metrics and command output.
@@ -87,10 +90,11 @@ impl Counter {
             Self::Forwarded => "forwarded",
             Self::DropNoSource => "drop_no_source",
             Self::DropHopLimit => "drop_hop_limit",
+            Self::IcmpTranslated => "icmp_translated",
         }
     }
 
     pub const fn is_drop(self) -> bool {
-        self as u32 >= Self::DropNoBackend as u32 && !matches!(self, Self::Forwarded)
+        self as u32 >= Self::DropNoBackend as u32 && !matches!(self, Self::Forwarded | Self::IcmpTranslated)
     }
 }

@@ -12,6 +12,7 @@
 extern crate alloc;
 
 mod address;
+mod call;
 pub mod checksum;
 mod conntrack;
 mod counter;
@@ -25,6 +26,7 @@ mod service;
 mod tests;
 
 pub use address::{Address, Port, Protocol};
+pub use call::Call;
 pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
 pub use counter::Counter;
 pub use node::Node;

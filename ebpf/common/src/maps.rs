@@ -12,9 +12,10 @@ pub const FRAGMENTS: &str = "FRAGMENTS_2";
 pub const COUNTERS: &str = "COUNTERS_2";
 pub const NODE: &str = "NODE_1";
 pub const NODE_ADDRESSES: &str = "NODE_ADDRS_1";
+pub const CALLS: &str = "CALLS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 12] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -26,6 +27,7 @@ pub const ALL: [&str; 11] = [
     COUNTERS,
     NODE,
     NODE_ADDRESSES,
+    CALLS,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -43,5 +45,7 @@ pub const SOCKET_REVERSE_MAX: u32 = 1 << 16;
 pub const CONNTRACK_MAX: u32 = 1 << 19;
 pub const FRAGMENTS_MAX: u32 = 1 << 13;
 pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
+/// Room for calls to come.
+pub const CALLS_MAX: u32 = 16;
 /// Room for counters to come.
 pub const COUNTERS_MAX: u32 = 64;

@@ -1,5 +1,6 @@
 //! The datapath's programs and maps.
 
+mod errors;
 mod frontends;
 mod node;
 mod packets;

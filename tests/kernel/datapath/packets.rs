@@ -51,6 +51,16 @@ pub fn connect(host: &NetNs, address: &str) -> io::Result<TcpStream> {
     })
 }
 
+/// What comes next at the socket: how many bytes, or an error. A signal that is not for this thread is neither.
+pub fn receive(socket: &UdpSocket) -> io::Result<usize> {
+    loop {
+        match socket.recv(&mut [0; 2000]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
 /// Connects, exchanges more than one segment both ways, and returns the client's address as the backend saw it.
 pub fn talk(client: &NetNs, frontend: &str, listener: &TcpListener) -> SocketAddr {
     let stream = connect(client, frontend).unwrap_or_else(|e| panic!("{frontend}: {e}"));

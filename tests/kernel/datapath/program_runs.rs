@@ -10,14 +10,16 @@ use ebpf_common::{Address, Counter, Protocol, checksum};
 use super::{count, endpoint, key, leading_to, open, services};
 use crate::netns::BpfDir;
 
-const PASS: u32 = u32::MAX;
-const SHOT: u32 = 2;
-const CLIENT: &str = "10.244.0.2";
-const BACKEND: &str = "10.244.1.2";
-const CLIENT_V6: &str = "fd00:244::2";
-const BACKEND_V6: &str = "fd00:244:1::2";
+pub const PASS: u32 = u32::MAX;
+pub const SHOT: u32 = 2;
+pub const REDIRECT: u32 = 7;
+pub const CLIENT: &str = "10.244.0.2";
+pub const BACKEND: &str = "10.244.1.2";
+pub const CLIENT_V6: &str = "fd00:244::2";
+pub const BACKEND_V6: &str = "fd00:244:1::2";
 
-fn datapath(directory: &BpfDir) -> Datapath {
+/// 10.96.0.7:80 and [fd00:96::7]:80 lead to port 8080 of a backend elsewhere.
+pub fn datapath(directory: &BpfDir) -> Datapath {
     let mut datapath = open(directory);
     let to = |backend: &str| leading_to(vec![endpoint(backend.parse().expect("an address"), 8080, false)]);
     let mut wanted = services([]);
@@ -29,7 +31,7 @@ fn datapath(directory: &BpfDir) -> Datapath {
     datapath
 }
 
-fn run(datapath: &mut Datapath, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
+pub fn run(datapath: &mut Datapath, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
     let program: &mut SchedClassifier = datapath
         .programs_mut()
         .ebpf_mut()
@@ -47,7 +49,7 @@ fn run(datapath: &mut Datapath, program: &str, packet: &[u8]) -> (u32, Vec<u8>) 
 }
 
 /// An Ethernet frame of one TCP or UDP packet with right checksums.
-fn frame(protocol: Protocol, from: (&str, u16), to: (&str, u16), payload: &[u8]) -> Vec<u8> {
+pub fn frame(protocol: Protocol, from: (&str, u16), to: (&str, u16), payload: &[u8]) -> Vec<u8> {
     let (source, destination): (IpAddr, IpAddr) =
         (from.0.parse().expect("an address"), to.0.parse().expect("an address"));
     let mut transport = Vec::new();
@@ -63,7 +65,11 @@ fn frame(protocol: Protocol, from: (&str, u16), to: (&str, u16), payload: &[u8])
     let at = checksum_at(protocol);
     let sum = transport_checksum(source, destination, protocol, &transport);
     transport[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    enclosed(protocol, source, destination, &transport)
+}
 
+/// An Ethernet frame of one IP packet.
+pub fn enclosed(protocol: Protocol, source: IpAddr, destination: IpAddr, transport: &[u8]) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -95,7 +101,7 @@ fn checksum_at(protocol: Protocol) -> usize {
 }
 
 /// Over the pseudo header too (RFC 9293 3.1, RFC 8200 8.1).
-fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: Protocol, transport: &[u8]) -> u16 {
+pub fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: Protocol, transport: &[u8]) -> u16 {
     let octets = |ip: IpAddr| match ip {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

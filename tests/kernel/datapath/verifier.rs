@@ -43,6 +43,8 @@ fn every_program_passes_the_verifier_with_and_without_its_log() {
             "pod_ingress",
             "recvmsg4",
             "recvmsg6",
+            "relay_entering",
+            "relay_leaving",
             "sendmsg4",
             "sendmsg6",
             "uplink_egress",

@@ -163,6 +163,8 @@ fn bird_learns_our_block_and_its_prefix_reaches_our_fib() {
     assert!(shown.contains("via 192.0.2.2") && shown.contains("proto 180"), "{shown}");
     let blackhole = host.output("ip", &["route", "show", "type", "blackhole"]);
     assert!(blackhole.contains("10.244.0.64/26 proto 180"), "{blackhole}");
+    let unreachable = host.output("ip", &["route", "show", "type", "unreachable"]);
+    assert!(unreachable.contains("10.96.0.0/16 proto 180"), "Services that there are not: {unreachable}");
     let routes = agent.json("/v1/routes");
     let learned = routes.as_array().unwrap().iter().find(|route| route["prefix"] == "10.77.0.0/16").unwrap();
     assert_eq!(learned["reason"], "only path");

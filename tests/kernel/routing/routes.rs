@@ -47,9 +47,15 @@ fn each_kind_of_route_is_installed_with_our_protocol_and_source() {
         routes.set(network("10.244.0.64/26"), Some(Target::Blackhole));
         routes.set(network("10.244.0.66/32"), Some(Target::Link(index)));
         routes.set(network("fd00:10:244::/122"), Some(via(&["2001:db8::11"])));
-        assert_eq!(apply(&mut routes).installed, 4);
+        routes.set(network("10.96.0.0/16"), Some(Target::Unreachable));
+        routes.set(network("fd00:10:96::/112"), Some(Target::Unreachable));
+        assert_eq!(apply(&mut routes).installed, 6);
+        let known = Routes::open(config()).expect("the table again");
+        assert_eq!(known.actual()[&network("10.96.0.0/16")], Target::Unreachable);
+        assert_eq!(known.actual()[&network("fd00:10:96::/112")], Target::Unreachable);
     });
     let shown = host.output("ip", &["route", "show", "proto", "180"]);
+    assert!(shown.contains("unreachable 10.96.0.0/16 metric 180"), "{shown}");
     assert!(shown.contains("blackhole 10.244.0.64/26 metric 180"), "{shown}");
     assert!(shown.contains("10.244.0.66 dev pod0 scope link src 192.0.2.1 metric 180"), "{shown}");
     assert!(shown.contains("via 192.0.2.11 dev up0 src 192.0.2.1 metric 180"), "{shown}");

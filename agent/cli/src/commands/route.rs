@@ -34,6 +34,7 @@ struct Kernel {
 #[serde(tag = "kind", rename_all = "camelCase")]
 enum Target {
     Blackhole,
+    Unreachable,
     Link { interface: u32 },
     Via { gateways: Vec<IpAddr> },
 }
@@ -56,6 +57,7 @@ impl Route {
     fn next_hop(&self) -> String {
         match self.kernel.as_ref().map(|kernel| &kernel.target) {
             Some(Target::Blackhole) => "blackhole".to_owned(),
+            Some(Target::Unreachable) => "unreachable".to_owned(),
             Some(Target::Link { interface }) => format!("link {interface}"),
             Some(Target::Via { gateways }) => joined(gateways),
             None => joined(&self.next_hops),

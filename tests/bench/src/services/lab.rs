@@ -234,6 +234,7 @@ impl Node {
                     self.namespace.ip(&format!("route add {to}/{bits} dev pod{link}"))
                 }
                 Target::Blackhole => self.namespace.ip(&format!("route add blackhole {to}/{bits}")),
+                Target::Unreachable => self.namespace.ip(&format!("route add unreachable {to}/{bits}")),
             };
         }
         let destination = ipnetwork::IpNetwork::new(to, bits).context("a prefix")?;
