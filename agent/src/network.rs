@@ -370,7 +370,10 @@ impl Network {
     /// Tells the datapath the node's addresses, as they are now.
     pub fn refresh_node(&self) -> anyhow::Result<()> {
         let Some(mut datapath) = self.datapath() else { return Ok(()) };
-        let node = NodeConfig::of_namespace(&self.node_ips).context("reading the node's addresses")?;
+        let node = NodeConfig {
+            service_ranges: self.service_cidrs.clone(),
+            ..NodeConfig::of_namespace(&self.node_ips).context("reading the node's addresses")?
+        };
         datapath.set_node(&node).context("telling the datapath the node's addresses")
     }
 

@@ -33,7 +33,7 @@ pub enum Family {
 pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     let Some(key) = destination(ctx, family) else { return Ok(()) };
     let Some(mut sought) = sought(ctx, &key) else { return Ok(()) };
-    let Some(backend) = select(ctx, &mut sought)? else { return Ok(()) };
+    let Some(backend) = select(ctx, &mut sought)? else { return stray(ctx, &key) };
     let cookie = socket_cookie(ctx);
     remember_frontend(cookie, &key, &backend);
     write(ctx, family, &backend.address, backend.port);
@@ -97,13 +97,30 @@ fn select(ctx: &SockAddrContext, key: &mut FrontendKey) -> Result<Option<Backend
     let client = Client::Namespace(netns_cookie(ctx));
     let mut selected = None;
     match service::select(key, Origin::Node, &client, &mut selected) {
-        Err(_) => {
-            Error::Refused.count();
-            debug!(ctx, "refused {:i}:{}: no backend", key.address.octets(), key.port.get());
-            Err(Error::Refused)
-        }
+        Err(error) => Err(refused(ctx, key, error)),
         Ok(()) => Ok(selected),
     }
+}
+
+/// As for a packet. A datagram socket is connected to see where datagrams would come from, also to ports that nobody
+/// has, and told when it sends.
+#[inline(always)]
+fn stray(ctx: &SockAddrContext, key: &FrontendKey) -> Result<(), Error> {
+    if key.protocol != Protocol::TCP {
+        return Ok(());
+    }
+    service::stray(&key.address).map_err(|error| refused(ctx, key, error))
+}
+
+#[inline(always)]
+fn refused(ctx: &SockAddrContext, key: &FrontendKey, error: Error) -> Error {
+    if matches!(error, Error::Outrun) {
+        error.count();
+        return error;
+    }
+    Error::Refused.count();
+    debug!(ctx, "refused {:i}:{}: no backend", key.address.octets(), key.port.get());
+    Error::Refused
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! Why a packet was dropped or a socket call refused.
 
-use ebpf_common::Counter;
+use ebpf_common::{Counter, Reason};
 
 use crate::maps;
 
@@ -18,6 +18,8 @@ pub enum Error {
     Rewrite = Counter::DropRewrite as u32,
     NoSource = Counter::DropNoSource as u32,
     HopLimit = Counter::DropHopLimit as u32,
+    Outrun = Counter::DropOutrun as u32,
+    NoPort = Counter::DropNoPort as u32,
 }
 
 impl Error {
@@ -40,6 +42,18 @@ impl Error {
             Self::Rewrite => Counter::DropRewrite.name(),
             Self::NoSource => Counter::DropNoSource.name(),
             Self::HopLimit => Counter::DropHopLimit.name(),
+            Self::Outrun => Counter::DropOutrun.name(),
+            Self::NoPort => Counter::DropNoPort.name(),
+        }
+    }
+
+    /// What the sender is told of a packet that is as it came. Of most drops it is told nothing, and tries again.
+    #[inline(always)]
+    pub fn answer(self) -> Option<Reason> {
+        match self {
+            Self::NoBackend | Self::NoPort => Some(Reason::Refused),
+            Self::HopLimit => Some(Reason::HopLimit),
+            _ => None,
         }
     }
 }

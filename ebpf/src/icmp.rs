@@ -58,9 +58,12 @@ pub fn relay(ctx: &TcContext, entering: bool) -> Result<Verdict, Error> {
         return Ok(Verdict::Pass);
     }
     maps::count(Counter::IcmpTranslated);
+    if flow.is_forwarded() {
+        packet::take_hop(ctx, quoting.is_v4)?;
+    }
     rewrite(ctx, &quoting, &flow.translated.reversed())?;
     if flow.is_forwarded() {
-        packet::send_on(ctx, quoting.is_v4).map(Verdict::Return)
+        Ok(Verdict::Return(packet::send_on(ctx)))
     } else if flow.is_hairpin() {
         packet::turn_around(ctx).map(Verdict::Return)
     } else {

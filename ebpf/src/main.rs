@@ -7,11 +7,13 @@
 //! | pod_ingress, pod_egress | tc on the host's end of a pod's link | what did not pass the socket programs |
 //! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it and beyond |
 //! | relay_entering, relay_leaving | called by those of tc | ICMP errors about packets that were translated |
+//! | answer | called by those of tc that packets enter by | resets and ICMP errors, for packets that nobody takes |
 //!
 //! The socket programs are an optimisation: with them off, tc serves the same flows.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 
+mod answer;
 mod connect;
 mod conntrack;
 mod error;
@@ -35,6 +37,7 @@ use crate::{connect::Family, error::Error, nat::Verdict};
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -82,7 +85,7 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    tc_verdict(&ctx, nat::towards_backend(&ctx, Origin::Node))
+    ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Node))
 }
 
 #[classifier]
@@ -92,7 +95,7 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    tc_verdict(&ctx, nat::towards_backend(&ctx, Origin::Beyond))
+    ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Beyond))
 }
 
 #[classifier]
@@ -110,13 +113,19 @@ pub fn relay_leaving(ctx: TcContext) -> i32 {
     tc_verdict(&ctx, icmp::relay(&ctx, false))
 }
 
+#[classifier]
+pub fn answer(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, answer::answer(&ctx))
+}
+
 #[inline(always)]
 fn socket_verdict(result: Result<(), Error>) -> i32 {
     match result {
         Ok(()) => ALLOW,
-        Err(_) => {
-            // SAFETY: a helper without pointers; -ECONNREFUSED is a valid return value for connect and sendmsg.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
+        Err(error) => {
+            let errno = if matches!(error, Error::Outrun) { EHOSTUNREACH } else { ECONNREFUSED };
+            // SAFETY: a helper without pointers; both are valid errors of connect and sendmsg.
+            unsafe { bpf_set_retval(-errno) };
             REFUSE
         }
     }
@@ -132,12 +141,26 @@ fn tc_verdict(ctx: &TcContext, result: Result<Verdict, Error>) -> i32 {
             maps::call(ctx, call);
             TC_ACT_UNSPEC
         }
-        Err(error) => {
-            error.count();
-            aya_log_ebpf::warn!(ctx, "{}", error.name());
-            TC_ACT_SHOT as i32
-        }
+        Err(error) => drop_for(ctx, error),
     }
+}
+
+/// Where packets enter, their senders may be told why one goes no further.
+#[inline(always)]
+fn ingress_verdict(ctx: &TcContext, result: Result<Verdict, Error>) -> i32 {
+    let Err(error) = result else { return tc_verdict(ctx, result) };
+    let verdict = drop_for(ctx, error);
+    if let Some(reason) = error.answer() {
+        answer::call(ctx, reason);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn drop_for(ctx: &TcContext, error: Error) -> i32 {
+    error.count();
+    aya_log_ebpf::warn!(ctx, "{}", error.name());
+    TC_ACT_SHOT as i32
 }
 
 #[cfg(target_arch = "bpf")]

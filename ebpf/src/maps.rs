@@ -3,13 +3,14 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
+    helpers::bpf_ktime_get_coarse_ns,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     programs::TcContext,
 };
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Call, Counter, Flow, Fragment, FragmentKey, Frontend,
-    FrontendKey, Node, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
+    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, Counter, Flow, Fragment, FragmentKey,
+    Frontend, FrontendKey, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
@@ -59,6 +60,18 @@ static NODE: Array<Node> = Array::pinned(1, 0);
 #[map(name = "NODE_ADDRS_1")]
 static NODE_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(NODE_ADDRESSES_MAX, BPF_F_NO_PREALLOC);
 
+/// Written by the agent after FRONTENDS: how many each address has, of which only whether there are any matters here.
+#[map(name = "ADDRESSES_1")]
+static ADDRESSES: HashMap<Address, u32> = HashMap::pinned(ADDRESSES_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the agent: where addresses of Services are. Zeros, which are nowhere, before.
+#[map(name = "RANGES_1")]
+static RANGES: Array<Ranges> = Array::pinned(1, 0);
+
+/// Written and read here.
+#[map(name = "ANSWERS_1")]
+static ANSWERS: PerCpuArray<Bucket> = PerCpuArray::pinned(1, 0);
+
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]
 static CALLS: ProgramArray = ProgramArray::pinned(CALLS_MAX, 0);
@@ -78,6 +91,31 @@ pub fn node() -> Option<&'static Node> {
 #[inline(always)]
 pub fn is_node_address(address: &Address) -> bool {
     NODE_ADDRESSES.get_ptr(address).is_some()
+}
+
+/// Whether the address is where those of Services are.
+#[inline(always)]
+pub fn is_in_ranges(address: &Address) -> bool {
+    RANGES.get(0).is_some_and(|ranges| ranges.contains(address))
+}
+
+#[inline(always)]
+pub fn has_frontend(address: &Address) -> bool {
+    ADDRESSES.get_ptr(address).is_some()
+}
+
+/// Whether one more answer may be given. What is denied is counted.
+#[inline(always)]
+pub fn take_answer() -> bool {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let Some(bucket) = ANSWERS.get_ptr_mut(0) else { return false };
+    // SAFETY: the kernel gave this CPU's element, which no other CPU writes.
+    let granted = unsafe { (*bucket).take(now) };
+    if !granted {
+        count(Counter::AnswerLimited);
+    }
+    granted
 }
 
 #[inline(always)]

@@ -50,7 +50,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         } else if flow.is_forward() || flow.turns_around() {
             conntrack::touch(found, &packet);
             translate(ctx, &packet, flow, true)?;
-            return finish(ctx, &packet, flow);
+            return finish(ctx, flow);
         } else {
             // A backend's answer, translated at its client's edge.
             return Ok(Verdict::Pass);
@@ -61,7 +61,9 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     let client = Client::Address(packet.tuple.source);
     let mut selected = None;
     service::select(&mut key, origin, &client, &mut selected)?;
-    let Some(backend) = selected else { return Ok(Verdict::Pass) };
+    let Some(backend) = selected else {
+        return service::stray(&packet.tuple.destination).map(|()| Verdict::Pass);
+    };
     let mut flow = Flow::new(Direction::Forward, packet.tuple, backend.service_id, backend.id, false, 0);
     if is_beyond(origin, &backend) {
         conntrack::open_forwarded(ctx, &packet.tuple, &backend, &mut flow)?;
@@ -71,7 +73,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     maps::count(Counter::FlowNew);
     log_new(ctx, &packet, &backend);
     translate(ctx, &packet, &flow, true)?;
-    finish(ctx, &packet, &flow)
+    finish(ctx, &flow)
 }
 
 /// Whether client and backend are both beyond the node, so that answers come back only to an address of the node.
@@ -103,6 +105,10 @@ pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
 
 #[inline(never)]
 fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> Result<(), Error> {
+    if flow.is_forwarded() {
+        // First: what its sender is told quotes the packet as it came.
+        packet::take_hop(ctx, packet.is_v4)?;
+    }
     if matches!(packet.part, Part::First) {
         if flow.is_hairpin() {
             // The pieces would have to turn around together.
@@ -116,9 +122,9 @@ fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> R
 }
 
 #[inline(always)]
-fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<Verdict, Error> {
+fn finish(ctx: &TcContext, flow: &Flow) -> Result<Verdict, Error> {
     if flow.is_forwarded() {
-        return packet::send_on(ctx, packet.is_v4).map(Verdict::Return);
+        return Ok(Verdict::Return(packet::send_on(ctx)));
     }
     if !flow.is_hairpin() {
         return Ok(Verdict::Pass);
@@ -134,11 +140,14 @@ fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Result<Ve
     let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key(entering)) }.copied() else {
         return Ok(Verdict::Pass);
     };
+    if fragment.is_forwarded() {
+        packet::take_hop(ctx, packet.is_v4)?;
+    }
     packet::rewrite_fragment(ctx, packet, &fragment)?;
     if !fragment.is_forwarded() {
         return Ok(Verdict::Pass);
     }
-    packet::send_on(ctx, packet.is_v4).map(Verdict::Return)
+    Ok(Verdict::Return(packet::send_on(ctx)))
 }
 
 #[inline(never)]

@@ -46,7 +46,7 @@ pub struct Packet {
     /// Of TCP, else 0.
     pub tcp_flags: u8,
     /// Offset of the TCP or UDP header.
-    transport: usize,
+    pub transport: usize,
 }
 
 impl Packet {
@@ -270,19 +270,18 @@ pub fn turn_around(ctx: &TcContext) -> Result<i32, Error> {
     Ok(unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) } as i32)
 }
 
-/// Sends the packet to where its new addresses lead, with one hop less to go: out of the link it came in on, past the
-/// node's own stack.
+/// Sends the packet to where its new addresses lead: out of the link it came in on, past the node's own stack.
 #[inline(always)]
-pub fn send_on(ctx: &TcContext, is_v4: bool) -> Result<i32, Error> {
-    take_hop(ctx, is_v4)?;
+pub fn send_on(ctx: &TcContext) -> i32 {
     maps::count(Counter::Forwarded);
     // The kernel looks the route up among those of this link, and finds the neighbour.
     // SAFETY: the context field, and a helper that takes no parameters where their size is 0.
-    Ok(unsafe { bpf_redirect_neigh((*ctx.skb.skb).ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+    unsafe { bpf_redirect_neigh((*ctx.skb.skb).ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
+/// Takes a hop of a packet that is going to be sent on.
 #[inline(never)]
-fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Error> {
+pub fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Error> {
     if is_v4 {
         let word: [u8; 2] = load(ctx, ETHERNET_BYTES + 8)?;
         if word[0] <= 1 {

@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Origin, ServiceId, SlotKey,
-    pick_backend,
+    Address, Affinity, AffinityKey, Backend, BackendId, Counter, Frontend, FrontendKey, Origin, ServiceId,
+    SlotKey, pick_backend,
 };
 
 use crate::{
@@ -87,7 +87,22 @@ pub fn select(
             None => return Ok(()),
         };
     }
-    Err(Error::NoBackend)
+    // A client that hears nothing asks again, and finds what is there then.
+    Err(Error::Outrun)
+}
+
+/// What becomes of something that is for no frontend: nothing, but where the address is known for other ports. One that
+/// no Service has yet may get one at any time, so it is not refused here.
+#[inline(always)]
+pub fn stray(address: &Address) -> Result<(), Error> {
+    if !maps::is_in_ranges(address) {
+        return Ok(());
+    }
+    if maps::has_frontend(address) {
+        return Err(Error::NoPort);
+    }
+    maps::count(Counter::Unallocated);
+    Ok(())
 }
 
 #[inline(always)]

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr, os::fd::AsRawFd, path::Path};
 
-use ebpf_common::{Address, Node, maps};
+use ebpf_common::{Address, Node, Range, Ranges, maps};
+use ipnetwork::IpNetwork;
 
 use crate::{
     delta::Delta,
@@ -10,7 +11,7 @@ use crate::{
     maps::{MapError, PinnedMap},
 };
 
-/// The only element of the node's map.
+/// The only element of maps that have one.
 const INDEX: u32 = 0;
 
 /// The node as the network sees it.
@@ -22,6 +23,9 @@ pub struct NodeConfig {
     pub addresses: BTreeSet<IpAddr>,
     /// The network namespace whose sockets are the node's own; 0 for none.
     pub netns_cookie: u64,
+    /// Where cluster IPs are, of which one per family is minded: ports that no Service has are refused there, and only
+    /// there.
+    pub service_ranges: Vec<IpNetwork>,
 }
 
 impl NodeConfig {
@@ -32,13 +36,15 @@ impl NodeConfig {
     pub fn of_namespace(sources: &[IpAddr]) -> io::Result<Self> {
         let mut addresses = Links::open()?.node_addresses()?;
         addresses.extend(sources);
-        Ok(Self { sources: sources.to_vec(), addresses, netns_cookie: netns_cookie()? })
+        let netns_cookie = netns_cookie()?;
+        Ok(Self { sources: sources.to_vec(), addresses, netns_cookie, service_ranges: Vec::new() })
     }
 }
 
 #[derive(Debug)]
 pub(crate) struct NodeMaps {
     node_map: PinnedMap<u32, Node>,
+    ranges_map: PinnedMap<u32, Ranges>,
     addresses_map: PinnedMap<Address, u32>,
     addresses: Delta<Address, u32>,
 }
@@ -47,7 +53,9 @@ impl NodeMaps {
     pub(crate) fn open(directory: &Path) -> Result<Self, MapError> {
         let addresses_map = PinnedMap::open(directory, maps::NODE_ADDRESSES)?;
         let addresses = Delta::from_actual(addresses_map.read_all()?);
-        Ok(Self { node_map: PinnedMap::open(directory, maps::NODE)?, addresses_map, addresses })
+        let node_map = PinnedMap::open(directory, maps::NODE)?;
+        let ranges_map = PinnedMap::open(directory, maps::RANGES)?;
+        Ok(Self { node_map, ranges_map, addresses_map, addresses })
     }
 
     pub(crate) fn set(&mut self, config: &NodeConfig) -> Result<(), MapError> {
@@ -59,6 +67,14 @@ impl NodeMaps {
             Node { source_v4: source(true), source_v6: source(false), netns_cookie: config.netns_cookie };
         if self.node_map.get(&INDEX)? != Some(node) {
             self.node_map.insert(&INDEX, &node)?;
+        }
+        let range = |v4: bool| {
+            let found = config.service_ranges.iter().find(|range| range.is_ipv4() == v4);
+            found.map_or(Range::NONE, |range| Range::new(Address::from(range.network()), range.prefix()))
+        };
+        let ranges = Ranges { v4: range(true), v6: range(false) };
+        if self.ranges_map.get(&INDEX)? != Some(ranges) {
+            self.ranges_map.insert(&INDEX, &ranges)?;
         }
         self.addresses.set_desired(config.addresses.iter().map(|address| (Address::from(*address), 0)));
         let new = self.addresses.upserts();

@@ -1,9 +1,9 @@
 //! The service maps: ids that last, and an order of writing that no reader can fall into.
 //!
-//! Entries point forward: frontend -> slot -> backend. New ones are written from the end (backends, slots, frontends),
-//! old ones deleted from the start (frontends, slots, backends), so that what a frontend leads to always exists. Ids
-//! are recovered from the maps when the agent starts again, and given out once: element 0 of the backends, which no
-//! reader accepts, keeps the highest ones.
+//! Entries point forward: address -> frontend -> slot -> backend. New ones are written from the end (backends, slots,
+//! frontends, addresses), old ones deleted from the start, so that what an entry leads to always exists. Ids are recovered
+//! from the maps when the agent starts again, and given out once: element 0 of the backends, which no reader accepts,
+//! keeps the highest ones.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -63,9 +63,12 @@ pub struct ServiceMaps {
     frontends_map: PinnedMap<FrontendKey, Frontend>,
     slots_map: PinnedMap<SlotKey, BackendId>,
     backends_map: PinnedMap<BackendId, Backend>,
+    addresses_map: PinnedMap<Address, u32>,
     frontends: Delta<FrontendKey, Frontend>,
     slots: Delta<SlotKey, BackendId>,
     backends: Delta<BackendId, Backend>,
+    /// How many frontends each address has; node ports, which any address of the node has, are not counted.
+    addresses: Delta<Address, u32>,
     /// For people. Of the maps' contents nothing more is kept than what they hold: at 50,000 Services it would count.
     name_by_frontend: HashMap<FrontendKey, Box<str>>,
     last_service_id: u32,
@@ -81,6 +84,7 @@ impl ServiceMaps {
         let frontends_map = PinnedMap::open(directory, maps::FRONTENDS)?;
         let slots_map = PinnedMap::open(directory, maps::SLOTS)?;
         let backends_map = PinnedMap::open(directory, maps::BACKENDS)?;
+        let addresses_map = PinnedMap::open(directory, maps::ADDRESSES)?;
         let frontends: Vec<(FrontendKey, Frontend)> = frontends_map.read_all()?;
         let slots: Vec<(SlotKey, BackendId)> = slots_map.read_all()?;
         let backends: BTreeMap<BackendId, Backend> = backends_map.read_all()?.into_iter().collect();
@@ -99,6 +103,8 @@ impl ServiceMaps {
             frontends: Delta::from_actual(frontends),
             slots: Delta::from_actual(slots),
             backends: Delta::from_actual(backends.into_iter().filter(|(id, _)| *id != LAST_IDS)),
+            addresses: Delta::from_actual(addresses_map.read_all()?),
+            addresses_map,
             frontends_map,
             slots_map,
             backends_map,
@@ -148,6 +154,7 @@ impl ServiceMaps {
             count(Clients::Beyond)..ids.len() as u32,
             service.has_endpoints,
         );
+        self.claim_address(&key);
         self.frontends.insert_desired(key, frontend);
         if self.name_by_frontend.get(&key).is_none_or(|name| **name != *service.name) {
             self.name_by_frontend.insert(key, service.name.as_str().into());
@@ -160,6 +167,7 @@ impl ServiceMaps {
             return;
         };
         self.frontends.remove_desired(key);
+        self.release_address(key);
         self.name_by_frontend.remove(key);
         for (slot, id) in (0..).zip(self.desired_backends(service_id)) {
             self.slots.remove_desired(&SlotKey { service_id, slot });
@@ -180,6 +188,9 @@ impl ServiceMaps {
         applied.written += write(&self.backends_map, &mut self.backends)?;
         applied.written += write(&self.slots_map, &mut self.slots)?;
         applied.written += write(&self.frontends_map, &mut self.frontends)?;
+        // Last and first: ports of a known address are refused, and one that is about to be there must not be.
+        applied.written += write(&self.addresses_map, &mut self.addresses)?;
+        applied.deleted += delete(&self.addresses_map, &mut self.addresses)?;
         applied.deleted += delete(&self.frontends_map, &mut self.frontends)?;
         applied.deleted += delete(&self.slots_map, &mut self.slots)?;
         applied.deleted += delete(&self.backends_map, &mut self.backends)?;
@@ -188,7 +199,10 @@ impl ServiceMaps {
 
     /// Whether the maps say what is desired, as far as this process knows.
     pub fn is_settled(&self) -> bool {
-        self.frontends.is_settled() && self.slots.is_settled() && self.backends.is_settled()
+        self.frontends.is_settled()
+            && self.slots.is_settled()
+            && self.backends.is_settled()
+            && self.addresses.is_settled()
     }
 
     /// What the maps hold, by address and port.
@@ -208,6 +222,23 @@ impl ServiceMaps {
         let backends: HashMap<BackendId, Backend> = backends.into_iter().collect();
         let backend = |slot: &SlotKey| backends.get(slots.get(slot)?).copied();
         Ok(sorted(frontends.iter().map(|(key, frontend)| entry(key, frontend, None, backend)).collect()))
+    }
+
+    /// To be called before the frontend is desired.
+    fn claim_address(&mut self, key: &FrontendKey) {
+        if *key != key.of_any_address() && !self.frontends.desired().contains_key(key) {
+            let count = self.addresses.desired().get(&key.address).copied().unwrap_or(0);
+            self.addresses.insert_desired(key.address, count + 1);
+        }
+    }
+
+    /// To be called for a frontend that was desired.
+    fn release_address(&mut self, key: &FrontendKey) {
+        match self.addresses.desired().get(&key.address).copied() {
+            Some(count @ 2..) => self.addresses.insert_desired(key.address, count - 1),
+            Some(_) => self.addresses.remove_desired(&key.address),
+            None => {}
+        }
     }
 
     /// The id that the frontend has or had; one that is neither desired nor there any more gets a new one.

@@ -73,6 +73,18 @@ impl Address {
         }
     }
 
+    /// Whether one host may have it, so that an answer may go there (RFC 1122 3.2.1.3, RFC 4291 2.4): neither
+    /// unspecified nor loopback nor multicast nor broadcast.
+    #[inline(always)]
+    pub const fn is_host(&self) -> bool {
+        let [a, _, _, d] = self.words;
+        if self.is_v4() {
+            !matches!(d.to_ne_bytes()[0], 0 | 127 | 224..)
+        } else {
+            a.to_ne_bytes()[0] != 0xff && !self.is_own()
+        }
+    }
+
     /// The address with IPv4 as itself.
     pub fn to_ip(&self) -> IpAddr {
         if self.is_v4() {

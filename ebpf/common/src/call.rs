@@ -12,16 +12,29 @@ pub enum Call {
     RelayEntering = 0,
     /// An ICMP error on its way out of the node.
     RelayLeaving = 1,
+    /// A packet that nobody takes, and whose sender is told. The control buffer's first word is a [`Reason`].
+    Answer = 2,
 }
 
 impl Call {
-    pub const ALL: [Self; 2] = [Self::RelayEntering, Self::RelayLeaving];
+    pub const ALL: [Self; 3] = [Self::RelayEntering, Self::RelayLeaving, Self::Answer];
 
     /// The name of the program.
     pub const fn program(self) -> &'static str {
         match self {
             Self::RelayEntering => "relay_entering",
             Self::RelayLeaving => "relay_leaving",
+            Self::Answer => "answer",
         }
     }
+}
+
+/// What a sender is told.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// Nobody listens there.
+    Refused = 0,
+    /// The packet had no hop left.
+    HopLimit = 1,
 }

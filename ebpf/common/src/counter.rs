@@ -20,7 +20,7 @@ pub enum Counter {
     FlowReverse = 6,
     /// A packet went back to the pod that sent it, through its Service.
     Hairpin = 7,
-    /// Dropped: the frontend has no backend.
+    /// Dropped: the frontend has no backend anywhere.
     DropNoBackend = 8,
     /// Dropped: the frontend has backends, but none for clients where the packet came from.
     DropNoLocalBackend = 9,
@@ -42,10 +42,20 @@ pub enum Counter {
     DropHopLimit = 17,
     /// An ICMP error about a translated packet was translated.
     IcmpTranslated = 18,
+    /// Dropped or refused: each time a backend was looked up, the Service had changed.
+    DropOutrun = 19,
+    /// Dropped: the address is a Service's, and the port is none of it.
+    DropNoPort = 20,
+    /// A packet or a connect() was for an address of the Service range that no Service has. It goes to the node's routes.
+    Unallocated = 21,
+    /// The sender of a dropped packet was told, by a TCP reset or an ICMP error.
+    Answered = 22,
+    /// The sender of a dropped packet was not told, as too many others were.
+    AnswerLimited = 23,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 19;
+    pub const COUNT: u32 = 24;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -67,6 +77,11 @@ impl Counter {
         Self::DropNoSource,
         Self::DropHopLimit,
         Self::IcmpTranslated,
+        Self::DropOutrun,
+        Self::DropNoPort,
+        Self::Unallocated,
+        Self::Answered,
+        Self::AnswerLimited,
     ];
 
     /// The counter's name in metrics and command output.
@@ -91,10 +106,19 @@ impl Counter {
             Self::DropNoSource => "drop_no_source",
             Self::DropHopLimit => "drop_hop_limit",
             Self::IcmpTranslated => "icmp_translated",
+            Self::DropOutrun => "drop_outrun",
+            Self::DropNoPort => "drop_no_port",
+            Self::Unallocated => "unallocated",
+            Self::Answered => "answered",
+            Self::AnswerLimited => "answer_limited",
         }
     }
 
     pub const fn is_drop(self) -> bool {
-        self as u32 >= Self::DropNoBackend as u32 && !matches!(self, Self::Forwarded | Self::IcmpTranslated)
+        let other = matches!(
+            self,
+            Self::Forwarded | Self::IcmpTranslated | Self::Unallocated | Self::Answered | Self::AnswerLimited
+        );
+        self as u32 >= Self::DropNoBackend as u32 && !other
     }
 }

@@ -12,6 +12,7 @@
 extern crate alloc;
 
 mod address;
+mod bucket;
 mod call;
 pub mod checksum;
 mod conntrack;
@@ -26,10 +27,11 @@ mod service;
 mod tests;
 
 pub use address::{Address, Port, Protocol};
-pub use call::Call;
+pub use bucket::Bucket;
+pub use call::{Call, Reason};
 pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
 pub use counter::Counter;
-pub use node::Node;
+pub use node::{Node, Range, Ranges};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Origin, ServiceId, SlotKey,
     SocketForward, SocketKey, SocketReverse, pick_backend,

@@ -13,9 +13,12 @@ pub const COUNTERS: &str = "COUNTERS_2";
 pub const NODE: &str = "NODE_1";
 pub const NODE_ADDRESSES: &str = "NODE_ADDRS_1";
 pub const CALLS: &str = "CALLS_1";
+pub const ADDRESSES: &str = "ADDRESSES_1";
+pub const RANGES: &str = "RANGES_1";
+pub const ANSWERS: &str = "ANSWERS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 15] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -28,6 +31,9 @@ pub const ALL: [&str; 12] = [
     NODE,
     NODE_ADDRESSES,
     CALLS,
+    ADDRESSES,
+    RANGES,
+    ANSWERS,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -45,6 +51,7 @@ pub const SOCKET_REVERSE_MAX: u32 = 1 << 16;
 pub const CONNTRACK_MAX: u32 = 1 << 19;
 pub const FRAGMENTS_MAX: u32 = 1 << 13;
 pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
+pub const ADDRESSES_MAX: u32 = 1 << 17;
 /// Room for calls to come.
 pub const CALLS_MAX: u32 = 16;
 /// Room for counters to come.

@@ -1,4 +1,4 @@
-//! What the programs know of the node itself.
+//! What the programs know of the node itself and of its network.
 
 use crate::Address;
 
@@ -24,10 +24,59 @@ impl Node {
     }
 }
 
+/// A range of addresses, IPv4 as mapped. All zero is none.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    network: Address,
+    mask: Address,
+}
+
+impl Range {
+    pub const NONE: Self = Self { network: Address::UNSPECIFIED, mask: Address::UNSPECIFIED };
+
+    /// The range of `network`, whose first `prefix` bits its addresses share: up to 32 in IPv4, and 128 in IPv6.
+    pub fn new(network: Address, prefix: u8) -> Self {
+        let bits = u32::from(prefix) + if network.is_v4() { 96 } else { 0 };
+        let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits.min(128)) };
+        let word = |at: u32| ((mask >> (96 - 32 * at)) as u32).to_be();
+        let mask = [word(0), word(1), word(2), word(3)];
+        let [a, b, c, d] = network.to_words();
+        let network = Address::from_words([a & mask[0], b & mask[1], c & mask[2], d & mask[3]]);
+        Self { network, mask: Address::from_words(mask) }
+    }
+
+    #[inline(always)]
+    pub const fn contains(&self, address: &Address) -> bool {
+        let ([a, b, c, d], mask) = (address.to_words(), self.mask.to_words());
+        let [w, x, y, z] = self.network.to_words();
+        mask[0] != 0 && a & mask[0] == w && b & mask[1] == x && c & mask[2] == y && d & mask[3] == z
+    }
+}
+
+/// Where the addresses of Services are, per family. The one element of its map, at 0.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ranges {
+    pub v4: Range,
+    pub v6: Range,
+}
+
+impl Ranges {
+    pub const NONE: Self = Self { v4: Range::NONE, v6: Range::NONE };
+
+    #[inline(always)]
+    pub const fn contains(&self, address: &Address) -> bool {
+        if address.is_v4() { self.v4.contains(address) } else { self.v6.contains(address) }
+    }
+}
+
 const _: () = {
     use core::mem::offset_of;
+    assert!(size_of::<Range>() == 32 && offset_of!(Range, mask) == 16);
+    assert!(size_of::<Ranges>() == 64 && offset_of!(Ranges, v6) == 32);
     assert!(size_of::<Node>() == 40 && align_of::<Node>() == 8);
     assert!(offset_of!(Node, source_v6) == 16 && offset_of!(Node, netns_cookie) == 32);
 };
 
-crate::pod!(Node);
+crate::pod!(Node, Range, Ranges);

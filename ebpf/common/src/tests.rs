@@ -147,3 +147,53 @@ fn a_backend_says_where_it_is_and_who_may_have_it() {
     assert!(backend.remote().only_for(Origin::Node).is_for(Origin::Node));
     assert!(!backend.only_for(Origin::Beyond).is_for(Origin::Node));
 }
+
+#[test]
+fn a_bucket_gives_a_burst_and_then_a_thousand_per_second() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut bucket = Bucket::EMPTY;
+    let mut taken = |now_ns: u64| (0..5000).take_while(|_| bucket.take(now_ns)).count() as u64;
+    assert_eq!(taken(7000 * SECOND), Bucket::BURST, "as long as nobody asked, it has filled up");
+    assert_eq!(taken(7000 * SECOND), 0);
+    assert_eq!(taken(7000 * SECOND + Bucket::COST_NS - 1), 0);
+    assert_eq!(taken(7000 * SECOND + 10 * Bucket::COST_NS), 10);
+    assert_eq!(taken(7000 * SECOND), 0, "a clock that went back gives nothing");
+    assert_eq!(taken(9000 * SECOND), Bucket::BURST);
+    assert_eq!(taken(u64::MAX), Bucket::BURST);
+}
+
+#[test]
+fn a_range_has_the_addresses_of_its_family_that_share_its_prefix() {
+    let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+    let ranges =
+        Ranges { v4: Range::new(address("10.96.255.255"), 12), v6: Range::new(address("fd00:10:96::"), 112) };
+    for (inside, text) in [
+        (true, "10.96.0.0"),
+        (true, "10.111.255.255"),
+        (false, "10.95.255.255"),
+        (false, "10.112.0.0"),
+        (true, "fd00:10:96::ffff"),
+        (false, "fd00:10:96::1:0"),
+        (false, "::"),
+        (false, "0.0.0.0"),
+    ] {
+        assert_eq!(ranges.contains(&address(text)), inside, "{text}");
+    }
+    assert!(Range::new(address("10.0.0.1"), 32).contains(&address("10.0.0.1")));
+    assert!(!Range::new(address("10.0.0.1"), 32).contains(&address("10.0.0.2")));
+    for text in ["0.0.0.0", "10.96.0.1", "::", "fd00::1"] {
+        assert!(!Ranges::NONE.contains(&address(text)), "{text}");
+    }
+}
+
+#[test]
+fn only_an_address_that_one_host_has_is_answered() {
+    let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+    for host in ["10.244.0.2", "1.0.0.1", "126.0.0.1", "128.0.0.1", "223.255.255.255", "fd00::2", "fe80::1"] {
+        assert!(address(host).is_host(), "{host}");
+    }
+    let others = ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"];
+    for other in others.iter().chain(&["::", "::1", "ff02::1"]) {
+        assert!(!address(other).is_host(), "{other}");
+    }
+}

@@ -65,7 +65,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// An ICMP error with a right checksum.
-fn error(of: (u8, u8, [u8; 4]), from: &str, to: &str, quote: &[u8]) -> Vec<u8> {
+pub fn error(of: (u8, u8, [u8; 4]), from: &str, to: &str, quote: &[u8]) -> Vec<u8> {
     let (from, to) = (ip(from), ip(to));
     let mut message = vec![of.0, of.1, 0, 0];
     message.extend(of.2);
@@ -80,7 +80,7 @@ fn error(of: (u8, u8, [u8; 4]), from: &str, to: &str, quote: &[u8]) -> Vec<u8> {
 }
 
 /// The IP packet in a frame, as far as an error quotes it: its header and so much of what follows.
-fn quote(frame: &[u8], transport_bytes: usize) -> Vec<u8> {
+pub fn quote(frame: &[u8], transport_bytes: usize) -> Vec<u8> {
     let header = if frame[12..14] == [0x08, 0] { 20 } else { 40 };
     frame[ETHERNET_BYTES..][..header + transport_bytes].to_vec()
 }

@@ -5,6 +5,7 @@ mod frontends;
 mod node;
 mod packets;
 mod program_runs;
+mod refusal;
 mod sockets;
 mod verifier;
 

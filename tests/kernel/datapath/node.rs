@@ -82,8 +82,7 @@ impl Node {
                 datapath.attach_pod_link(pod).unwrap_or_else(|error| panic!("{}", chain(&error)));
             }
             datapath.attach_uplink(uplink).unwrap_or_else(|error| panic!("{}", chain(&error)));
-            let node = NodeConfig::of_namespace(&SOURCES).expect("the node's addresses");
-            datapath.set_node(&node).expect("telling them");
+            datapath.set_node(&node_config()).expect("telling the node's addresses");
         });
     }
 
@@ -133,6 +132,13 @@ impl Node {
 pub fn to(backends: &[SocketAddr]) -> Service {
     let here = |ip: IpAddr| !matches!(ip.to_string().as_str(), "10.244.1.2" | "fd00:244:1::2" | "10.89.0.12");
     leading_to(backends.iter().map(|b| endpoint(b.ip(), b.port(), here(b.ip()))).collect())
+}
+
+/// The calling thread's namespace as a node, with the ranges that the tests' cluster IPs are in.
+pub fn node_config() -> NodeConfig {
+    let ranges = ["10.96.0.0/16", "fd00:96::/64"].map(|range| range.parse().expect("a range"));
+    let node = NodeConfig::of_namespace(&SOURCES).expect("the node's addresses");
+    NodeConfig { service_ranges: ranges.to_vec(), ..node }
 }
 
 fn open(directory: &BpfDir, tc_mode: TcMode) -> Datapath {

@@ -359,6 +359,25 @@ fn a_service_without_backends_refuses_at_once() {
 }
 
 #[test]
+fn a_port_that_a_service_has_not_refuses_at_once_and_an_address_of_no_service_does_not() {
+    let mut host = Host::new();
+    let node = host.namespace.run(super::node::node_config);
+    host.datapath.set_node(&node).expect("the range of Services");
+    let backend = "10.244.0.1:1".parse().expect("an address");
+    for (frontend, other, nobodys) in
+        [(FRONTEND, "10.96.0.7:81", "10.96.0.8:80"), (FRONTEND_V6, "[fd00:96::7]:81", "[fd00:96::8]:80")]
+    {
+        host.serve(frontend, Protocol::TCP, &[backend]);
+        let error = host.namespace.run(|| connect(other)).expect_err("nobody there");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{other}: {error}");
+        let error = host.namespace.run(|| connect(nobodys)).expect_err("no route");
+        assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH), "{nobodys}: {error}");
+    }
+    assert_eq!(count(&host.datapath, Counter::SocketRefused), 2);
+    assert_eq!(count(&host.datapath, Counter::Unallocated), 2);
+}
+
+#[test]
 fn what_is_no_service_is_left_alone() {
     let mut host = Host::new();
     let (_listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
