@@ -110,10 +110,6 @@ fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> R
         packet::take_hop(ctx, packet.is_v4)?;
     }
     if matches!(packet.part, Part::First) {
-        if flow.is_hairpin() {
-            // The pieces would have to turn around together.
-            return Err(Error::Fragment);
-        }
         let fragment = Fragment::of(flow);
         FRAGMENTS.insert(packet.fragment_key(entering), fragment, 0).map_err(|_| Error::Fragment)?;
     }
@@ -144,10 +140,13 @@ fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Result<Ve
         packet::take_hop(ctx, packet.is_v4)?;
     }
     packet::rewrite_fragment(ctx, packet, &fragment)?;
-    if !fragment.is_forwarded() {
-        return Ok(Verdict::Pass);
+    if fragment.is_forwarded() {
+        Ok(Verdict::Return(packet::send_on(ctx)))
+    } else if fragment.is_hairpin() {
+        packet::turn_around(ctx).map(Verdict::Return)
+    } else {
+        Ok(Verdict::Pass)
     }
-    Ok(Verdict::Return(packet::send_on(ctx)))
 }
 
 #[inline(never)]

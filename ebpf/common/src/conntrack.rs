@@ -171,21 +171,38 @@ impl FragmentKey {
 pub struct Fragment {
     pub source: Address,
     pub destination: Address,
-    forwarded: u32,
+    /// One of those below, or 0.
+    way: u32,
 }
 
 impl Fragment {
+    const FORWARDED: u32 = 1;
+    const HAIRPIN: u32 = 2;
+
     /// What the first fragment of `flow` became.
     #[inline(always)]
     pub const fn of(flow: &Flow) -> Self {
         let Tuple { source, destination, .. } = flow.translated;
-        Self { source, destination, forwarded: flow.forwarded as u32 }
+        let way = if flow.is_forwarded() {
+            Self::FORWARDED
+        } else if flow.is_hairpin() {
+            Self::HAIRPIN
+        } else {
+            0
+        };
+        Self { source, destination, way }
     }
 
     /// As [`Flow::is_forwarded`].
     #[inline(always)]
     pub const fn is_forwarded(&self) -> bool {
-        self.forwarded != 0
+        self.way == Self::FORWARDED
+    }
+
+    /// As [`Flow::is_hairpin`].
+    #[inline(always)]
+    pub const fn is_hairpin(&self) -> bool {
+        self.way == Self::HAIRPIN
     }
 }
 

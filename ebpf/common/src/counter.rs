@@ -28,7 +28,7 @@ pub enum Counter {
     DropConntrackFull = 10,
     /// Dropped: no source port is free towards the chosen backend.
     DropPortsExhausted = 11,
-    /// Dropped: a fragment whose first part was not seen.
+    /// Dropped: a first fragment of which those that follow could not have been told.
     DropFragment = 12,
     /// Dropped: the packet is shorter than its headers say.
     DropMalformed = 13,

@@ -171,10 +171,19 @@ fn a_pod_reaches_itself_through_its_service() {
 #[test]
 fn datagrams_in_fragments_pass_both_ways() {
     let mut node = Node::new();
-    for (frontend, backend) in [(FRONTEND, "10.244.1.2:8080"), (FRONTEND_V6, "[fd00:244:1::2]:8080")] {
-        let (server, bound) = udp(&node.beyond, backend);
-        node.serve([(key(frontend, Protocol::UDP), to(&[bound]))]);
-        ask(&node.pods[0], frontend, &server, 6000);
+    for (frontend, elsewhere, here, itself) in [
+        (FRONTEND, "10.244.1.2:8080", "10.244.0.3:8080", "10.244.0.2:8080"),
+        (FRONTEND_V6, "[fd00:244:1::2]:8080", "[fd00:244::3]:8080", "[fd00:244::2]:8080"),
+    ] {
+        for (host, backend) in [
+            (node.beyond.without_cgroup(), elsewhere),
+            (node.pods[1].without_cgroup(), here),
+            (node.pods[0].without_cgroup(), itself),
+        ] {
+            let (server, bound) = udp(&host, backend);
+            node.serve([(key(frontend, Protocol::UDP), to(&[bound]))]);
+            ask(&node.pods[0], frontend, &server, 6000);
+        }
     }
     assert_eq!(drops(&node), 0);
 }
