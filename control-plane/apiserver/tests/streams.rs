@@ -119,6 +119,10 @@ async fn logs_come_from_the_kubelet_of_the_pods_node() {
     admin.get(&format!("{log}?container=c&tailLines=-1")).await.refuse(422, "Invalid");
     let all = admin.get("/api/v1/nodes/n1/proxy/stats/summary?x=1").await;
     assert_eq!(all.text, "log of /stats/summary?x=1\n");
+    let root = admin.get("/api/v1/nodes/https:n1:/proxy?x=1").await;
+    assert_eq!(root.code, 301);
+    assert_eq!(root.headers["location"], "/api/v1/nodes/https:n1:/proxy/?x=1");
+    assert_eq!(admin.get("/api/v1/nodes/n1/proxy/?x=1").await.text, "log of /?x=1\n");
     server.stop().await;
 }
 

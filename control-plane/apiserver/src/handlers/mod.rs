@@ -52,8 +52,8 @@ pub struct Call {
     pub user: Identity,
     pub method: http::Method,
     pub query: Query,
-    /// The query as sent, for what is passed on.
-    pub raw_query: String,
+    /// Path and query as sent, for what is passed on.
+    pub uri: http::Uri,
     pub headers: HeaderMap,
     /// Behind a lock only so that a call may be shared between threads.
     body: Mutex<Option<Body>>,
@@ -76,7 +76,7 @@ impl Call {
             info,
             user,
             query,
-            raw_query: parts.uri.query().unwrap_or_default().to_owned(),
+            uri: parts.uri,
             upgrade: parts.extensions.remove(),
             method: parts.method,
             headers: parts.headers,

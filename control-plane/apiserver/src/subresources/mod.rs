@@ -18,6 +18,7 @@ pub mod node_ports;
 pub mod pod_streams;
 pub mod proxy;
 pub mod reviews;
+mod rewrite;
 pub mod scale;
 pub mod service;
 pub mod token;

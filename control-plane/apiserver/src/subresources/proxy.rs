@@ -4,17 +4,21 @@
 use std::{net::IpAddr, sync::Arc};
 
 use api::status::Status;
-use http::{Request, Response};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{HOST, LOCATION},
+};
 use rand::seq::IndexedRandom as _;
 use serde_json::Value;
 
 use super::{
     pod_streams::{kubelet, percent_encode},
+    rewrite::Place,
     upstream::{Backend, is_upgrade},
 };
 use crate::{
     handlers::{Call, Target, target::read},
-    server::body::Body,
+    server::body::{self, Body},
 };
 
 pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, Status> {
@@ -26,12 +30,16 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         "pods" => pod_backend(call, target, &named).await?,
         _ => service_backend(call, target, &named).await?,
     };
+    let upgrade = is_upgrade(&call.headers).then(|| call.upgrade.take()).flatten();
+    if upgrade.is_none() && is_bare(call) {
+        return with_slash(call);
+    }
     let rest: Vec<String> = call.info.rest.split('/').map(percent_encode).collect();
     let slash = if call.info.path.ends_with('/') && !call.info.rest.is_empty() { "/" } else { "" };
     let mut uri = format!("/{}{slash}", rest.join("/"));
-    if !call.raw_query.is_empty() {
+    if let Some(query) = call.uri.query() {
         uri.push('?');
-        uri.push_str(&call.raw_query);
+        uri.push_str(query);
     }
     let mut request = Request::builder()
         .method(call.method.clone())
@@ -40,8 +48,38 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         .map_err(Status::internal)?;
     *request.headers_mut() = call.headers.clone();
     request.headers_mut().remove(http::header::AUTHORIZATION);
-    let upgrade = is_upgrade(&call.headers).then(|| call.upgrade.take()).flatten();
-    backend.exchange(request, upgrade).await
+    if upgrade.is_some() {
+        return backend.exchange(request, upgrade).await;
+    }
+    let of_http1 = || call.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = call.uri.authority().map(|host| host.as_str()).or_else(of_http1).unwrap_or_default();
+    let place = Place { prefix: prefix(call), backend: backend.authority(), host: host.to_owned() };
+    let forwarded = HeaderValue::try_from(call.uri.path()).map_err(Status::internal)?;
+    request.headers_mut().insert("x-forwarded-uri", forwarded);
+    Ok(place.apply(backend.exchange(request, None).await?).await)
+}
+
+/// The path of the proxy itself: the request's, without what is passed on.
+fn prefix(call: &Call) -> String {
+    let path = call.uri.path().trim_end_matches('/');
+    let passed_on = call.info.rest.split('/').filter(|segment| !segment.is_empty()).count();
+    path.rsplitn(passed_on + 1, '/').last().unwrap_or(path).to_owned()
+}
+
+/// A page whose path does not end with a slash: what it links to would be sought beside `proxy`, and not below.
+fn is_bare(call: &Call) -> bool {
+    matches!(call.method, Method::GET | Method::HEAD)
+        && call.info.rest.is_empty()
+        && !call.info.path.ends_with('/')
+}
+
+fn with_slash(call: &Call) -> Result<Response<Body>, Status> {
+    let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    Response::builder()
+        .status(StatusCode::MOVED_PERMANENTLY)
+        .header(LOCATION, format!("{}/{query}", call.uri.path()))
+        .body(body::empty())
+        .map_err(Status::internal)
 }
 
 /// `[scheme:]name[:port]`.

@@ -45,7 +45,8 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
 }
 
 impl Backend {
-    fn authority(&self) -> String {
+    /// Host and port.
+    pub fn authority(&self) -> String {
         match self.address {
             IpAddr::V4(address) => format!("{address}:{}", self.port),
             IpAddr::V6(address) => format!("[{address}]:{}", self.port),
