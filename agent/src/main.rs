@@ -18,6 +18,7 @@ mod network;
 mod persist;
 mod run;
 mod services;
+mod stale;
 mod status;
 mod watch;
 

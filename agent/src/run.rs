@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::network::Network;
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
-use crate::{bgp_io, blocks, cni_server, dns_endpoints, persist, status};
+use crate::{bgp_io, blocks, cni_server, dns_endpoints, persist, stale, status};
 
 /// How long peers keep our routes while we restart, and we theirs.
 const RESTART_TIME: Duration = Duration::from_secs(120);
@@ -208,11 +208,14 @@ impl Agent {
     async fn start(&mut self, cancel: &CancellationToken) -> anyhow::Result<()> {
         // The nodes known last, so that routes come back while the API server is away.
         self.set_peers();
+        let stale = stale::start(&self.network, cancel.clone())?;
+        self.services.tell_gone(stale.due.clone());
         let status = status::Status {
             node_name: self.config.node_name.clone(),
             network: self.network.clone(),
             bgp: self.bgp.clone(),
             not_ready: self.not_ready.subscribe(),
+            stale,
             started_at: Instant::now(),
         };
         status::start(status, &self.config.run_dir.join("agent.sock"), cancel.clone())?;

@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use kubelet::{LinkPort, ServiceLink, ServiceLinks};
 use proxy::{NodeView, ObjectName, Proxy};
+use tokio::sync::Notify;
 
 use crate::network::Network;
 use crate::watch;
@@ -28,6 +29,8 @@ pub struct Services {
     applied: bool,
     /// The maps have not taken all that they were told.
     dirty: bool,
+    /// Told when backends of datagram Services have gone.
+    datagram_backends_gone: Arc<Notify>,
 }
 
 /// How far the list of a kind is.
@@ -67,7 +70,13 @@ impl Services {
             slices: Listing::default(),
             applied: false,
             dirty: false,
+            datagram_backends_gone: Arc::new(Notify::new()),
         }
+    }
+
+    /// Whom to tell when backends of datagram Services have gone.
+    pub fn tell_gone(&mut self, due: Arc<Notify>) {
+        self.datagram_backends_gone = due;
     }
 
     /// The zone that this node is in, by its label.
@@ -157,9 +166,12 @@ impl Services {
         }
         datapath.change_services(&changes);
         match datapath.apply_services() {
-            Ok(_) => {
+            Ok(applied) => {
                 self.dirty = false;
                 self.applied = true;
+                if applied.datagram_backends_gone {
+                    self.datagram_backends_gone.notify_one();
+                }
             }
             Err(error) => tracing::warn!(error = watch::chain(&error), "writing Services to the datapath"),
         }

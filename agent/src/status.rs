@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bgp_io;
 use crate::cni_server;
 use crate::network::Network;
+use crate::stale;
 
 pub struct Status {
     pub node_name: String,
@@ -35,6 +36,7 @@ pub struct Status {
     pub bgp: bgp_io::Handle,
     /// Why pods cannot be served now; empty when they can.
     pub not_ready: watch::Receiver<String>,
+    pub stale: stale::Handle,
     pub started_at: Instant,
 }
 
@@ -102,6 +104,7 @@ impl Status {
             "ready": reason.is_empty(),
             "reason": reason,
             "mtu": self.network.mtu(),
+            "missing": self.stale.missing.iter().collect::<Vec<_>>(),
         })
     }
 
@@ -277,6 +280,12 @@ impl Status {
         gauge("seaway_ipam_addresses_used", "Addresses of pods.", used);
         let free = usage.iter().map(|(b, u)| (format!("{{block=\"{b}\"}}"), u.1 as f64)).collect();
         gauge("seaway_ipam_addresses_free", "Addresses free or cooling down.", free);
+        let destroyed = self.stale.destroyed.load(std::sync::atomic::Ordering::Relaxed) as f64;
+        gauge(
+            "seaway_stale_sockets_destroyed",
+            "UDP sockets ended with their backend since the start.",
+            vec![(String::new(), destroyed)],
+        );
         let counters = self.network.datapath().map(|datapath| datapath.counters());
         if let Some(Ok(counters)) = counters {
             let samples = counters
@@ -319,6 +328,7 @@ fn clients_name(clients: Clients) -> &'static str {
         Clients::All => "all",
         Clients::Node => "node",
         Clients::Beyond => "beyond",
+        Clients::Present => "present",
     }
 }
 

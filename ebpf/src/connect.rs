@@ -1,25 +1,25 @@
 //! The socket load balancer: addresses are exchanged in socket calls, so that packets need nothing.
 //!
-//! A connected socket keeps its backend for life. An unconnected UDP socket asks at each datagram and gets the same
-//! backend while that exists. Sockets of `AF_INET6` that talk IPv4 pass the v6 hooks with mapped addresses, which are
-//! the maps' own form.
+//! A connected socket keeps its backend for life; where that is UDP, the agent ends it with the backend. An unconnected
+//! UDP socket asks at each datagram and gets the same backend while that exists. Sockets of `AF_INET6` that talk IPv4
+//! pass the v6 hooks with mapped addresses, which are the maps' own form.
 
 use core::ptr;
 
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use aya_log_ebpf::debug;
 use ebpf_common::{
-    Address, Backend, Counter, FrontendKey, Origin, Port, Protocol, ServiceId, SocketForward, SocketKey,
-    SocketReverse,
+    Address, Backend, ConnectedSocket, Counter, FrontendKey, Origin, Port, Protocol, ServiceId,
+    SocketForward, SocketKey, SocketReverse,
 };
 
 use crate::{
     error::Error,
-    maps::{self, SOCKET_FORWARD, SOCKET_REVERSE},
+    maps::{self, SOCKET_FORWARD, SOCKET_REVERSE, SOCKETS_CONNECTED},
     service::{self, Client},
 };
 
@@ -32,10 +32,22 @@ pub enum Family {
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     let Some(key) = destination(ctx, family) else { return Ok(()) };
-    let Some(mut sought) = sought(ctx, &key) else { return Ok(()) };
-    let Some(backend) = select(ctx, &mut sought)? else { return stray(ctx, &key) };
+    let (sought, mut selected) = (sought(ctx, &key), None);
+    if let Some(mut sought) = sought {
+        selected = select(ctx, &mut sought)?;
+    }
+    let Some(backend) = selected else {
+        if key.protocol == Protocol::UDP {
+            // It may have been connected to a Service before.
+            let _ = SOCKETS_CONNECTED.remove(socket_cookie(ctx));
+        }
+        return if sought.is_some() { stray(ctx, &key) } else { Ok(()) };
+    };
     let cookie = socket_cookie(ctx);
     remember_frontend(cookie, &key, &backend);
+    if key.protocol == Protocol::UDP {
+        note_connected(cookie, netns_cookie(ctx), &backend);
+    }
     write(ctx, family, &backend.address, backend.port);
     maps::count(Counter::SocketConnect);
     debug!(
@@ -128,7 +140,7 @@ fn same_as_before(socket: &SocketKey, service_id: ServiceId) -> Option<Backend> 
     // SAFETY: copied at once.
     let forward = unsafe { SOCKET_FORWARD.get(socket) }.copied()?;
     let backend = service::backend(forward.backend_id)?;
-    if backend.service_id == service_id && backend.is_for(Origin::Node) { Some(backend) } else { None }
+    if backend.service_id == service_id { Some(backend) } else { None }
 }
 
 #[inline(always)]
@@ -140,6 +152,28 @@ fn remember_frontend(cookie: u64, key: &FrontendKey, backend: &Backend) {
         // Without the entry the application sees the backend's address.
         let _ = SOCKET_REVERSE.insert(socket, frontend, 0);
     }
+}
+
+#[inline(never)]
+fn note_connected(cookie: u64, netns_cookie: u64, backend: &Backend) {
+    if SOCKETS_CONNECTED.insert(cookie, ConnectedSocket::new(netns_cookie, backend), 0).is_err() {
+        maps::count(Counter::SocketNotNoted);
+    }
+}
+
+/// The socket is closed for good.
+#[inline(always)]
+pub fn release(ctx: &SockContext) {
+    // SAFETY: a field of the context, as the verifier allows.
+    if unsafe { ptr::read_volatile(&raw const (*ctx.sock).protocol) } != Protocol::UDP.0 as u32 {
+        return;
+    }
+    // SAFETY: the context is a socket.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: copied at once.
+    let Some(connected) = unsafe { SOCKETS_CONNECTED.get(cookie) }.copied() else { return };
+    let _ = SOCKETS_CONNECTED.remove(cookie);
+    let _ = SOCKET_REVERSE.remove(SocketKey::new(cookie, connected.address, connected.port, Protocol::UDP));
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | connect4/6, sendmsg4/6 | cgroup | a Service's address becomes a backend's before a packet exists |
 //! | recvmsg4/6, getpeername4/6 | cgroup | the application sees the address it asked for |
+//! | sock_release | cgroup | what was remembered of a socket goes with it |
 //! | pod_ingress, pod_egress | tc on the host's end of a pod's link | what did not pass the socket programs |
 //! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it and beyond |
 //! | relay_entering, relay_leaving | called by those of tc | ICMP errors about packets that were translated |
@@ -26,8 +27,8 @@ mod service;
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_set_retval,
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, SockContext, TcContext},
 };
 
 use ebpf_common::Origin;
@@ -80,6 +81,12 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     connect::show_frontend(&ctx, Family::V6);
+    ALLOW
+}
+
+#[cgroup_sock(sock_release)]
+pub fn sock_release(ctx: SockContext) -> i32 {
+    connect::release(&ctx);
     ALLOW
 }
 

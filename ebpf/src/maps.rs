@@ -9,8 +9,9 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, Counter, Flow, Fragment, FragmentKey,
-    Frontend, FrontendKey, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps::*,
+    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, Flow,
+    Fragment, FragmentKey, Frontend, FrontendKey, Node, Ranges, SlotKey, SocketForward, SocketKey,
+    SocketReverse, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
@@ -36,6 +37,12 @@ pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketForward> = LruHashMap::pi
 /// What a socket believes to talk to. LRU: eviction makes getpeername show the backend.
 #[map(name = "SOCK_REV_1")]
 pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketReverse> = LruHashMap::pinned(SOCKET_REVERSE_MAX, 0);
+
+/// UDP sockets that were connected to a backend by way of a Service, by cookie. Written at connect, deleted at release;
+/// read by the agent, which destroys those whose backend is gone. Never LRU: a forgotten one would talk to nobody.
+#[map(name = "SOCK_CONN_1")]
+pub static SOCKETS_CONNECTED: HashMap<u64, ConnectedSocket> =
+    HashMap::pinned(SOCKETS_CONNECTED_MAX, BPF_F_NO_PREALLOC);
 
 /// Written here, swept by the agent. Never LRU: only the agent, knowing both directions, forgets a flow.
 #[map(name = "CONNTRACK_1")]

@@ -19,6 +19,7 @@ use crate::{
     node::{NodeConfig, NodeMaps},
     programs::{LogLevel, ProgramError, Programs, Role, TcMode},
     services::{Applied, ServiceEntry, ServiceMaps},
+    stale::StaleSockets,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,7 @@ impl Config {
 
 #[derive(Debug)]
 pub struct Datapath {
+    maps_dir: PathBuf,
     programs: Programs,
     services: ServiceMaps,
     node: NodeMaps,
@@ -71,6 +73,7 @@ impl Datapath {
             node: NodeMaps::open(&maps)?,
             flows: Arc::new(Flows::open(&maps)?),
             counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
+            maps_dir: maps,
         })
     }
 
@@ -148,6 +151,12 @@ impl Datapath {
     /// Forgets flows that ended or fell silent. To be called every 10 seconds or so.
     pub fn sweep_flows(&self) -> Result<Swept, Error> {
         Ok(self.flows.sweep(flows::now_ns())?)
+    }
+
+    /// What ends the sockets of backends that are gone. It goes its own way, since that takes longer than a change of
+    /// the maps; see [`Applied::datagram_backends_gone`].
+    pub fn stale_sockets(&self) -> Result<StaleSockets, Error> {
+        Ok(StaleSockets::open(&self.maps_dir)?)
     }
 
     /// The flows that conntrack holds, to be read and swept without holding up anything else.

@@ -3,9 +3,13 @@
 //! Only the agent knows both directions of a flow at once, so only it forgets. An entry is looked at again right before
 //! it is deleted: one that a packet has touched since stays.
 
-use std::{collections::HashMap, net::IpAddr, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::Path,
+};
 
-use ebpf_common::{Flow, Protocol, Tuple, maps, timeout_seconds};
+use ebpf_common::{Backend, BackendId, Flow, Protocol, Tuple, maps, timeout_seconds};
 
 use crate::maps::{MapError, PinnedMap};
 
@@ -42,13 +46,15 @@ pub struct FlowEntry {
 #[derive(Debug)]
 pub struct Flows {
     map: PinnedMap<Tuple, Flow>,
+    backends: PinnedMap<BackendId, Backend>,
 }
 
 impl Flows {
     /// # Errors
     /// Where no agent has pinned the map in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
-        Ok(Self { map: PinnedMap::open(directory, maps::CONNTRACK)? })
+        let map = PinnedMap::open(directory, maps::CONNTRACK)?;
+        Ok(Self { map, backends: PinnedMap::open(directory, maps::BACKENDS)? })
     }
 
     /// Every flow, at `now_ns` of CLOCK_MONOTONIC.
@@ -63,17 +69,33 @@ impl Flows {
         Ok(entries)
     }
 
-    /// Forgets what is due at `now_ns` of CLOCK_MONOTONIC.
+    /// Forgets what is due at `now_ns` of CLOCK_MONOTONIC, and datagrams' flows whose backend is none any more.
     pub fn sweep(&self, now_ns: u64) -> Result<Swept, MapError> {
         let all: HashMap<Tuple, Flow> = self.map.read_all()?.into_iter().collect();
+        let gone = self.gone_backends(&all)?;
         let mut swept = Swept { seen: all.len(), deleted: 0 };
-        for tuple in due(&all, now_ns) {
+        for tuple in due(&all, now_ns, &gone) {
             if self.map.get(&tuple)?.as_ref() == all.get(&tuple) {
                 self.map.remove(&tuple)?;
                 swept.deleted += 1;
             }
         }
         Ok(swept)
+    }
+
+    /// The backends of datagrams' flows that are none any more. An id is never given to another, so they stay that.
+    fn gone_backends(&self, all: &HashMap<Tuple, Flow>) -> Result<HashSet<BackendId>, MapError> {
+        let datagrams = all.iter().filter(|(tuple, _)| tuple.protocol == Protocol::UDP);
+        let mut ids: HashSet<BackendId> = datagrams.map(|(_, flow)| flow.backend_id).collect();
+        let mut failed = Ok(());
+        ids.retain(|id| match self.backends.get(id) {
+            Ok(found) => found.is_none(),
+            Err(error) => {
+                failed = Err(error);
+                false
+            }
+        });
+        failed.map(|()| ids)
     }
 }
 
@@ -86,7 +108,7 @@ pub fn now_ns() -> u64 {
 }
 
 /// The entries to delete; of a flow the client's first, so that a packet in between opens a new flow.
-fn due(all: &HashMap<Tuple, Flow>, now_ns: u64) -> Vec<Tuple> {
+fn due(all: &HashMap<Tuple, Flow>, now_ns: u64, gone: &HashSet<BackendId>) -> Vec<Tuple> {
     let idle_seconds = |flow: &Flow| now_ns.saturating_sub(flow.last_seen_ns) / NS_PER_SECOND;
     let mut due = Vec::new();
     for (tuple, flow) in all {
@@ -96,7 +118,8 @@ fn due(all: &HashMap<Tuple, Flow>, now_ns: u64) -> Vec<Tuple> {
             None if idle_seconds(flow) >= LONE_SECONDS => due.push(*tuple),
             Some(reverse) if flow.is_forward() => {
                 let idle = idle_seconds(flow).min(idle_seconds(reverse));
-                if idle >= timeout_seconds(tuple.protocol, flow, reverse) {
+                let is_stale = tuple.protocol == Protocol::UDP && gone.contains(&flow.backend_id);
+                if is_stale || idle >= timeout_seconds(tuple.protocol, flow, reverse) {
                     due.extend([*tuple, other]);
                 }
             }
@@ -148,16 +171,24 @@ mod tests {
     fn a_flow_lives_while_either_direction_is_heard() {
         let [forward, reverse] = flow(Protocol::UDP, (0, 1000 * SECOND));
         let all = HashMap::from([forward, reverse]);
-        assert!(due(&all, 1179 * SECOND).is_empty());
-        assert_eq!(due(&all, 1180 * SECOND), [forward.0, reverse.0]);
+        assert!(due(&all, 1179 * SECOND, &HashSet::new()).is_empty());
+        assert_eq!(due(&all, 1180 * SECOND, &HashSet::new()), [forward.0, reverse.0]);
+    }
+
+    #[test]
+    fn datagrams_are_forgotten_with_their_backend_and_connections_are_not() {
+        let gone = HashSet::from([BackendId(1)]);
+        let [forward, reverse] = flow(Protocol::UDP, (SECOND, SECOND));
+        assert_eq!(due(&HashMap::from([forward, reverse]), SECOND, &gone), [forward.0, reverse.0]);
+        assert!(due(&HashMap::from(flow(Protocol::TCP, (SECOND, SECOND))), SECOND, &gone).is_empty());
     }
 
     #[test]
     fn a_closed_connection_goes_long_before_an_open_one() {
         let [mut forward, mut reverse] = flow(Protocol::TCP, (0, 0));
-        assert!(due(&HashMap::from([forward, reverse]), 7999 * SECOND).is_empty());
+        assert!(due(&HashMap::from([forward, reverse]), 7999 * SECOND, &HashSet::new()).is_empty());
         (forward.1.fin, reverse.1.fin) = (1, 1);
-        assert_eq!(due(&HashMap::from([forward, reverse]), 120 * SECOND).len(), 2);
+        assert_eq!(due(&HashMap::from([forward, reverse]), 120 * SECOND, &HashSet::new()).len(), 2);
     }
 
     #[test]
@@ -165,14 +196,14 @@ mod tests {
         let [forward, reverse] = flow(Protocol::TCP, (5 * SECOND, 5 * SECOND));
         for lone in [forward, reverse] {
             let all = HashMap::from([lone]);
-            assert!(due(&all, 14 * SECOND).is_empty());
-            assert_eq!(due(&all, 15 * SECOND), [lone.0]);
+            assert!(due(&all, 14 * SECOND, &HashSet::new()).is_empty());
+            assert_eq!(due(&all, 15 * SECOND, &HashSet::new()), [lone.0]);
         }
     }
 
     #[test]
     fn a_time_in_the_future_is_not_idle() {
         let all = HashMap::from(flow(Protocol::UDP, (u64::MAX, u64::MAX)));
-        assert!(due(&all, 1000 * SECOND).is_empty());
+        assert!(due(&all, 1000 * SECOND, &HashSet::new()).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Route netlink, as much as links and routes need: messages, batches, dumps, events.
+//! Netlink, as much as links, routes and socket diagnosis need: messages, batches, dumps, events.
 //!
 //! Requests of a batch go out in few sends and only the last of each asks for an acknowledgement, so that the
 //! kernel's own insert time is what a route costs. Sockets belong to the namespace they were opened in.
@@ -147,11 +147,16 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket in the namespace of the calling thread.
+    /// Opens a socket for routes and links in the namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Socket> {
+        Self::of_family(libc::NETLINK_ROUTE)
+    }
+
+    /// Opens a socket of a netlink family in the namespace of the calling thread.
+    pub(crate) fn of_family(family: libc::c_int) -> io::Result<Socket> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: plain system call; the descriptor is checked before it is owned.
-        let raw = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) };
+        let raw = unsafe { libc::socket(libc::AF_NETLINK, kind, family) };
         if raw < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -270,7 +275,13 @@ impl Socket {
                     continue;
                 }
                 match header.kind {
-                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_DONE => {
+                        // A dump that failed says so at its end.
+                        return match read_u32(body).map(u32::cast_signed) {
+                            Some(errno) if errno < 0 => Err(io::Error::from_raw_os_error(-errno)),
+                            Some(_) | None => Ok(answers),
+                        };
+                    }
                     NLMSG_ERROR => {
                         return match refusal(body, header.flags) {
                             Some(refusal) => Err(refusal.into()),

@@ -9,6 +9,7 @@ use crate::{
     delta::Delta,
     links::Links,
     maps::{MapError, PinnedMap},
+    namespaces,
 };
 
 /// The only element of maps that have one.
@@ -86,20 +87,7 @@ impl NodeMaps {
 
 /// The cookie of the calling thread's network namespace, as the programs see it.
 fn netns_cookie() -> io::Result<u64> {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
         .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)))?;
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the option is 8 bytes, for which there is room.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+    namespaces::cookie_of(socket.as_raw_fd())
 }

@@ -41,7 +41,7 @@ use crate::{
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/seaway.o"));
 
-const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
+const SOCKET_PROGRAMS: [(&str, AttachType); 9] = [
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
     ("sendmsg4", AttachType::Sendmsg4),
@@ -50,6 +50,7 @@ const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
     ("recvmsg6", AttachType::Recvmsg6),
     ("getpeername4", AttachType::Getpeername4),
     ("getpeername6", AttachType::Getpeername6),
+    ("sock_release", AttachType::SockRelease),
 ];
 
 /// Priority and handle of our clsact filters, by which a later agent finds them again.
@@ -425,6 +426,7 @@ pub fn remove_pinned(directory: &Path) -> Result<(), ProgramError> {
 fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
     const ATTEMPTS: usize = 10;
     let mut load = || match program {
+        Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),

@@ -31,6 +31,8 @@ const LAST_IDS: BackendId = BackendId(0);
 pub struct Applied {
     pub written: usize,
     pub deleted: usize,
+    /// Backends of datagram Services went: sockets that were connected to them may be left.
+    pub datagram_backends_gone: bool,
 }
 
 /// A frontend as the maps hold it.
@@ -75,6 +77,8 @@ pub struct ServiceMaps {
     last_backend_id: u32,
     /// The last ids as the backends' map has them.
     kept_ids: Option<(u32, u32)>,
+    /// What the next apply says of them; an earlier agent may have gone before it could say so.
+    datagram_backends_gone: bool,
 }
 
 impl ServiceMaps {
@@ -112,6 +116,7 @@ impl ServiceMaps {
             last_service_id,
             last_backend_id,
             kept_ids: None,
+            datagram_backends_gone: true,
         })
     }
 
@@ -131,7 +136,10 @@ impl ServiceMaps {
     pub fn insert(&mut self, key: FrontendKey, service: &Service) {
         let service_id = self.service_id(&key);
         let known = self.known_backends(service_id);
+        // What nobody was ever given need not be there to be kept.
+        let is_kept = |endpoint: &Endpoint| known.contains_key(&(endpoint.address, endpoint.port));
         let mut endpoints: Vec<&Endpoint> = service.endpoints.iter().collect();
+        endpoints.retain(|endpoint| endpoint.clients != Clients::Present || is_kept(endpoint));
         endpoints.sort_unstable_by_key(|endpoint| (endpoint.clients, endpoint.address, endpoint.port));
         let ids: Vec<BackendId> =
             endpoints.iter().map(|endpoint| self.desire_backend(service_id, endpoint, &known)).collect();
@@ -143,15 +151,13 @@ impl ServiceMaps {
             self.slots.remove_desired(&SlotKey { service_id, slot });
         }
         let staying: HashSet<&BackendId> = ids.iter().collect();
-        for id in before.iter().filter(|id| !staying.contains(id)) {
-            self.backends.remove_desired(id);
-        }
+        self.remove_backends(&key, before.iter().filter(|id| !staying.contains(id)));
         let count = |clients| endpoints.iter().filter(|endpoint| endpoint.clients == clients).count() as u32;
         let frontend = Frontend::new(
             service_id,
             service.affinity_seconds,
             count(Clients::Beyond) + count(Clients::All),
-            count(Clients::Beyond)..ids.len() as u32,
+            count(Clients::Beyond)..ids.len() as u32 - count(Clients::Present),
             service.has_endpoints,
         );
         self.claim_address(&key);
@@ -169,9 +175,17 @@ impl ServiceMaps {
         self.frontends.remove_desired(key);
         self.release_address(key);
         self.name_by_frontend.remove(key);
-        for (slot, id) in (0..).zip(self.desired_backends(service_id)) {
+        let ids = self.desired_backends(service_id);
+        for slot in 0..ids.len() as u32 {
             self.slots.remove_desired(&SlotKey { service_id, slot });
-            self.backends.remove_desired(&id);
+        }
+        self.remove_backends(key, ids.iter());
+    }
+
+    fn remove_backends<'a>(&mut self, key: &FrontendKey, ids: impl Iterator<Item = &'a BackendId>) {
+        for id in ids {
+            self.datagram_backends_gone |= key.protocol == Protocol::UDP;
+            self.backends.remove_desired(id);
         }
     }
 
@@ -180,11 +194,12 @@ impl ServiceMaps {
     /// # Errors
     /// Where the kernel refuses, as when a map is full; the maps are consistent then too.
     pub fn apply(&mut self) -> Result<Applied, MapError> {
+        let mut applied = Applied::default();
         if self.is_settled() {
-            return Ok(Applied::default());
+            applied.datagram_backends_gone = std::mem::take(&mut self.datagram_backends_gone);
+            return Ok(applied);
         }
         self.keep_last_ids()?;
-        let mut applied = Applied::default();
         applied.written += write(&self.backends_map, &mut self.backends)?;
         applied.written += write(&self.slots_map, &mut self.slots)?;
         applied.written += write(&self.frontends_map, &mut self.frontends)?;
@@ -194,6 +209,7 @@ impl ServiceMaps {
         applied.deleted += delete(&self.frontends_map, &mut self.frontends)?;
         applied.deleted += delete(&self.slots_map, &mut self.slots)?;
         applied.deleted += delete(&self.backends_map, &mut self.backends)?;
+        applied.datagram_backends_gone = std::mem::take(&mut self.datagram_backends_gone);
         Ok(applied)
     }
 
@@ -268,6 +284,7 @@ impl ServiceMaps {
             Clients::All => backend,
             Clients::Beyond => backend.only_for(Origin::Beyond),
             Clients::Node => backend.only_for(Origin::Node),
+            Clients::Present => backend.for_nobody_new(),
         };
         self.backends.insert_desired(id, backend);
         id

@@ -1,6 +1,9 @@
 //! Which endpoints of a Service's port this node gives to which clients: KEP-1669 (terminating endpoints), KEP-2086
 //! (internalTrafficPolicy), KEP-2433 and KEP-3015 (topology hints, same zone and same node).
 //!
+//! An endpoint that is chosen by neither but serves keeps the datagram flows that it has, as with kube-proxy: neither a
+//! policy, nor a hint, nor the begin of its end breaks what is under way.
+//!
 //! Two choices are made, each on its own: *cluster* is what the policy Cluster leads to, narrowed by hints; *local* is
 //! what the policy Local leads to, and hints do not matter there. Each takes endpoints that are ready, and only without
 //! any of these those that end but still serve.
@@ -28,6 +31,7 @@ pub(crate) type Known = BTreeMap<(Address, Port), State>;
 #[derive(Default)]
 pub(crate) struct State {
     ready: bool,
+    serving: bool,
     serving_terminating: bool,
     local: bool,
     hints: Hints,
@@ -105,6 +109,13 @@ pub(crate) fn external(known: &Known, local: bool, node: &NodeView) -> Choice {
     Choice { endpoints: both.collect(), has_endpoints: known.values().any(State::is_usable) }
 }
 
+/// Those that serve and are not chosen, for who has them already.
+pub(crate) fn present(known: &Known, choice: &Choice) -> Vec<Endpoint> {
+    let chosen: Chosen = choice.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.port)).collect();
+    let serving = known.iter().filter(|(at, state)| state.serving && !chosen.contains(*at));
+    serving.map(|(at, _)| endpoint(known, at, Clients::Present)).collect()
+}
+
 type Chosen = std::collections::BTreeSet<(Address, Port)>;
 
 fn cluster(known: &Known, node: &NodeView) -> Chosen {
@@ -151,6 +162,7 @@ impl State {
     fn merge(&mut self, endpoint: &v1::Endpoint, node: &NodeView) {
         let conditions = endpoint.conditions.as_ref();
         self.ready |= is_ready(conditions);
+        self.serving |= conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
         self.serving_terminating |= is_serving_terminating(conditions);
         self.local |= endpoint.node_name.as_deref() == Some(node.name.as_str());
         let Some(hints) = &endpoint.hints else { return };

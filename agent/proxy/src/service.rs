@@ -60,11 +60,17 @@ pub(crate) fn frontends<'a>(
             };
             let family = slices.clone().filter(|slice| is_family(slice, ip));
             let known = endpoints::of_port(port, family, node);
-            let desired = |choice: Choice| desired::Service {
-                name: display_name(name, port),
-                endpoints: choice.endpoints,
-                affinity_seconds: affinity_seconds(spec),
-                has_endpoints: choice.has_endpoints,
+            let desired = |mut choice: Choice| {
+                // A connection is bound to its endpoint in any case.
+                if protocol == Protocol::UDP {
+                    choice.endpoints.extend(endpoints::present(&known, &choice));
+                }
+                desired::Service {
+                    name: display_name(name, port),
+                    endpoints: choice.endpoints,
+                    affinity_seconds: affinity_seconds(spec),
+                    has_endpoints: choice.has_endpoints,
+                }
             };
             let node_port = port.node_port.and_then(self::number);
             if node_port.is_some() || !external.is_empty() {

@@ -71,6 +71,7 @@ fn endpoints(services: &Services, key: &FrontendKey) -> Vec<String> {
             Clients::All => "",
             Clients::Beyond => " for those beyond",
             Clients::Node => " for the node",
+            Clients::Present => " for who has it",
         };
         format!("{}:{}{local}{clients}", endpoint.address.to_ip(), endpoint.port.get())
     };
@@ -122,6 +123,44 @@ fn terminating_endpoints_that_serve_are_used_only_where_none_is_ready() {
     let endpoints = json!([ending("10.244.0.2", true), ready("10.244.0.4", "node1")]);
     let beside = [slice("web-a", "web", tcp(8080), endpoints)];
     assert_eq!(of_web(&desired([&web()], &beside, &node())), ["10.244.0.4:8080 here"]);
+}
+
+#[test]
+fn a_datagram_endpoint_that_serves_without_being_chosen_is_for_who_has_it() {
+    let dns = |local: bool| {
+        let policy = if local { "Local" } else { "Cluster" };
+        service(
+            "dns",
+            json!({"clusterIP": "10.96.0.10", "internalTrafficPolicy": policy, "ports": [
+                {"name": "udp", "port": 53, "protocol": "UDP"}, {"name": "tcp", "port": 53},
+            ]}),
+        )
+    };
+    let ports = json!([{"name": "udp", "port": 53, "protocol": "UDP"}, {"name": "tcp", "port": 53}]);
+    let ending = |address: &str, serving: bool| {
+        json!({"addresses": [address], "nodeName": "node1",
+            "conditions": {"ready": false, "serving": serving, "terminating": true}})
+    };
+    let list = json!([
+        ready("10.244.0.2", "node1"),
+        ready("10.244.1.2", "node2"),
+        ending("10.244.0.3", true),
+        ending("10.244.0.4", false),
+        {"addresses": ["10.244.0.5"], "conditions": {"ready": false, "serving": false}},
+    ]);
+    let slices = [slice("dns-a", "dns", ports, list)];
+    let of = |local, protocol| {
+        endpoints(&desired([&dns(local)], &slices, &node()), &key("10.96.0.10", 53, protocol))
+    };
+    assert_eq!(
+        of(false, Protocol::UDP),
+        ["10.244.0.2:53 here", "10.244.1.2:53", "10.244.0.3:53 here for who has it"]
+    );
+    assert_eq!(
+        of(true, Protocol::UDP),
+        ["10.244.0.2:53 here", "10.244.0.3:53 here for who has it", "10.244.1.2:53 for who has it"]
+    );
+    assert_eq!(of(false, Protocol::TCP), ["10.244.0.2:53 here", "10.244.1.2:53"]);
 }
 
 #[test]

@@ -52,10 +52,13 @@ pub enum Counter {
     Answered = 22,
     /// The sender of a dropped packet was not told, as too many others were.
     AnswerLimited = 23,
+    /// A connected datagram socket was not noted, since the map is full: it will keep its backend beyond the backend's
+    /// end.
+    SocketNotNoted = 24,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 24;
+    pub const COUNT: u32 = 25;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -82,6 +85,7 @@ impl Counter {
         Self::Unallocated,
         Self::Answered,
         Self::AnswerLimited,
+        Self::SocketNotNoted,
     ];
 
     /// The counter's name in metrics and command output.
@@ -111,13 +115,19 @@ impl Counter {
             Self::Unallocated => "unallocated",
             Self::Answered => "answered",
             Self::AnswerLimited => "answer_limited",
+            Self::SocketNotNoted => "socket_not_noted",
         }
     }
 
     pub const fn is_drop(self) -> bool {
         let other = matches!(
             self,
-            Self::Forwarded | Self::IcmpTranslated | Self::Unallocated | Self::Answered | Self::AnswerLimited
+            Self::Forwarded
+                | Self::IcmpTranslated
+                | Self::Unallocated
+                | Self::Answered
+                | Self::AnswerLimited
+                | Self::SocketNotNoted
         );
         self as u32 >= Self::DropNoBackend as u32 && !other
     }

@@ -39,13 +39,15 @@ pub enum Clients {
     All,
     /// Pods and processes of the node only.
     Node,
+    /// Nobody new: flows and sockets that have it keep it, since it still serves.
+    Present,
 }
 
 impl Clients {
     pub const fn include(self, origin: Origin) -> bool {
         match origin {
-            Origin::Node => !matches!(self, Self::Beyond),
-            Origin::Beyond => !matches!(self, Self::Node),
+            Origin::Node => matches!(self, Self::All | Self::Node),
+            Origin::Beyond => matches!(self, Self::All | Self::Beyond),
         }
     }
 }

@@ -33,8 +33,8 @@ pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple
 pub use counter::Counter;
 pub use node::{Node, Range, Ranges};
 pub use service::{
-    Affinity, AffinityKey, Backend, BackendId, Frontend, FrontendKey, Origin, ServiceId, SlotKey,
-    SocketForward, SocketKey, SocketReverse, pick_backend,
+    Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, Frontend, FrontendKey, Origin, ServiceId,
+    SlotKey, SocketForward, SocketKey, SocketReverse, pick_backend,
 };
 
 /// Implements `aya::Pod` where the agent asks for it.

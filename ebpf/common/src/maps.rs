@@ -7,6 +7,7 @@ pub const BACKENDS: &str = "BACKENDS_1";
 pub const AFFINITY: &str = "AFFINITY_1";
 pub const SOCKET_FORWARD: &str = "SOCK_FWD_1";
 pub const SOCKET_REVERSE: &str = "SOCK_REV_1";
+pub const SOCKETS_CONNECTED: &str = "SOCK_CONN_1";
 pub const CONNTRACK: &str = "CONNTRACK_1";
 pub const FRAGMENTS: &str = "FRAGMENTS_2";
 pub const COUNTERS: &str = "COUNTERS_2";
@@ -18,13 +19,14 @@ pub const RANGES: &str = "RANGES_1";
 pub const ANSWERS: &str = "ANSWERS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 16] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
     AFFINITY,
     SOCKET_FORWARD,
     SOCKET_REVERSE,
+    SOCKETS_CONNECTED,
     CONNTRACK,
     FRAGMENTS,
     COUNTERS,
@@ -48,6 +50,7 @@ pub const BACKENDS_MAX: u32 = 1 << 18;
 pub const AFFINITY_MAX: u32 = 1 << 15;
 pub const SOCKET_FORWARD_MAX: u32 = 1 << 15;
 pub const SOCKET_REVERSE_MAX: u32 = 1 << 16;
+pub const SOCKETS_CONNECTED_MAX: u32 = 1 << 15;
 pub const CONNTRACK_MAX: u32 = 1 << 19;
 pub const FRAGMENTS_MAX: u32 = 1 << 13;
 pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;

@@ -10,6 +10,8 @@
 //!   node            ~~~~~~~~~~~~~~~     node_first..node_first + node_count
 //! ```
 //!
+//! Slots behind both ranges hold backends that nobody new is given and that still serve who has them.
+//!
 //! A node port's key has no address ([`FrontendKey::of_any_address`]): it is looked up for every address of the node,
 //! so that the number of addresses multiplies nothing. A backend id belongs to one service and is never given to
 //! another, so an id that is still present is still right.
@@ -152,6 +154,11 @@ impl Backend {
         Self { flags: self.flags | flag, ..self }
     }
 
+    /// The same for those only that have it already.
+    pub const fn for_nobody_new(self) -> Self {
+        Self { flags: self.flags | Self::NOT_FOR_NODE | Self::NOT_FOR_BEYOND, ..self }
+    }
+
     #[inline(always)]
     pub const fn is_remote(&self) -> bool {
         self.flags & Self::REMOTE != 0
@@ -249,6 +256,27 @@ impl SocketReverse {
     }
 }
 
+/// What a datagram socket was connected to by way of a Service; found by the socket's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectedSocket {
+    /// Of the socket's network namespace.
+    pub netns_cookie: u64,
+    /// The backend's.
+    pub address: Address,
+    pub port: Port,
+    zero: u16,
+    pub backend_id: BackendId,
+}
+
+impl ConnectedSocket {
+    #[inline(always)]
+    pub const fn new(netns_cookie: u64, backend: &Backend) -> Self {
+        let Backend { address, port, id, .. } = *backend;
+        Self { netns_cookie, address, port, zero: 0, backend_id: id }
+    }
+}
+
 /// Chooses a slot below `count` from 32 random bits, evenly to within `count / 2^32`, without a division.
 #[inline(always)]
 pub const fn pick_backend(random: u32, count: u32) -> Option<u32> {
@@ -271,6 +299,8 @@ const _: () = {
     assert!(offset_of!(SocketKey, port) == 24 && offset_of!(SocketKey, protocol) == 26);
     assert!(size_of::<SocketForward>() == 8);
     assert!(size_of::<SocketReverse>() == 24 && offset_of!(SocketReverse, service_id) == 20);
+    assert!(size_of::<ConnectedSocket>() == 32 && offset_of!(ConnectedSocket, address) == 8);
+    assert!(offset_of!(ConnectedSocket, port) == 24 && offset_of!(ConnectedSocket, backend_id) == 28);
 };
 
 crate::pod!(
@@ -285,4 +315,5 @@ crate::pod!(
     SocketKey,
     SocketForward,
     SocketReverse,
+    ConnectedSocket,
 );

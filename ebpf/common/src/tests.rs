@@ -146,6 +146,8 @@ fn a_backend_says_where_it_is_and_who_may_have_it() {
     assert!(!backend.only_for(Origin::Node).is_for(Origin::Beyond));
     assert!(backend.remote().only_for(Origin::Node).is_for(Origin::Node));
     assert!(!backend.only_for(Origin::Beyond).is_for(Origin::Node));
+    let kept = backend.for_nobody_new();
+    assert!(!kept.is_for(Origin::Node) && !kept.is_for(Origin::Beyond));
 }
 
 #[test]

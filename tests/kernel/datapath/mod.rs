@@ -7,6 +7,7 @@ mod packets;
 mod program_runs;
 mod refusal;
 mod sockets;
+mod stale;
 mod verifier;
 
 use std::net::{IpAddr, SocketAddr};

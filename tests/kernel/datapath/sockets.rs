@@ -29,15 +29,15 @@ const FRONTEND_V6: &str = "[fd00:96::7]:80";
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A host whose processes are balanced, with backends 10.244.0.1 to .9 and fd00:244::1 to ::9 on its loopback.
-struct Host {
-    namespace: NetNs,
-    datapath: Datapath,
-    directory: BpfDir,
-    cgroup: Cgroup,
+pub struct Host {
+    pub namespace: NetNs,
+    pub datapath: Datapath,
+    pub directory: BpfDir,
+    pub cgroup: Cgroup,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(Cgroup::new(), BpfDir::new(), &Config::new(""))
     }
 
@@ -68,7 +68,7 @@ fn tcp_server(address: &str) -> (TcpListener, SocketAddr) {
     (listener, bound)
 }
 
-fn udp(address: &str) -> (UdpSocket, SocketAddr) {
+pub fn udp(address: &str) -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind(address).unwrap_or_else(|e| panic!("{address}: {e}"));
     socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
     let bound = socket.local_addr().expect("its address");

@@ -48,6 +48,7 @@ fn every_program_passes_the_verifier_with_and_without_its_log() {
             "relay_leaving",
             "sendmsg4",
             "sendmsg6",
+            "sock_release",
             "uplink_egress",
             "uplink_ingress",
         ];

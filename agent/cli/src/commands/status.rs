@@ -15,11 +15,14 @@ struct Status {
     ready: bool,
     reason: String,
     mtu: u32,
+    /// What this node cannot do, and why.
+    #[serde(default)]
+    missing: Vec<String>,
 }
 
 pub fn text(answer: &Value, wide: bool) -> anyhow::Result<String> {
     let status: Status = read(answer)?;
-    let mut table = Table::new(&["NODE", "READY", "UPTIME", "VERSION", "REASON"], &["MTU"], "");
+    let mut table = Table::new(&["NODE", "READY", "UPTIME", "VERSION", "REASON"], &["MTU", "MISSING"], "");
     table.row([
         status.node,
         yes(status.ready),
@@ -27,6 +30,7 @@ pub fn text(answer: &Value, wide: bool) -> anyhow::Result<String> {
         status.version,
         status.reason,
         status.mtu.to_string(),
+        status.missing.join("; "),
     ]);
     Ok(table.render(wide))
 }
