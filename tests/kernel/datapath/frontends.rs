@@ -19,7 +19,7 @@ use super::{
     count, endpoint, key, leading_to,
     node::{Node, to},
     node_port,
-    packets::{ask, connect, drops, exchange, listen, talk, udp},
+    packets::{ask, ask_and_stay, connect, drops, exchange, listen, talk, udp},
 };
 
 const NOTHING: Duration = Duration::from_millis(300);
@@ -249,7 +249,7 @@ fn flows_that_are_sent_on_share_no_port_with_each_other_or_with_a_socket_of_the_
         let (listener, bound) = listen(&node.beyond, family.elsewhere);
         let (server, _) = udp(&node.beyond, family.elsewhere);
         node.serve(all(family, &to(&[bound])));
-        let (mut streams, mut seen) = (Vec::new(), BTreeSet::new());
+        let (mut streams, mut sockets_of_clients, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
         for _ in 0..FLOWS {
             let client = if protocol == Protocol::TCP {
                 streams.push(connect(&node.beyond, family.frontends[2]).expect("a connection"));
@@ -257,7 +257,9 @@ fn flows_that_are_sent_on_share_no_port_with_each_other_or_with_a_socket_of_the_
                 streams.push(stream);
                 client
             } else {
-                ask(&node.beyond, family.frontends[2], &server, 10)
+                let (socket, client) = ask_and_stay(&node.beyond, family.frontends[2], &server, 10);
+                sockets_of_clients.push(socket);
+                client
             };
             assert!(is_forward_port(client.port()) && !taken.contains(&client.port()), "{client}");
             assert!(seen.insert(client.port()), "{client} is used twice");

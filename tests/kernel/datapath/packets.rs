@@ -82,6 +82,16 @@ pub fn exchange(client: &TcpStream, server: &TcpStream) {
 
 /// Sends to the frontend from a connected socket, which takes an answer only from there.
 pub fn ask(client: &NetNs, frontend: &str, server: &UdpSocket, size: usize) -> SocketAddr {
+    ask_and_stay(client, frontend, server, size).1
+}
+
+/// The same, with the socket: as long as it is open, no other gets its port.
+pub fn ask_and_stay(
+    client: &NetNs,
+    frontend: &str,
+    server: &UdpSocket,
+    size: usize,
+) -> (UdpSocket, SocketAddr) {
     let any = if frontend.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
     let (socket, _) = udp(client, any);
     client.run(|| socket.connect(frontend)).expect("connecting");
@@ -94,7 +104,7 @@ pub fn ask(client: &NetNs, frontend: &str, server: &UdpSocket, size: usize) -> S
     server.send_to(&question, seen).expect("the answer");
     let length = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("no answer from {frontend}: {e}"));
     assert_eq!(buffer[..length], question);
-    seen
+    (socket, seen)
 }
 
 #[test]
