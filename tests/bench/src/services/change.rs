@@ -174,9 +174,15 @@ impl Agent {
         loop {
             if self.began.elapsed() > COLD_START_TIME_MAX {
                 let log = last_lines(&self.folder.join("agent.log"));
-                bail!("the maps are not complete after {} s; {log}", COLD_START_TIME_MAX.as_secs());
+                let limit = COLD_START_TIME_MAX.as_secs();
+                bail!(
+                    "{} in {} is not complete after {limit} s; {log}",
+                    maps::FRONTENDS,
+                    directory.display()
+                );
             }
             self.process.check().with_context(|| last_lines(&self.folder.join("agent.log")))?;
+            // Not there before the agent has made it.
             if let Ok(map) = PinnedMap::<FrontendKey, Frontend>::open(&directory, maps::FRONTENDS)
                 && wanted.iter().step_by(step).all(|key| matches!(map.get(key), Ok(Some(_))))
             {

@@ -195,6 +195,11 @@ impl Node {
         })
     }
 
+    /// One of its server pods.
+    pub(crate) fn pod(&self) -> &NetNs {
+        &self.servers[0]
+    }
+
     /// The uplink, and the route to the other node's pods.
     fn join(&mut self, other: Ipv4Addr, other_index: usize) -> Result<()> {
         self.namespace.ip(&format!("addr add {}/24 dev uplink", self.address))?;
