@@ -10,9 +10,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use cni::v1::{
     AddRequest, AddResponse, Address, Attachment, CheckRequest, CheckResponse, DelRequest, DelResponse,
-    GcRequest, GcResponse, StatusRequest, StatusResponse,
+    GcRequest, GcResponse, PortMapping, StatusRequest, StatusResponse,
 };
 use dataplane::links;
+use ipam::HostPort;
 use ipnetwork::IpNetwork;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
@@ -76,7 +77,11 @@ pub fn write_conflist(folder: &Path, socket: &Path) -> anyhow::Result<()> {
     let conflist = serde_json::json!({
         "cniVersion": CONFLIST_VERSION,
         "name": "seaway",
-        "plugins": [{ "type": cni::PLUGIN_TYPE, "socket": socket }],
+        "plugins": [{
+            "type": cni::PLUGIN_TYPE,
+            "socket": socket,
+            "capabilities": { "portMappings": true },
+        }],
     });
     let path = folder.join(CONFLIST_NAME);
     let text = format!("{conflist:#}\n");
@@ -93,11 +98,13 @@ impl cni::v1::cni_server::Cni for Server {
         let request = request.into_inner();
         let attachment = attachment(request.attachment)?;
         let netns = open_netns(&request.netns)?;
+        let host_ports = request.port_mappings.iter().map(host_port).collect::<Result<Vec<_>, Status>>()?;
         let request = ipam::Request {
             container_id: attachment.container_id,
             interface: attachment.interface,
             pod_namespace: request.pod_namespace,
             pod_name: request.pod_name,
+            host_ports: host_ports.into_iter().flatten().collect(),
         };
         let network = self.network.clone();
         let started = std::time::Instant::now();
@@ -170,6 +177,39 @@ fn attachment(attachment: Option<Attachment>) -> Result<Attachment, Status> {
         }
         _ => Err(Status::invalid_argument("container id and interface are required")),
     }
+}
+
+/// `None` for a protocol that is not balanced.
+fn host_port(mapping: &PortMapping) -> Result<Option<HostPort>, Status> {
+    let port = |number: u32| {
+        let number = u16::try_from(number).ok().filter(|number| *number != 0);
+        number.ok_or_else(|| Status::invalid_argument("a port is from 1 to 65535"))
+    };
+    let protocol = match mapping.protocol.as_str() {
+        "tcp" => ebpf_common::Protocol::TCP,
+        "udp" => ebpf_common::Protocol::UDP,
+        protocol => {
+            tracing::warn!(
+                protocol,
+                port = mapping.host_port,
+                "no port of the node can lead to this protocol"
+            );
+            return Ok(None);
+        }
+    };
+    let host_ip = match mapping.host_ip.as_str() {
+        "" => None,
+        text => {
+            let parsed = text.parse::<IpAddr>();
+            Some(parsed.map_err(|_| Status::invalid_argument(format!("host IP {text:?} is no address")))?)
+        }
+    };
+    Ok(Some(HostPort {
+        host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+        host_port: port(mapping.host_port)?,
+        container_port: port(mapping.container_port)?,
+        protocol: protocol.0,
+    }))
 }
 
 fn open_netns(path: &str) -> Result<File, Status> {

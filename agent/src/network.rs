@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
@@ -16,9 +16,12 @@ use dataplane::datapath::Datapath;
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
 use dataplane::node::NodeConfig;
 use dataplane::routes::{Routes, RoutesConfig, Target};
+use ebpf_common::desired::{Clients, Endpoint, Service, Services};
+use ebpf_common::{Address, FrontendKey, Port, Protocol};
 use ipam::{AllocateError, Allocation, Allocator, Pool, Request};
 use ipnetwork::IpNetwork;
 use thiserror::Error;
+use tokio::sync::Notify;
 
 use crate::bgp_io;
 use crate::config::Config;
@@ -75,6 +78,7 @@ pub struct Network {
     state: Mutex<State>,
     datapath: Option<Mutex<Datapath>>,
     bgp: bgp_io::Handle,
+    host_ports_changed: Arc<Notify>,
 }
 
 impl Network {
@@ -112,6 +116,7 @@ impl Network {
             state: Mutex::new(state),
             datapath: datapath.map(Mutex::new),
             bgp,
+            host_ports_changed: Arc::default(),
         };
         if !config.router_only {
             links::prepare_host(&uplink.name).context("setting up forwarding")?;
@@ -171,6 +176,9 @@ impl Network {
             self.save(&state).map_err(AddError::Failed)?;
             addresses
         };
+        if !request.host_ports.is_empty() {
+            self.host_ports_changed.notify_one();
+        }
         self.wire(request, netns, &addresses).map_err(|error| {
             // Teardown goes on past errors; the first one is the one to tell.
             if let Err(undo) = self.delete(&request.container_id, &request.interface) {
@@ -215,6 +223,9 @@ impl Network {
             }
             for allocation in &released {
                 state.set_own(allocation.address.into(), None);
+            }
+            if released.iter().any(|allocation| !allocation.owner.host_ports.is_empty()) {
+                self.host_ports_changed.notify_one();
             }
             state.apply();
             state.index_by_attachment.remove(&(container_id.to_owned(), interface.to_owned()))
@@ -409,6 +420,19 @@ impl Network {
         desired.map(|(d, target)| (*d, target.clone(), actual.get(d) == Some(target))).collect()
     }
 
+    /// Told when ports of the node lead elsewhere.
+    pub fn host_ports_changed(&self) -> Arc<Notify> {
+        self.host_ports_changed.clone()
+    }
+
+    /// The ports of the node that lead to its pods. Of two pods that claim one, the newer has it.
+    pub fn host_ports(&self) -> Services {
+        let state = self.state();
+        let mut allocations: Vec<&Allocation> = state.allocator.allocations().collect();
+        allocations.sort_by_key(|allocation| allocation.allocated_at);
+        allocations.into_iter().flat_map(host_ports_of).collect()
+    }
+
     /// The datapath, absent on a host without pods.
     pub fn datapath(&self) -> Option<MutexGuard<'_, Datapath>> {
         self.datapath.as_ref().map(lock)
@@ -457,6 +481,31 @@ impl State {
             }
         }
     }
+}
+
+fn host_ports_of(allocation: &Allocation) -> impl Iterator<Item = (FrontendKey, Service)> {
+    let (owner, pod) = (&allocation.owner, allocation.address);
+    let of_family = owner
+        .host_ports
+        .iter()
+        .filter(move |port| port.host_ip.is_none_or(|host_ip| host_ip.is_ipv4() == pod.is_ipv4()));
+    of_family.map(move |port| {
+        let address = Address::from(port.host_ip.unwrap_or(pod));
+        let key = FrontendKey::new(address, Port::new(port.host_port), Protocol(port.protocol));
+        let endpoint = Endpoint {
+            address: pod.into(),
+            port: Port::new(port.container_port),
+            local: true,
+            clients: Clients::All,
+        };
+        let service = Service {
+            name: format!("{}/{}:{}", owner.pod_namespace, owner.pod_name, port.container_port),
+            endpoints: vec![endpoint],
+            affinity_seconds: 0,
+            has_endpoints: true,
+        };
+        (if port.host_ip.is_some() { key } else { key.of_any_address() }, service)
+    })
 }
 
 fn key_of(allocation: &Allocation) -> AttachmentKey {

@@ -269,6 +269,8 @@ impl Agent {
         let (sender, mut events) = mpsc::unbounded_channel();
         self.watch(&sender);
         let monitor = RouteMonitor::open().context("watching the node's routes")?;
+        let host_ports_changed = self.network.host_ports_changed();
+        self.services.set_host_ports(self.network.host_ports());
         let mut resync = tokio::time::interval(RESYNC_INTERVAL);
         let mut resync_is_near = false;
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
@@ -293,6 +295,7 @@ impl Agent {
                 }
                 // Only what follows the select is due.
                 () = self.blocks_changed.notified() => {}
+                () = host_ports_changed.notified() => self.services.set_host_ports(self.network.host_ports()),
                 changed = monitor.changed() => {
                     changed.context("watching the node's routes")?;
                     if !std::mem::replace(&mut resync_is_near, true) {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use dns::Zone;
+use ebpf_common::desired;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
@@ -151,6 +152,11 @@ impl Services {
     fn apply_slice(&mut self, slice: EndpointSlice) {
         write(&self.zone).set_slice(&slice);
         self.proxy.insert_slice(slice);
+    }
+
+    /// The ports of the node that lead to its pods, all of them.
+    pub fn set_host_ports(&mut self, host_ports: desired::Services) {
+        self.proxy.set_host_ports(host_ports);
     }
 
     /// Makes the maps equal what Services and slices say, once both are complete.

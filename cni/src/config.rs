@@ -1,7 +1,9 @@
 //! The plugin's input: the network configuration on standard input and the environment.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use cni::v1::PortMapping;
 use serde_json::{Map, Value};
 
 use crate::error::{DECODE_FAILURE, Error, INCOMPATIBLE_VERSION};
@@ -15,6 +17,8 @@ pub struct NetworkConfig {
     pub socket: PathBuf,
     /// Addresses with lengths of `prevResult`, where there is one.
     pub previous_addresses: Option<Vec<String>>,
+    /// `runtimeConfig.portMappings`.
+    pub port_mappings: Vec<PortMapping>,
     /// Container id and interface of `cni.dev/valid-attachments`, where it is present.
     pub valid_attachments: Option<Vec<(String, String)>>,
 }
@@ -65,6 +69,7 @@ impl NetworkConfig {
             version,
             socket,
             previous_addresses: previous_addresses(&fields)?,
+            port_mappings: port_mappings(&fields)?,
             valid_attachments: valid_attachments(&fields)?,
         })
     }
@@ -108,6 +113,40 @@ fn previous_addresses(fields: &Map<String, Value>) -> Result<Option<Vec<String>>
         })
         .collect::<Result<Vec<String>, Error>>()
         .map(Some)
+}
+
+/// By the convention `portMappings` (containernetworking/cni, CONVENTIONS.md).
+fn port_mappings(fields: &Map<String, Value>) -> Result<Vec<PortMapping>, Error> {
+    const NAME: &str = "runtimeConfig.portMappings";
+    let list = match fields.get("runtimeConfig").and_then(|config| config.get("portMappings")) {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(Error::config(NAME, format!("is {}, not a list", kind_of(other)))),
+    };
+    let mapping = |(index, entry): (usize, &Value)| {
+        let wrong = |key: &str, details: &str| Error::config(&format!("{NAME}[{index}].{key}"), details);
+        let port = |key: &str| {
+            let number = entry.get(key).and_then(Value::as_u64).filter(|number| (1..=65535).contains(number));
+            number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| wrong(key, "is no port"))
+        };
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default();
+        let protocol = text("protocol").to_ascii_lowercase();
+        if !matches!(protocol.as_str(), "" | "tcp" | "udp" | "sctp") {
+            return Err(wrong("protocol", &format!("{protocol:?} is none of tcp, udp, sctp")));
+        }
+        let host_ip = text("hostIP").to_owned();
+        if !host_ip.is_empty() && host_ip.parse::<IpAddr>().is_err() {
+            return Err(wrong("hostIP", &format!("{host_ip:?} is not an IP address")));
+        }
+        let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol };
+        Ok(PortMapping {
+            host_port: port("hostPort")?,
+            container_port: port("containerPort")?,
+            protocol,
+            host_ip,
+        })
+    };
+    list.iter().enumerate().map(mapping).collect()
 }
 
 fn valid_attachments(fields: &Map<String, Value>) -> Result<Option<Vec<(String, String)>>, Error> {

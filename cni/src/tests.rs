@@ -50,6 +50,37 @@ fn each_bad_field_is_named() {
 }
 
 #[test]
+fn port_mappings_are_read_and_each_bad_field_of_them_is_named() {
+    let with = |mappings: Value| {
+        let mut config = good();
+        config["runtimeConfig"] = json!({ "portMappings": mappings });
+        NetworkConfig::parse(config.to_string().as_bytes())
+    };
+    let mappings = json!([
+        { "hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": "" },
+        { "hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "192.0.2.1" },
+        { "hostPort": 1, "containerPort": 65535 },
+    ]);
+    let read = with(mappings).unwrap().port_mappings;
+    let of =
+        |at: usize| (read[at].host_port, read[at].container_port, &*read[at].protocol, &*read[at].host_ip);
+    assert_eq!(of(0), (8080, 80, "tcp", ""));
+    assert_eq!(of(1), (53, 5353, "udp", "192.0.2.1"));
+    assert_eq!(of(2), (1, 65535, "tcp", ""));
+    assert!(with(Value::Null).unwrap().port_mappings.is_empty());
+    for (field, mapping) in [
+        ("portMappings", json!("x")),
+        ("portMappings[0].hostPort", json!([{ "hostPort": 65536, "containerPort": 80 }])),
+        ("portMappings[0].containerPort", json!([{ "hostPort": 80 }])),
+        ("portMappings[0].protocol", json!([{ "hostPort": 80, "containerPort": 80, "protocol": "icmp" }])),
+        ("portMappings[0].hostIP", json!([{ "hostPort": 80, "containerPort": 80, "hostIP": "all" }])),
+    ] {
+        let error = with(mapping).unwrap_err();
+        assert!(error.message.contains(field), "{error:?}");
+    }
+}
+
+#[test]
 fn an_unknown_version_is_incompatible() {
     let mut config = good();
     config["cniVersion"] = json!("9.9.9");

@@ -95,13 +95,17 @@ pub fn show_frontend(ctx: &SockAddrContext, family: Family) {
     maps::count(Counter::SocketReverse);
 }
 
-/// The key to look up. A loopback address means the node only to the node's own sockets; a pod means itself.
+/// The key to look up. A loopback address means the node only to the node's own sockets; a pod means itself. A port of
+/// the node may be open at a loopback address only.
 #[inline(always)]
 fn sought(ctx: &SockAddrContext, key: &FrontendKey) -> Option<FrontendKey> {
     if !key.address.is_own() {
         return Some(*key);
     }
-    if maps::node()?.netns_cookie == netns_cookie(ctx) { Some(key.of_any_address()) } else { None }
+    if maps::node()?.netns_cookie != netns_cookie(ctx) {
+        return None;
+    }
+    if service::exists(key) { Some(*key) } else { Some(key.of_any_address()) }
 }
 
 #[inline(always)]

@@ -35,6 +35,12 @@ pub fn frontend(key: &mut FrontendKey) -> Option<Frontend> {
     exact(key)
 }
 
+/// Whether the very key has a frontend.
+#[inline(always)]
+pub fn exists(key: &FrontendKey) -> bool {
+    FRONTENDS.get_ptr(key).is_some()
+}
+
 #[inline(always)]
 fn exact(key: &FrontendKey) -> Option<Frontend> {
     // SAFETY: copied at once; the map's values are replaced as a whole, never written in place.

@@ -62,6 +62,63 @@ fn asked_on(cluster: &Cluster, host: &str, url: &str) -> Result<Value, String> {
     serde_json::from_str(&run.stdout).map_err(|error| format!("{host}: {url}: {error}: {}", run.stdout))
 }
 
+const HOST_PORTS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: server, labels: {app: server}}
+spec:
+  nodeName: sw-node1
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: server
+    image: 'multitool:1'
+    ports:
+    - {containerPort: 8080, hostPort: 18080}
+    - {containerPort: 8080, hostPort: 18081, hostIP: 127.0.0.1}
+    - {containerPort: 8082, hostPort: 18080, protocol: UDP}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, labels: {app: client}}
+spec:
+  nodeName: sw-node2
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: client, image: 'multitool:1', args: [sleep]}
+";
+
+#[test]
+fn host_ports_lead_to_their_pod_for_as_long_as_it_lives_and_over_a_restart_of_the_agent() {
+    let cluster = Cluster::running();
+    let namespace = cluster.namespace("host-ports");
+    namespace.apply(HOST_PORTS);
+    namespace.wait_ready("app=server", 1, 60);
+    namespace.wait_ready("app=client", 1, 60);
+    let url = "http://10.89.0.11:18080/";
+    let check = || {
+        for host in ["sw-node1", "sw-node2", OUTSIDE] {
+            eventually(20, &format!("{url} from {host}"), || asked_on(&cluster, host, url).map(drop));
+        }
+        for port in [18080, 18081] {
+            let own = format!("http://127.0.0.1:{port}/");
+            eventually(20, &own, || asked_on(&cluster, "sw-node1", &own).map(drop));
+        }
+        let inside = namespace.exec("client", &["multitool", "get", url]).ok();
+        assert!(inside.contains("\"pod\":\"server\""), "{inside}");
+        let datagram = namespace.exec("client", &["multitool", "udp", "10.89.0.11:18080", "hello"]).ok();
+        assert!(datagram.contains("server: hello"), "{datagram}");
+        asked_on(&cluster, "sw-node1", "http://10.89.0.11:18081/").expect_err("open at loopback only");
+    };
+    check();
+    cluster.kill("sw-node1", "agent");
+    check();
+    namespace.kubectl("delete pod server --wait=true").ok();
+    eventually(20, "the port closes", || match asked_on(&cluster, "sw-node2", url) {
+        Ok(answer) => Err(answer.to_string()),
+        Err(_) => Ok(()),
+    });
+}
+
 #[test]
 fn a_service_answers_at_its_node_port_and_external_addresses_from_pods_hosts_and_outside() {
     let cluster = Cluster::running();

@@ -17,6 +17,20 @@ pub struct Request {
     pub interface: String,
     pub pod_namespace: String,
     pub pod_name: String,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a port of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPort {
+    /// `None` for every address of the node.
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub container_port: u16,
+    /// IANA's number.
+    pub protocol: u8,
 }
 
 /// An address in use.

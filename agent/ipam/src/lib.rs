@@ -12,5 +12,5 @@ pub mod allocator;
 pub mod pool;
 
 pub use affinity::{Action, Affinity, State};
-pub use allocator::{AllocateError, Allocation, Allocator, Request};
+pub use allocator::{AllocateError, Allocation, Allocator, HostPort, Request};
 pub use pool::{Pool, PoolError};

@@ -4,7 +4,8 @@
 //! event touched. Both go through one function for one Service, so they cannot disagree. Semantics are kube-proxy's:
 //! `service` has the addresses, `endpoints` who gets which endpoint.
 //!
-//! Balanced are cluster IPs, node ports, externalIPs and addresses of load balancers, TCP and UDP, both families.
+//! Balanced are cluster IPs, node ports, externalIPs and addresses of load balancers, TCP and UDP, both families; ports
+//! of the node that lead to a pod (`hostPort`) stand among them.
 //! Deliberately absent: IO, clock, SCTP, loadBalancerSourceRanges, and the node's addresses: a node port is desired
 //! once, for any of them.
 
@@ -86,6 +87,10 @@ pub struct Proxy {
     frontends_by_service: BTreeMap<Arc<ObjectName>, BTreeMap<FrontendKey, desired::Service>>,
     /// Who claims an address and port, by name. Two Services never should; then the first has it.
     claims_by_frontend: BTreeMap<FrontendKey, Vec<Arc<ObjectName>>>,
+    /// Ports of the node that lead to its pods, where no Service has them.
+    host_ports: Services,
+    /// What frontends were at the last update, of those that may have changed since.
+    before: Changes,
     due: BTreeSet<ObjectName>,
 }
 
@@ -98,6 +103,8 @@ impl Proxy {
             service_by_slice: BTreeMap::new(),
             frontends_by_service: BTreeMap::new(),
             claims_by_frontend: BTreeMap::new(),
+            host_ports: Services::new(),
+            before: Changes::new(),
             due: BTreeSet::new(),
         }
     }
@@ -178,9 +185,23 @@ impl Proxy {
         gone.iter().for_each(|name| self.remove_slice(name));
     }
 
+    /// Makes these all ports of the node that lead to its pods. A Service goes before them, and nothing takes the API
+    /// server's address.
+    pub fn set_host_ports(&mut self, mut host_ports: Services) {
+        host_ports.retain(|key, _| !self.node.api_servers.contains(key));
+        let differing = self.host_ports.iter().chain(&host_ports).map(|(key, _)| *key);
+        let differing: BTreeSet<FrontendKey> =
+            differing.filter(|key| self.host_ports.get(key) != host_ports.get(key)).collect();
+        for key in differing {
+            let before = self.owned(&key).cloned();
+            self.before.entry(key).or_insert(before);
+        }
+        self.host_ports = host_ports;
+    }
+
     /// Computes what the events since the last call touched: the frontends that changed, appeared or went.
     pub fn update(&mut self) -> Changes {
-        let mut before: Changes = BTreeMap::new();
+        let mut before = std::mem::take(&mut self.before);
         for name in std::mem::take(&mut self.due) {
             let mut frontends = self.frontends_of(&name);
             if name.is_api_server() {
@@ -227,7 +248,8 @@ impl Proxy {
 
     /// All that the maps shall say, as of the last update.
     pub fn desired(&self) -> Services {
-        self.claims_by_frontend.keys().filter_map(|key| Some((*key, self.owned(key)?.clone()))).collect()
+        let keys = self.claims_by_frontend.keys().chain(self.host_ports.keys());
+        keys.filter_map(|key| Some((*key, self.owned(key)?.clone()))).collect()
     }
 
     fn frontends_of(&self, name: &ObjectName) -> BTreeMap<FrontendKey, desired::Service> {
@@ -268,7 +290,9 @@ impl Proxy {
 
     /// What the first claim makes of a frontend.
     fn owned(&self, key: &FrontendKey) -> Option<&desired::Service> {
-        let owner = self.claims_by_frontend.get(key)?.first()?;
-        self.frontends_by_service.get(owner)?.get(key)
+        match self.claims_by_frontend.get(key).and_then(|claims| claims.first()) {
+            Some(owner) => self.frontends_by_service.get(owner)?.get(key),
+            None => self.host_ports.get(key),
+        }
     }
 }

@@ -290,6 +290,23 @@ fn loopback_in_a_pod_is_the_pods_own() {
 }
 
 #[test]
+fn a_port_open_at_a_loopback_address_only_is_the_nodes_own() {
+    let mut host = Host::new();
+    let pod = NetNs::in_cgroup(&host.cgroup);
+    let (listener, bound) = host.namespace.run(|| tcp_server("10.244.0.1:0"));
+    let wanted = services([(key("127.0.0.1:8080", Protocol::TCP), service(&[bound]))]);
+    host.datapath.set_services(wanted).expect("setting the services");
+    host.namespace.run(|| connect("127.0.0.1:8080")).expect("a connection of the node's own");
+    listener.accept().expect("the connection at the backend");
+    for (namespace, at) in
+        [(&host.namespace, "127.0.0.2:8080"), (&host.namespace, "10.244.0.7:8080"), (&pod, "127.0.0.1:8080")]
+    {
+        let error = namespace.run(|| connect(at)).expect_err(at);
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED), "{at}: {error}");
+    }
+}
+
+#[test]
 fn a_pods_socket_reaches_a_node_port_by_the_nodes_address() {
     let mut host = Host::new();
     let pod = NetNs::in_cgroup(&host.cgroup);

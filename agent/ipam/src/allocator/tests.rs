@@ -13,6 +13,7 @@ fn request(id: &str) -> Request {
         interface: "eth0".to_owned(),
         pod_namespace: "default".to_owned(),
         pod_name: format!("pod-{id}"),
+        host_ports: Vec::new(),
     }
 }
 

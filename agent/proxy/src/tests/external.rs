@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use ebpf_common::desired;
+
 use super::*;
 
 /// A Service of type LoadBalancer with all kinds of addresses in both families.
@@ -159,6 +161,44 @@ fn no_service_takes_the_api_servers_address_from_the_node() {
     let guarded = NodeView { api_servers: [key("10.89.0.10", 6443, Protocol::TCP)].into(), ..node() };
     assert_eq!(keys(&desired([&thief], &[], &guarded)), ["10.96.0.7 6443 tcp"]);
     assert_eq!(desired([&thief], &[], &node()).len(), 2);
+}
+
+#[test]
+fn a_host_port_stands_where_no_service_does() {
+    let pod_port = |pod: &str| {
+        let endpoint = Endpoint {
+            address: pod.parse::<std::net::IpAddr>().expect("an address").into(),
+            port: Port::new(80),
+            local: true,
+            clients: Clients::All,
+        };
+        desired::Service { endpoints: vec![endpoint], has_endpoints: true, ..desired::Service::default() }
+    };
+    let (shared, own, guarded) = (
+        key("0.0.0.0", 30080, Protocol::TCP),
+        key("192.0.2.1", 8080, Protocol::TCP),
+        key("10.89.0.10", 6443, Protocol::TCP),
+    );
+    let mut proxy = Proxy::new(NodeView { api_servers: [guarded].into(), ..node() });
+    let ports = |pod: &str| [shared, own, guarded].map(|key| (key, pod_port(pod))).into();
+    proxy.set_host_ports(ports("10.244.0.2"));
+    assert!(proxy.update().into_keys().eq([shared, own]));
+    proxy.set_host_ports(ports("10.244.0.2"));
+    assert!(proxy.update().is_empty());
+
+    let service = changed(web(), |spec| {
+        spec.type_ = Some("NodePort".into());
+        spec.ports.as_mut().expect("ports")[0].node_port = Some(30080);
+    });
+    proxy.insert_service(service.clone());
+    assert_eq!(proxy.update()[&shared].as_ref().expect("a frontend").name, "default/web");
+    proxy.set_host_ports(ports("10.244.0.3"));
+    assert!(proxy.update().into_keys().eq([own]), "the Service keeps its port");
+    proxy.remove_service(&ObjectName::of(&service.metadata));
+    assert_eq!(proxy.update()[&shared], Some(pod_port("10.244.0.3")));
+    proxy.set_host_ports(Services::new());
+    let changes = proxy.update();
+    assert!(changes.keys().eq([&shared, &own]) && changes.values().all(Option::is_none));
 }
 
 #[test]
