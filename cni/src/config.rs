@@ -17,8 +17,7 @@ pub struct NetworkConfig {
     pub socket: PathBuf,
     /// Addresses with lengths of `prevResult`, where there is one.
     pub previous_addresses: Option<Vec<String>>,
-    /// `runtimeConfig.portMappings`.
-    pub port_mappings: Vec<PortMapping>,
+    runtime_config: Option<Value>,
     /// Container id and interface of `cni.dev/valid-attachments`, where it is present.
     pub valid_attachments: Option<Vec<(String, String)>>,
 }
@@ -69,10 +68,55 @@ impl NetworkConfig {
             version,
             socket,
             previous_addresses: previous_addresses(&fields)?,
-            port_mappings: port_mappings(&fields)?,
+            runtime_config: fields.get("runtimeConfig").cloned(),
             valid_attachments: valid_attachments(&fields)?,
         })
     }
+}
+
+impl NetworkConfig {
+    /// `runtimeConfig.portMappings` (containernetworking/cni, CONVENTIONS.md). Runtimes write its names in any case, as
+    /// whoever reads JSON with Go does not mind.
+    pub fn port_mappings(&self) -> Result<Vec<PortMapping>, Error> {
+        const NAME: &str = "runtimeConfig.portMappings";
+        let list = match self.runtime_config.as_ref().and_then(|config| field(config, "portMappings")) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(Error::config(NAME, format!("is {}, not a list", kind_of(other)))),
+        };
+        let named = |(index, entry)| port_mapping(entry, &format!("{NAME}[{index}]"));
+        list.iter().enumerate().map(named).collect()
+    }
+}
+
+fn field<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+    object.as_object()?.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+}
+
+fn port_mapping(entry: &Value, at: &str) -> Result<PortMapping, Error> {
+    let wrong = |key: &str, details: &str| Error::config(&format!("{at}.{key}"), details);
+    let port = |key: &str| {
+        let number = field(entry, key).and_then(Value::as_u64).filter(|number| (1..=65535).contains(number));
+        number
+            .and_then(|number| u32::try_from(number).ok())
+            .ok_or_else(|| wrong(key, "is not a number from 1 to 65535"))
+    };
+    let text = |key: &str| field(entry, key).and_then(Value::as_str).unwrap_or_default();
+    let protocol = text("protocol").to_ascii_lowercase();
+    if !matches!(protocol.as_str(), "" | "tcp" | "udp" | "sctp") {
+        return Err(wrong("protocol", &format!("{protocol:?} is none of tcp, udp, sctp")));
+    }
+    let host_ip = text("hostIP").to_owned();
+    if !host_ip.is_empty() && host_ip.parse::<IpAddr>().is_err() {
+        return Err(wrong("hostIP", &format!("{host_ip:?} is not an IP address")));
+    }
+    let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol };
+    Ok(PortMapping {
+        host_port: port("hostPort")?,
+        container_port: port("containerPort")?,
+        protocol,
+        host_ip,
+    })
 }
 
 fn string(fields: &Map<String, Value>, name: &str) -> Result<Option<String>, Error> {
@@ -113,40 +157,6 @@ fn previous_addresses(fields: &Map<String, Value>) -> Result<Option<Vec<String>>
         })
         .collect::<Result<Vec<String>, Error>>()
         .map(Some)
-}
-
-/// By the convention `portMappings` (containernetworking/cni, CONVENTIONS.md).
-fn port_mappings(fields: &Map<String, Value>) -> Result<Vec<PortMapping>, Error> {
-    const NAME: &str = "runtimeConfig.portMappings";
-    let list = match fields.get("runtimeConfig").and_then(|config| config.get("portMappings")) {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Array(list)) => list,
-        Some(other) => return Err(Error::config(NAME, format!("is {}, not a list", kind_of(other)))),
-    };
-    let mapping = |(index, entry): (usize, &Value)| {
-        let wrong = |key: &str, details: &str| Error::config(&format!("{NAME}[{index}].{key}"), details);
-        let port = |key: &str| {
-            let number = entry.get(key).and_then(Value::as_u64).filter(|number| (1..=65535).contains(number));
-            number.and_then(|number| u32::try_from(number).ok()).ok_or_else(|| wrong(key, "is no port"))
-        };
-        let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default();
-        let protocol = text("protocol").to_ascii_lowercase();
-        if !matches!(protocol.as_str(), "" | "tcp" | "udp" | "sctp") {
-            return Err(wrong("protocol", &format!("{protocol:?} is none of tcp, udp, sctp")));
-        }
-        let host_ip = text("hostIP").to_owned();
-        if !host_ip.is_empty() && host_ip.parse::<IpAddr>().is_err() {
-            return Err(wrong("hostIP", &format!("{host_ip:?} is not an IP address")));
-        }
-        let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol };
-        Ok(PortMapping {
-            host_port: port("hostPort")?,
-            container_port: port("containerPort")?,
-            protocol,
-            host_ip,
-        })
-    };
-    list.iter().enumerate().map(mapping).collect()
 }
 
 fn valid_attachments(fields: &Map<String, Value>) -> Result<Option<Vec<(String, String)>>, Error> {

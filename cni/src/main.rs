@@ -129,7 +129,7 @@ async fn add(config: &NetworkConfig, environment: &Environment<'_>) -> Result<Va
     let (_file, netns) = open_netns(&path)?;
     let (pod_namespace, pod_name) = environment.pod();
     let interface = attachment.interface.clone();
-    let port_mappings = config.port_mappings.clone();
+    let port_mappings = config.port_mappings()?;
     let request = AddRequest { attachment: Some(attachment), netns, pod_namespace, pod_name, port_mappings };
     let response = agent(config).await?.add(request).await.map_err(|status| Error::from_status(&status))?;
     Ok(result::added(&config.version, &interface, &path, &response.into_inner()))

@@ -54,20 +54,20 @@ fn port_mappings_are_read_and_each_bad_field_of_them_is_named() {
     let with = |mappings: Value| {
         let mut config = good();
         config["runtimeConfig"] = json!({ "portMappings": mappings });
-        NetworkConfig::parse(config.to_string().as_bytes())
+        NetworkConfig::parse(config.to_string().as_bytes()).and_then(|config| config.port_mappings())
     };
     let mappings = json!([
         { "hostPort": 8080, "containerPort": 80, "protocol": "TCP", "hostIP": "" },
-        { "hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "192.0.2.1" },
+        { "HostPort": 53, "ContainerPort": 5353, "Protocol": "udp", "HostIP": "192.0.2.1" },
         { "hostPort": 1, "containerPort": 65535 },
     ]);
-    let read = with(mappings).unwrap().port_mappings;
+    let read = with(mappings).unwrap();
     let of =
         |at: usize| (read[at].host_port, read[at].container_port, &*read[at].protocol, &*read[at].host_ip);
     assert_eq!(of(0), (8080, 80, "tcp", ""));
     assert_eq!(of(1), (53, 5353, "udp", "192.0.2.1"));
     assert_eq!(of(2), (1, 65535, "tcp", ""));
-    assert!(with(Value::Null).unwrap().port_mappings.is_empty());
+    assert!(with(Value::Null).unwrap().is_empty());
     for (field, mapping) in [
         ("portMappings", json!("x")),
         ("portMappings[0].hostPort", json!([{ "hostPort": 65536, "containerPort": 80 }])),
