@@ -112,6 +112,10 @@ pub struct Config {
     #[arg(long)]
     pub router_only: bool,
 
+    /// TCP port of /healthz and /livez, which answer as kube-proxy's; 0 for none.
+    #[arg(long, env = "SEAWAY_HEALTHZ_PORT", default_value_t = 10256)]
+    pub healthz_port: u16,
+
     /// TCP port of the kubelet's server.
     #[arg(long, env = "SEAWAY_KUBELET_PORT", default_value_t = 10250)]
     pub kubelet_port: u16,

@@ -14,6 +14,8 @@ mod blocks;
 mod cni_server;
 mod config;
 mod dns_endpoints;
+mod health;
+mod health_ports;
 mod network;
 mod persist;
 mod run;

@@ -20,10 +20,11 @@ use tokio::sync::{Notify, mpsc, watch as signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::health::{Family, Health};
 use crate::network::Network;
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
-use crate::{bgp_io, blocks, cni_server, dns_endpoints, persist, stale, status};
+use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, persist, stale, status};
 
 /// How long peers keep our routes while we restart, and we theirs.
 const RESTART_TIME: Duration = Duration::from_secs(120);
@@ -166,6 +167,7 @@ struct Agent {
     bgp: bgp_io::Handle,
     client: Client,
     services: Services,
+    health: Arc<Health>,
     peers_file: PathBuf,
     address_by_node: BTreeMap<String, Vec<IpAddr>>,
     node_listing: Listing<Node>,
@@ -188,8 +190,11 @@ impl Agent {
         let peers_file = config.state_dir.join("nodes.json");
         let address_by_node = persist::read(&peers_file)?.unwrap_or_default();
         let node = NodeView { name: config.node_name.clone(), zone: String::new(), api_servers };
+        let family = |ip: &IpAddr| if ip.is_ipv4() { Family::V4 } else { Family::V6 };
+        let health = Arc::new(Health::new(config.node_ips.iter().map(family).collect()));
         Ok(Agent {
-            services: Services::new(node, &config.cluster_domain),
+            services: Services::new(node, &config.cluster_domain, health.clone()),
+            health,
             config,
             network,
             bgp,
@@ -222,6 +227,7 @@ impl Agent {
         if self.config.router_only {
             return Ok(());
         }
+        self.start_health(cancel);
         let server = cni_server::Server::new(
             self.network.clone(),
             self.not_ready.subscribe(),
@@ -239,6 +245,13 @@ impl Agent {
             tokio::spawn(run_kubelet(client, config, self.services.links(), ready, cancel.clone()));
         }
         Ok(())
+    }
+
+    fn start_health(&self, cancel: &CancellationToken) {
+        let (node, port) = (self.config.node_name.clone(), self.config.healthz_port);
+        let config = health_ports::Config::new(node.clone(), port, &self.config.node_ips);
+        let events = health_ports::Events::new(self.client.clone(), node);
+        health_ports::start(config, self.health.clone(), events, self.services.checks(), cancel.clone());
     }
 
     async fn start_dns(&self, cancel: &CancellationToken) -> anyhow::Result<()> {
@@ -346,6 +359,13 @@ impl Agent {
         if let Some(own) = own {
             let labels = own.metadata.labels.as_ref();
             self.services.set_zone(labels.and_then(|labels| labels.get(ZONE).cloned()).unwrap_or_default());
+        }
+        let is_own = |node: &Node| node.metadata.name.as_ref() == Some(&self.config.node_name);
+        if own.is_some()
+            || matches!(&change, Change::All(_))
+            || matches!(&change, Change::Delete(node) if is_own(node))
+        {
+            self.health.set_node(own);
         }
         let mut known = self.address_by_node.clone();
         match change {
@@ -483,7 +503,7 @@ fn node_addresses(node: &Node) -> (String, Vec<IpAddr>) {
 /// Runs the kubelet until cancelled; when it fails, it is started again: the network does not depend on it.
 /// Without a network of ours the Services are followed for the variables of containers only.
 fn follow_services(client: &Client, config: &Config) -> Arc<Links> {
-    let mut services = Services::new(NodeView::default(), &config.cluster_domain);
+    let mut services = Services::new(NodeView::default(), &config.cluster_domain, Arc::default());
     let links = services.links();
     let (sender, mut events) = mpsc::unbounded_channel();
     watch::spawn(Api::all(client.clone()), watcher::Config::default().any_semantic(), sender, |event| event);

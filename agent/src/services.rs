@@ -3,20 +3,23 @@
 //! An event costs what it changes: `proxy` computes the Services that it touched, and the maps get the elements that
 //! differ. A list is taken object by object; what it leaves out is forgotten when it ends.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Instant;
 
 use dns::Zone;
 use ebpf_common::desired;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use kubelet::{LinkPort, ServiceLink, ServiceLinks};
-use proxy::{NodeView, ObjectName, Proxy};
-use tokio::sync::Notify;
+use proxy::{HealthCheck, NodeView, ObjectName, Proxy};
+use tokio::sync::{Notify, watch as signal};
 
+use crate::health::Health;
 use crate::network::Network;
 use crate::watch;
 
@@ -32,6 +35,8 @@ pub struct Services {
     dirty: bool,
     /// Told when backends of datagram Services have gone.
     datagram_backends_gone: Arc<Notify>,
+    health: Arc<Health>,
+    checks: signal::Sender<Arc<BTreeMap<ObjectName, HealthCheck>>>,
 }
 
 /// How far the list of a kind is.
@@ -61,7 +66,7 @@ impl Listing {
 }
 
 impl Services {
-    pub fn new(node: NodeView, cluster_domain: &str) -> Services {
+    pub fn new(node: NodeView, cluster_domain: &str, health: Arc<Health>) -> Services {
         let zone = Arc::new(RwLock::new(Zone::new(cluster_domain)));
         Services {
             proxy: Proxy::new(node),
@@ -72,7 +77,14 @@ impl Services {
             applied: false,
             dirty: false,
             datagram_backends_gone: Arc::new(Notify::new()),
+            health,
+            checks: signal::Sender::default(),
         }
+    }
+
+    /// The Services whose endpoints here load balancers ask for, as they change.
+    pub fn checks(&self) -> signal::Receiver<Arc<BTreeMap<ObjectName, HealthCheck>>> {
+        self.checks.subscribe()
     }
 
     /// Whom to tell when backends of datagram Services have gone.
@@ -167,14 +179,24 @@ impl Services {
         let Some(mut datapath) = network.datapath() else { return };
         let changes = self.proxy.update();
         self.dirty |= !changes.is_empty() || !self.applied;
+        // An endpoint may move without a change of what is balanced here.
+        self.checks.send_if_modified(|checks| {
+            let changed = **checks != *self.proxy.health_checks();
+            if changed {
+                *checks = Arc::new(self.proxy.health_checks().clone());
+            }
+            changed
+        });
         if !self.dirty {
             return;
         }
+        self.health.queued(Instant::now());
         datapath.change_services(&changes);
         match datapath.apply_services() {
             Ok(applied) => {
                 self.dirty = false;
                 self.applied = true;
+                self.health.updated(Timestamp::now());
                 if applied.datagram_backends_gone {
                     self.datagram_backends_gone.notify_one();
                 }

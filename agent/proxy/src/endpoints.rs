@@ -8,7 +8,10 @@
 //! what the policy Local leads to, and hints do not matter there. Each takes endpoints that are ready, and only without
 //! any of these those that end but still serve.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ebpf_common::{
     Address, Port,
@@ -68,19 +71,35 @@ pub(crate) fn of_port<'a>(
             .filter_map(|port| port.port.and_then(number))
             .collect();
         for endpoint in slice.endpoints.iter().flatten() {
-            // The addresses of one endpoint are interchangeable, and consumers take the first.
-            let Some(ip) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok()) else {
-                continue;
-            };
-            if is_wrong_target(ip) {
-                continue;
-            }
+            let Some(ip) = address(endpoint) else { continue };
             for number in &numbers {
                 known.entry((Address::from(ip), *number)).or_default().merge(endpoint, node);
             }
         }
     }
     known
+}
+
+/// The addresses of the endpoints on this node that are ready, at whatever port.
+pub(crate) fn ready_here<'a>(
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    node: &NodeView,
+) -> BTreeSet<IpAddr> {
+    let endpoints = slices
+        .filter(|slice| slice.ports.iter().flatten().any(|port| port.port.and_then(number).is_some()))
+        .flat_map(|slice| slice.endpoints.iter().flatten());
+    let here = endpoints.filter(|endpoint| is_here(endpoint, node) && is_ready(endpoint.conditions.as_ref()));
+    here.filter_map(address).collect()
+}
+
+/// The addresses of one endpoint are interchangeable, and consumers take the first.
+fn address(endpoint: &v1::Endpoint) -> Option<IpAddr> {
+    let ip = endpoint.addresses.first()?.parse().ok()?;
+    if is_wrong_target(ip) { None } else { Some(ip) }
+}
+
+fn is_here(endpoint: &v1::Endpoint, node: &NodeView) -> bool {
+    endpoint.node_name.as_deref() == Some(node.name.as_str())
 }
 
 /// For a cluster IP: one policy for all clients.
@@ -116,7 +135,7 @@ pub(crate) fn present(known: &Known, choice: &Choice) -> Vec<Endpoint> {
     serving.map(|(at, _)| endpoint(known, at, Clients::Present)).collect()
 }
 
-type Chosen = std::collections::BTreeSet<(Address, Port)>;
+type Chosen = BTreeSet<(Address, Port)>;
 
 fn cluster(known: &Known, node: &NodeView) -> Chosen {
     let hinted = hint_in_use(known, node);
@@ -164,7 +183,7 @@ impl State {
         self.ready |= is_ready(conditions);
         self.serving |= conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
         self.serving_terminating |= is_serving_terminating(conditions);
-        self.local |= endpoint.node_name.as_deref() == Some(node.name.as_str());
+        self.local |= is_here(endpoint, node);
         let Some(hints) = &endpoint.hints else { return };
         let (zones, nodes) = (hints.for_zones.iter().flatten(), hints.for_nodes.iter().flatten());
         self.hints.has_zones |= zones.clone().next().is_some();

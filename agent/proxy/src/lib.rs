@@ -10,6 +10,7 @@
 //! once, for any of them.
 
 mod endpoints;
+mod health;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use ebpf_common::{
     FrontendKey,
     desired::{self, Services},
 };
+pub use health::HealthCheck;
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -91,6 +93,7 @@ pub struct Proxy {
     host_ports: Services,
     /// What frontends were at the last update, of those that may have changed since.
     before: Changes,
+    health_by_service: BTreeMap<ObjectName, HealthCheck>,
     due: BTreeSet<ObjectName>,
 }
 
@@ -105,6 +108,7 @@ impl Proxy {
             claims_by_frontend: BTreeMap::new(),
             host_ports: Services::new(),
             before: Changes::new(),
+            health_by_service: BTreeMap::new(),
             due: BTreeSet::new(),
         }
     }
@@ -203,6 +207,10 @@ impl Proxy {
     pub fn update(&mut self) -> Changes {
         let mut before = std::mem::take(&mut self.before);
         for name in std::mem::take(&mut self.due) {
+            self.health_by_service.remove(&name);
+            if let Some(health) = self.health_of(&name) {
+                self.health_by_service.insert(name.clone(), health);
+            }
             let mut frontends = self.frontends_of(&name);
             if name.is_api_server() {
                 self.keep_last_endpoints(&name, &mut frontends);
@@ -250,6 +258,17 @@ impl Proxy {
     pub fn desired(&self) -> Services {
         let keys = self.claims_by_frontend.keys().chain(self.host_ports.keys());
         keys.filter_map(|key| Some((*key, self.owned(key)?.clone()))).collect()
+    }
+
+    /// The Services whose endpoints on this node somebody may ask for, as of the last update.
+    pub fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_by_service
+    }
+
+    fn health_of(&self, name: &ObjectName) -> Option<HealthCheck> {
+        let slices = self.slices_by_service.get(name);
+        let slices = slices.into_iter().flat_map(BTreeMap::values);
+        health::of_service(self.service_by_name.get(name)?, slices, &self.node)
     }
 
     fn frontends_of(&self, name: &ObjectName) -> BTreeMap<FrontendKey, desired::Service> {

@@ -58,7 +58,7 @@ pub(crate) fn frontends<'a>(
             else {
                 continue;
             };
-            let family = slices.clone().filter(|slice| is_family(slice, ip));
+            let family = slices.clone().filter(|slice| is_family(slice, ip.is_ipv4()));
             let known = endpoints::of_port(port, family, node);
             let desired = |mut choice: Choice| {
                 // A connection is bound to its endpoint in any case.
@@ -122,15 +122,12 @@ pub(crate) fn is_wrong_target(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
 }
 
-fn is_family(slice: &EndpointSlice, ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(_) => slice.address_type == "IPv4",
-        IpAddr::V6(_) => slice.address_type == "IPv6",
-    }
+pub(crate) fn is_family(slice: &EndpointSlice, v4: bool) -> bool {
+    slice.address_type == if v4 { "IPv4" } else { "IPv6" }
 }
 
 /// The addresses of the Service; none for a headless one or one without addresses yet.
-fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+pub(crate) fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
     let single = spec.cluster_ip.iter().filter(|_| listed.is_empty());
     let mut ips: Vec<IpAddr> = listed.iter().chain(single).filter_map(|text| text.parse().ok()).collect();

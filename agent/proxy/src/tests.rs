@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{Changes, NodeView, ObjectName, Proxy, desired};
 
 mod external;
+mod health;
 mod topology;
 
 fn node() -> NodeView {
@@ -441,6 +442,7 @@ proptest! {
         let doubled: Vec<Event> = events.iter().flat_map(|event| [event.clone(), event.clone()]).collect();
         let (again, _, _, _) = replay(&doubled);
         prop_assert_eq!(&again.desired(), &fresh);
+        prop_assert_eq!(again.health_checks(), proxy.health_checks());
 
         let backwards = desired(services.iter().rev(), slices.iter().rev(), &node());
         prop_assert_eq!(&backwards, &fresh);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -270,6 +270,39 @@ fn first_notification(mut stream: &[u8]) -> Option<[u8; 2]> {
         stream = stream.get(length..)?;
     }
     None
+}
+
+/// What port 10256 of the host answers, if it does.
+fn health(host: &NetNs, page: &str) -> Option<(String, String)> {
+    host.run(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:10256").ok()?;
+        let request = format!("GET {page} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.lines().next()?.to_owned(), body.to_owned()))
+    })
+}
+
+#[test]
+fn health_is_answered_as_soon_as_its_port_is_free_and_says_that_no_node_is_known() {
+    let (host, _other) = wire();
+    let taken = host.run(|| TcpListener::bind("0.0.0.0:10256")).expect("the port");
+    let mut agent = Agent::start(&host, &[]);
+    eventually("the conflict is told", || agent.log().contains("address already in use").then_some(()));
+    assert!(agent.is_running());
+    drop(taken);
+    let (status, _) = eventually("the port is answered", || health(&host, "/livez"));
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    let (status, body) = health(&host, "/healthz").expect("an answer");
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((&body["nodeEligible"], &body["healthy"]), (&Value::from(false), &Value::from(true)));
+    assert_eq!(agent.json("/v1/status")["missing"], serde_json::json!([]), "this kernel can do everything");
+    agent.kill();
+    agent.run(&host, &["--healthz-port", "0"]);
+    assert_eq!(health(&host, "/livez"), None);
 }
 
 #[test]
