@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Instant;
 
+use dataplane::datapath::Datapath;
 use dns::Zone;
 use ebpf_common::desired;
 use jiff::Timestamp;
@@ -22,6 +23,9 @@ use tokio::sync::{Notify, watch as signal};
 use crate::health::Health;
 use crate::network::Network;
 use crate::watch;
+
+/// Services that are computed and written at a time.
+const PART: usize = 4096;
 
 pub struct Services {
     proxy: Proxy,
@@ -94,8 +98,7 @@ impl Services {
 
     /// The zone that this node is in, by its label.
     pub fn set_zone(&mut self, zone: String) {
-        let node = NodeView { zone, ..self.proxy.node().clone() };
-        self.proxy.set_node(node);
+        self.proxy.set_zone(zone);
     }
 
     /// What DNS answers from.
@@ -118,7 +121,7 @@ impl Services {
             watcher::Event::Init => self.services.begin(),
             watcher::Event::InitApply(service) => {
                 self.services.name(ObjectName::of(&service.metadata));
-                self.apply_service(service);
+                self.apply_service(&service);
             }
             watcher::Event::InitDone => {
                 let named = self.services.end();
@@ -126,7 +129,7 @@ impl Services {
                 self.proxy.retain_services(|name| named.contains(name));
                 self.links.complete.store(true, Ordering::Release);
             }
-            watcher::Event::Apply(service) => self.apply_service(service),
+            watcher::Event::Apply(service) => self.apply_service(&service),
             watcher::Event::Delete(service) => {
                 let name = ObjectName::of(&service.metadata);
                 write(&self.zone).remove_service(&name.namespace, &name.name);
@@ -135,8 +138,8 @@ impl Services {
         }
     }
 
-    fn apply_service(&mut self, service: Service) {
-        write(&self.zone).set_service(&service);
+    fn apply_service(&mut self, service: &Service) {
+        write(&self.zone).set_service(service);
         self.proxy.insert_service(service);
     }
 
@@ -145,14 +148,14 @@ impl Services {
             watcher::Event::Init => self.slices.begin(),
             watcher::Event::InitApply(slice) => {
                 self.slices.name(ObjectName::of(&slice.metadata));
-                self.apply_slice(slice);
+                self.apply_slice(&slice);
             }
             watcher::Event::InitDone => {
                 let named = self.slices.end();
                 write(&self.zone).retain_slices(|namespace, name| is_named(&named, namespace, name));
                 self.proxy.retain_slices(|name| named.contains(name));
             }
-            watcher::Event::Apply(slice) => self.apply_slice(slice),
+            watcher::Event::Apply(slice) => self.apply_slice(&slice),
             watcher::Event::Delete(slice) => {
                 let name = ObjectName::of(&slice.metadata);
                 write(&self.zone).remove_slice(&name.namespace, &name.name);
@@ -161,8 +164,8 @@ impl Services {
         }
     }
 
-    fn apply_slice(&mut self, slice: EndpointSlice) {
-        write(&self.zone).set_slice(&slice);
+    fn apply_slice(&mut self, slice: &EndpointSlice) {
+        write(&self.zone).set_slice(slice);
         self.proxy.insert_slice(slice);
     }
 
@@ -177,8 +180,8 @@ impl Services {
             return;
         }
         let Some(mut datapath) = network.datapath() else { return };
-        let changes = self.proxy.update();
-        self.dirty |= !changes.is_empty() || !self.applied;
+        self.dirty |= self.proxy.is_due() || !self.applied;
+        self.change(&mut datapath);
         // An endpoint may move without a change of what is balanced here.
         self.checks.send_if_modified(|checks| {
             let changed = **checks != *self.proxy.health_checks();
@@ -191,7 +194,6 @@ impl Services {
             return;
         }
         self.health.queued(Instant::now());
-        datapath.change_services(&changes);
         match datapath.apply_services() {
             Ok(applied) => {
                 self.dirty = false;
@@ -202,6 +204,17 @@ impl Services {
                 }
             }
             Err(error) => tracing::warn!(error = watch::chain(&error), "writing Services to the datapath"),
+        }
+    }
+
+    /// Tells the datapath what is due. Where that is much, as at a start, it is written in parts.
+    fn change(&mut self, datapath: &mut Datapath) {
+        while self.proxy.is_due() {
+            datapath.change_services(&self.proxy.update_part(PART));
+            // What fails stays due, and fails again where it is told.
+            if self.proxy.is_due() && datapath.write_services().is_err() {
+                datapath.change_services(&self.proxy.update());
+            }
         }
     }
 }

@@ -98,6 +98,11 @@ impl Datapath {
         }
     }
 
+    /// Writes what is new or changed so far, so that not all of a large number waits in memory.
+    pub fn write_services(&mut self) -> Result<usize, Error> {
+        Ok(self.services.write_new()?)
+    }
+
     /// Writes what is due. At the first time that is also the end of whatever an earlier agent left and nobody desired
     /// since. After an error, calling it again goes on where it stopped.
     pub fn apply_services(&mut self) -> Result<Applied, Error> {

@@ -199,18 +199,26 @@ impl ServiceMaps {
             applied.datagram_backends_gone = std::mem::take(&mut self.datagram_backends_gone);
             return Ok(applied);
         }
-        self.keep_last_ids()?;
-        applied.written += write(&self.backends_map, &mut self.backends)?;
-        applied.written += write(&self.slots_map, &mut self.slots)?;
-        applied.written += write(&self.frontends_map, &mut self.frontends)?;
-        // Last and first: ports of a known address are refused, and one that is about to be there must not be.
-        applied.written += write(&self.addresses_map, &mut self.addresses)?;
+        applied.written = self.write_new()?;
         applied.deleted += delete(&self.addresses_map, &mut self.addresses)?;
         applied.deleted += delete(&self.frontends_map, &mut self.frontends)?;
         applied.deleted += delete(&self.slots_map, &mut self.slots)?;
         applied.deleted += delete(&self.backends_map, &mut self.backends)?;
         applied.datagram_backends_gone = std::mem::take(&mut self.datagram_backends_gone);
         Ok(applied)
+    }
+
+    /// Writes what is new or changed, and deletes nothing: for parts of a whole that is still to be desired. Returns how
+    /// many elements.
+    pub fn write_new(&mut self) -> Result<usize, MapError> {
+        self.keep_last_ids()?;
+        let mut written = write(&self.backends_map, &mut self.backends)?;
+        written += write(&self.slots_map, &mut self.slots)?;
+        written += write(&self.frontends_map, &mut self.frontends)?;
+        // Last, and first to be deleted: ports of a known address are refused, and one that is about to be there must
+        // not be.
+        written += write(&self.addresses_map, &mut self.addresses)?;
+        Ok(written)
     }
 
     /// Whether the maps say what is desired, as far as this process knows.

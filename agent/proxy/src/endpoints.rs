@@ -8,29 +8,22 @@
 //! what the policy Local leads to, and hints do not matter there. Each takes endpoints that are ready, and only without
 //! any of these those that end but still serve.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_common::{
     Address, Port,
     desired::{Clients, Endpoint},
 };
-use k8s_openapi::api::{
-    core::v1::ServicePort,
-    discovery::v1::{self, EndpointConditions, EndpointPort, EndpointSlice},
-};
 
 use crate::{
     NodeView,
-    service::{is_wrong_target, number, protocol},
+    facts::{self, PortName, Slice},
 };
 
 /// Every endpoint of a port, used or not.
 pub(crate) type Known = BTreeMap<(Address, Port), State>;
 
-/// What a slice says of an endpoint; several slices may, while one replaces another.
+/// What slices say of an endpoint; several may, while one replaces another.
 #[derive(Default)]
 pub(crate) struct State {
     ready: bool,
@@ -57,49 +50,19 @@ pub(crate) struct Choice {
 }
 
 pub(crate) fn of_port<'a>(
-    port: &ServicePort,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
+    port: &PortName,
+    slices: impl Iterator<Item = &'a Slice>,
     node: &NodeView,
 ) -> Known {
     let mut known = Known::new();
     for slice in slices {
-        let numbers: Vec<Port> = slice
-            .ports
-            .iter()
-            .flatten()
-            .filter(|candidate| is_same_port(candidate, port))
-            .filter_map(|port| port.port.and_then(number))
-            .collect();
-        for endpoint in slice.endpoints.iter().flatten() {
-            let Some(ip) = address(endpoint) else { continue };
-            for number in &numbers {
-                known.entry((Address::from(ip), *number)).or_default().merge(endpoint, node);
+        for (_, number) in slice.ports.iter().filter(|(name, _)| name == port) {
+            for endpoint in &slice.endpoints {
+                known.entry((endpoint.address, *number)).or_default().merge(endpoint, node);
             }
         }
     }
     known
-}
-
-/// The addresses of the endpoints on this node that are ready, at whatever port.
-pub(crate) fn ready_here<'a>(
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-    node: &NodeView,
-) -> BTreeSet<IpAddr> {
-    let endpoints = slices
-        .filter(|slice| slice.ports.iter().flatten().any(|port| port.port.and_then(number).is_some()))
-        .flat_map(|slice| slice.endpoints.iter().flatten());
-    let here = endpoints.filter(|endpoint| is_here(endpoint, node) && is_ready(endpoint.conditions.as_ref()));
-    here.filter_map(address).collect()
-}
-
-/// The addresses of one endpoint are interchangeable, and consumers take the first.
-fn address(endpoint: &v1::Endpoint) -> Option<IpAddr> {
-    let ip = endpoint.addresses.first()?.parse().ok()?;
-    if is_wrong_target(ip) { None } else { Some(ip) }
-}
-
-fn is_here(endpoint: &v1::Endpoint, node: &NodeView) -> bool {
-    endpoint.node_name.as_deref() == Some(node.name.as_str())
 }
 
 /// For a cluster IP: one policy for all clients.
@@ -178,34 +141,14 @@ impl State {
         self.ready || self.serving_terminating
     }
 
-    fn merge(&mut self, endpoint: &v1::Endpoint, node: &NodeView) {
-        let conditions = endpoint.conditions.as_ref();
-        self.ready |= is_ready(conditions);
-        self.serving |= conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
-        self.serving_terminating |= is_serving_terminating(conditions);
-        self.local |= is_here(endpoint, node);
-        let Some(hints) = &endpoint.hints else { return };
-        let (zones, nodes) = (hints.for_zones.iter().flatten(), hints.for_nodes.iter().flatten());
-        self.hints.has_zones |= zones.clone().next().is_some();
-        self.hints.has_nodes |= nodes.clone().next().is_some();
-        self.hints.this_zone |= zones.clone().any(|zone| zone.name == node.zone);
-        self.hints.this_node |= nodes.clone().any(|hinted| hinted.name == node.name);
+    fn merge(&mut self, endpoint: &facts::Endpoint, node: &NodeView) {
+        self.ready |= endpoint.ready;
+        self.serving |= endpoint.serving;
+        self.serving_terminating |= endpoint.serving && endpoint.terminating;
+        self.local |= endpoint.here;
+        self.hints.has_zones |= !endpoint.zones.is_empty();
+        self.hints.has_nodes |= endpoint.has_nodes;
+        self.hints.this_zone |= endpoint.zones.iter().any(|zone| **zone == *node.zone);
+        self.hints.this_node |= endpoint.this_node;
     }
-}
-
-/// An unknown condition counts as ready (EndpointConditions, `ready`).
-fn is_ready(conditions: Option<&EndpointConditions>) -> bool {
-    conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
-}
-
-fn is_serving_terminating(conditions: Option<&EndpointConditions>) -> bool {
-    conditions.is_some_and(|conditions| {
-        conditions.serving.unwrap_or(true) && conditions.terminating.unwrap_or(false)
-    })
-}
-
-/// A port of a Service and one of a slice belong together by name and protocol; an unnamed one is named "".
-fn is_same_port(candidate: &EndpointPort, port: &ServicePort) -> bool {
-    candidate.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
-        && protocol(candidate.protocol.as_deref()) == protocol(port.protocol.as_deref())
 }

@@ -1,14 +1,9 @@
 //! What a load balancer asks each node of a Service with `externalTrafficPolicy: Local`: whether it has endpoints here
 //! (`healthCheckNodePort`), so that it sends to no node that would drop.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
-use k8s_openapi::api::{
-    core::v1::{Service, ServiceSpec},
-    discovery::v1::EndpointSlice,
-};
-
-use crate::{NodeView, endpoints, service};
+use crate::facts::{Service, Slice};
 
 /// One Service's port for such questions, and the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,24 +17,15 @@ pub struct HealthCheck {
 
 pub(crate) fn of_service<'a>(
     service: &Service,
-    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
-    node: &NodeView,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
 ) -> Option<HealthCheck> {
-    let spec = service.spec.as_ref()?;
-    let port = port(spec)?;
-    let families: BTreeSet<bool> = service::cluster_ips(spec).iter().map(IpAddr::is_ipv4).collect();
+    let port = service.health_port?;
     let count = |v4: bool| {
-        families.contains(&v4).then(|| {
-            let family = slices.clone().filter(|slice| service::is_family(slice, v4));
-            endpoints::ready_here(family, node).len()
+        service.cluster_ips.iter().any(|ip| ip.is_ipv4() == v4).then(|| {
+            let family = slices.clone().filter(|slice| slice.is_v4 == v4 && !slice.ports.is_empty());
+            let ready = family.flat_map(|slice| &slice.endpoints).filter(|of| of.here && of.ready);
+            ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
         })
     };
     Some(HealthCheck { port, v4: count(true), v6: count(false) })
-}
-
-fn port(spec: &ServiceSpec) -> Option<u16> {
-    let is_asked = spec.type_.as_deref() == Some("LoadBalancer")
-        && spec.external_traffic_policy.as_deref() == Some("Local");
-    let port = spec.health_check_node_port.filter(|_| is_asked)?;
-    u16::try_from(port).ok().filter(|port| *port != 0)
 }

@@ -1,8 +1,8 @@
 //! Services and EndpointSlices, as this node sees them, to what the datapath's maps shall say.
 //!
-//! [`desired()`] computes everything at once; [`Proxy`] keeps the objects and computes again only the Services that an
-//! event touched. Both go through one function for one Service, so they cannot disagree. Semantics are kube-proxy's:
-//! `service` has the addresses, `endpoints` who gets which endpoint.
+//! [`desired()`] computes everything at once; [`Proxy`] keeps what matters of the objects (`facts`) and computes again only
+//! the Services that an event touched. Both go through one function for one Service, so they cannot disagree. Semantics are
+//! kube-proxy's: `service` has the addresses, `endpoints` who gets which endpoint.
 //!
 //! Balanced are cluster IPs, node ports, externalIPs and addresses of load balancers, TCP and UDP, both families; ports
 //! of the node that lead to a pod (`hostPort`) stand among them.
@@ -10,6 +10,7 @@
 //! once, for any of them.
 
 mod endpoints;
+mod facts;
 mod health;
 mod service;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use ebpf_common::{
     FrontendKey,
     desired::{self, Services},
 };
+use facts::Zones;
 pub use health::HealthCheck;
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
@@ -70,115 +72,146 @@ pub fn desired<'a>(
     node: &NodeView,
 ) -> Services {
     let mut proxy = Proxy::new(node.clone());
-    services.into_iter().for_each(|service| proxy.insert_service(service.clone()));
-    slices.into_iter().for_each(|slice| proxy.insert_slice(slice.clone()));
+    services.into_iter().for_each(|service| proxy.insert_service(service));
+    slices.into_iter().for_each(|slice| proxy.insert_slice(slice));
     proxy.update();
     proxy.desired()
 }
 
-/// What a frontend shall be from now on: `None` where it shall not be.
+/// What frontends shall be from now on, some of them perhaps as before: `None` where one shall not be.
 pub type Changes = BTreeMap<FrontendKey, Option<desired::Service>>;
 
-/// The objects of the cluster and what follows from them, kept up to date by events in any order.
+/// What is known of the Services of the cluster, kept up to date by events in any order.
 #[derive(Debug)]
 pub struct Proxy {
     node: NodeView,
-    service_by_name: BTreeMap<ObjectName, Service>,
-    slices_by_service: BTreeMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
-    service_by_slice: BTreeMap<ObjectName, ObjectName>,
-    frontends_by_service: BTreeMap<Arc<ObjectName>, BTreeMap<FrontendKey, desired::Service>>,
+    known_by_service: BTreeMap<Arc<ObjectName>, Known>,
+    service_by_slice: BTreeMap<ObjectName, Arc<ObjectName>>,
     /// Who claims an address and port, by name. Two Services never should; then the first has it.
     claims_by_frontend: BTreeMap<FrontendKey, Vec<Arc<ObjectName>>>,
+    /// The API server's own frontends as they were, by which it is reached should it have no endpoint.
+    api_server: BTreeMap<FrontendKey, desired::Service>,
     /// Ports of the node that lead to its pods, where no Service has them.
     host_ports: Services,
-    /// What frontends were at the last update, of those that may have changed since.
-    before: Changes,
+    host_ports_due: BTreeSet<FrontendKey>,
     health_by_service: BTreeMap<ObjectName, HealthCheck>,
-    due: BTreeSet<ObjectName>,
+    zones: Zones,
+    due: BTreeSet<Arc<ObjectName>>,
+}
+
+/// Of one Service.
+#[derive(Debug, Default)]
+struct Known {
+    service: Option<Box<facts::Service>>,
+    /// By name.
+    slices: Vec<(Box<str>, facts::Slice)>,
+    /// What it claims, in order.
+    frontends: Box<[FrontendKey]>,
+}
+
+impl Known {
+    fn place(&self, slice: &str) -> Result<usize, usize> {
+        self.slices.binary_search_by(|(name, _)| (**name).cmp(slice))
+    }
+
+    fn slices(&self) -> impl Iterator<Item = &facts::Slice> + Clone {
+        self.slices.iter().map(|(_, slice)| slice)
+    }
 }
 
 impl Proxy {
     pub fn new(node: NodeView) -> Self {
         Self {
             node,
-            service_by_name: BTreeMap::new(),
-            slices_by_service: BTreeMap::new(),
+            known_by_service: BTreeMap::new(),
             service_by_slice: BTreeMap::new(),
-            frontends_by_service: BTreeMap::new(),
             claims_by_frontend: BTreeMap::new(),
+            api_server: BTreeMap::new(),
             host_ports: Services::new(),
-            before: Changes::new(),
+            host_ports_due: BTreeSet::new(),
             health_by_service: BTreeMap::new(),
+            zones: Zones::default(),
             due: BTreeSet::new(),
         }
     }
 
-    /// What is known of this node has changed.
-    pub fn set_node(&mut self, node: NodeView) {
-        if self.node != node {
-            self.node = node;
-            self.due.extend(self.service_by_name.keys().cloned());
+    /// The node is in another zone.
+    pub fn set_zone(&mut self, zone: String) {
+        if self.node.zone != zone {
+            self.node.zone = zone;
+            self.due.extend(self.known_by_service.keys().cloned());
         }
-    }
-
-    pub fn node(&self) -> &NodeView {
-        &self.node
     }
 
     /// A Service was added or changed.
-    pub fn insert_service(&mut self, service: Service) {
+    pub fn insert_service(&mut self, service: &Service) {
         let name = ObjectName::of(&service.metadata);
-        if !service::is_ours(&service) {
-            self.remove_service(&name);
-            return;
-        }
-        if self.service_by_name.get(&name) != Some(&service) {
-            self.service_by_name.insert(name.clone(), service);
-            self.due.insert(name);
+        match facts::Service::of(service) {
+            None => self.remove_service(&name),
+            Some(facts) => {
+                let name = self.shared(name);
+                let known = self.known_by_service.entry(Arc::clone(&name)).or_default();
+                if known.service.as_deref() != Some(&facts) {
+                    known.service = Some(Box::new(facts));
+                    self.due.insert(name);
+                }
+            }
         }
     }
 
     /// A Service is gone. One that was not there is no error.
     pub fn remove_service(&mut self, name: &ObjectName) {
-        if self.service_by_name.remove(name).is_some() {
-            self.due.insert(name.clone());
+        if let Some(known) = self.known_by_service.get_mut(name)
+            && known.service.take().is_some()
+        {
+            self.due.insert(self.shared(name.clone()));
         }
     }
 
     /// An EndpointSlice was added or changed.
-    pub fn insert_slice(&mut self, slice: EndpointSlice) {
+    pub fn insert_slice(&mut self, slice: &EndpointSlice) {
         let name = ObjectName::of(&slice.metadata);
-        let Some(service) = service::service_of_slice(&slice) else {
+        let Some((service, facts)) = facts::Slice::of(slice, &self.node.name, &mut self.zones) else {
             self.remove_slice(&name);
             return;
         };
-        if self.service_by_slice.get(&name) != Some(&service) {
+        if self.service_by_slice.get(&name).is_some_and(|before| **before != service) {
             self.remove_slice(&name);
         }
-        let slices = self.slices_by_service.entry(service.clone()).or_default();
-        if slices.get(&name) != Some(&slice) {
-            slices.insert(name.clone(), slice);
-            self.service_by_slice.insert(name, service.clone());
-            self.due.insert(service);
-        }
-    }
-
-    /// An EndpointSlice is gone. One that was not there is no error.
-    pub fn remove_slice(&mut self, name: &ObjectName) {
-        let Some(service) = self.service_by_slice.remove(name) else { return };
-        if let Some(slices) = self.slices_by_service.get_mut(&service) {
-            slices.remove(name);
-            if slices.is_empty() {
-                self.slices_by_service.remove(&service);
+        let service = self.shared(service);
+        let known = self.known_by_service.entry(Arc::clone(&service)).or_default();
+        match known.place(&name.name) {
+            Ok(place) if known.slices[place].1 == facts => return,
+            Ok(place) => known.slices[place].1 = facts,
+            Err(place) => {
+                known.slices.reserve_exact(1);
+                known.slices.insert(place, (name.name.as_str().into(), facts));
+                self.service_by_slice.insert(name, Arc::clone(&service));
             }
         }
         self.due.insert(service);
     }
 
+    /// An EndpointSlice is gone. One that was not there is no error.
+    pub fn remove_slice(&mut self, name: &ObjectName) {
+        let Some(service) = self.service_by_slice.remove(name) else { return };
+        if let Some(known) = self.known_by_service.get_mut(&service)
+            && let Ok(place) = known.place(&name.name)
+        {
+            known.slices.remove(place);
+        }
+        self.due.insert(service);
+    }
+
+    /// The name as it is kept already, so that each is there once.
+    fn shared(&self, name: ObjectName) -> Arc<ObjectName> {
+        self.known_by_service.get_key_value(&name).map_or_else(|| name.into(), |(known, _)| Arc::clone(known))
+    }
+
     /// After a fresh list: forgets the Services that were not in it.
     pub fn retain_services(&mut self, listed: impl Fn(&ObjectName) -> bool) {
-        let gone: Vec<ObjectName> =
-            self.service_by_name.keys().filter(|name| !listed(name)).cloned().collect();
+        let gone: Vec<Arc<ObjectName>> =
+            self.known_by_service.keys().filter(|name| !listed(name)).cloned().collect();
         gone.iter().for_each(|name| self.remove_service(name));
     }
 
@@ -193,71 +226,62 @@ impl Proxy {
     /// server's address.
     pub fn set_host_ports(&mut self, mut host_ports: Services) {
         host_ports.retain(|key, _| !self.node.api_servers.contains(key));
-        let differing = self.host_ports.iter().chain(&host_ports).map(|(key, _)| *key);
-        let differing: BTreeSet<FrontendKey> =
-            differing.filter(|key| self.host_ports.get(key) != host_ports.get(key)).collect();
-        for key in differing {
-            let before = self.owned(&key).cloned();
-            self.before.entry(key).or_insert(before);
-        }
+        let all = self.host_ports.iter().chain(&host_ports).map(|(key, _)| *key);
+        self.host_ports_due.extend(all.filter(|key| self.host_ports.get(key) != host_ports.get(key)));
         self.host_ports = host_ports;
     }
 
-    /// Computes what the events since the last call touched: the frontends that changed, appeared or went.
+    /// Computes what the events since the last call touched.
     pub fn update(&mut self) -> Changes {
-        let mut before = std::mem::take(&mut self.before);
-        for name in std::mem::take(&mut self.due) {
-            self.health_by_service.remove(&name);
-            if let Some(health) = self.health_of(&name) {
-                self.health_by_service.insert(name.clone(), health);
-            }
+        self.update_part(usize::MAX)
+    }
+
+    /// Whether an update would compute something.
+    pub fn is_due(&self) -> bool {
+        !self.due.is_empty() || !self.host_ports_due.is_empty()
+    }
+
+    /// An update of `services_max` Services at most; the others stay due.
+    pub fn update_part(&mut self, services_max: usize) -> Changes {
+        let mut touched = std::mem::take(&mut self.host_ports_due);
+        let claims = &self.claims_by_frontend;
+        touched.retain(|key| !claims.contains_key(key));
+        let mut computed: BTreeMap<Arc<ObjectName>, BTreeMap<FrontendKey, desired::Service>> =
+            BTreeMap::new();
+        while computed.len() < services_max
+            && let Some(name) = self.due.pop_first()
+        {
+            self.set_health(&name);
             let mut frontends = self.frontends_of(&name);
             if name.is_api_server() {
-                self.keep_last_endpoints(&name, &mut frontends);
-            } else {
-                frontends.retain(|key, _| !self.node.api_servers.contains(key));
+                self.keep_last_endpoints(&mut frontends);
             }
-            for key in self.differing(&name, &frontends) {
-                before.entry(key).or_insert_with(|| self.owned(&key).cloned());
-            }
-            self.replace(name, frontends);
+            self.set_claims(&name, &frontends, &mut touched);
+            computed.insert(name, frontends);
         }
-        let mut changes: Changes = before.keys().map(|key| (*key, self.owned(key).cloned())).collect();
-        changes.retain(|key, now| before[key] != *now);
+        let mut changes = Changes::new();
+        for key in touched {
+            let change = match self.owner(&key) {
+                None => self.host_ports.get(&key).cloned(),
+                Some(owner) => match computed.get_mut(owner).map(|frontends| frontends.remove(&key)) {
+                    Some(frontend) => frontend,
+                    // Another Service let go of what this one claims too.
+                    None => self.known_frontends(owner).remove(&key),
+                },
+            };
+            changes.insert(key, change);
+        }
         changes
     }
 
-    /// The frontends of a Service that are not what they were.
-    fn differing(
-        &self,
-        name: &ObjectName,
-        frontends: &BTreeMap<FrontendKey, desired::Service>,
-    ) -> Vec<FrontendKey> {
-        let before = self.frontends_by_service.get(name);
-        let was = |key: &FrontendKey| before.and_then(|before| before.get(key));
-        let new = frontends.iter().filter(|(key, frontend)| was(key) != Some(*frontend)).map(|(key, _)| *key);
-        let gone = before.into_iter().flat_map(BTreeMap::keys).filter(|key| !frontends.contains_key(*key));
-        new.chain(gone.copied()).collect()
-    }
-
-    fn replace(&mut self, name: ObjectName, frontends: BTreeMap<FrontendKey, desired::Service>) {
-        let known = self.frontends_by_service.remove_entry(&name);
-        let (name, before) = known.unwrap_or_else(|| (name.into(), BTreeMap::new()));
-        for key in before.keys().filter(|key| !frontends.contains_key(*key)) {
-            self.release(key, &name);
-        }
-        for key in frontends.keys().filter(|key| !before.contains_key(*key)) {
-            self.claim(*key, &name);
-        }
-        if !frontends.is_empty() {
-            self.frontends_by_service.insert(name, frontends);
-        }
-    }
-
-    /// All that the maps shall say, as of the last update.
+    /// All that the maps shall say, once nothing is due.
     pub fn desired(&self) -> Services {
-        let keys = self.claims_by_frontend.keys().chain(self.host_ports.keys());
-        keys.filter_map(|key| Some((*key, self.owned(key)?.clone()))).collect()
+        let mut desired = self.host_ports.clone();
+        for name in self.known_by_service.keys() {
+            let own = self.known_frontends(name).into_iter().filter(|(key, _)| self.owner(key) == Some(name));
+            desired.extend(own);
+        }
+        desired
     }
 
     /// The Services whose endpoints on this node somebody may ask for, as of the last update.
@@ -265,31 +289,63 @@ impl Proxy {
         &self.health_by_service
     }
 
-    fn health_of(&self, name: &ObjectName) -> Option<HealthCheck> {
-        let slices = self.slices_by_service.get(name);
-        let slices = slices.into_iter().flat_map(BTreeMap::values);
-        health::of_service(self.service_by_name.get(name)?, slices, &self.node)
+    fn set_health(&mut self, name: &ObjectName) {
+        let known = self.known_by_service.get(name);
+        let health = known.and_then(|known| health::of_service(known.service.as_deref()?, known.slices()));
+        match health {
+            Some(health) => self.health_by_service.insert(name.clone(), health),
+            None => self.health_by_service.remove(name),
+        };
+    }
+
+    /// The frontends of a Service that is not being computed. Where it is due it is computed again, so what is newer here
+    /// than the last update does no harm.
+    fn known_frontends(&self, name: &ObjectName) -> BTreeMap<FrontendKey, desired::Service> {
+        if name.is_api_server() { self.api_server.clone() } else { self.frontends_of(name) }
     }
 
     fn frontends_of(&self, name: &ObjectName) -> BTreeMap<FrontendKey, desired::Service> {
-        let Some(service) = self.service_by_name.get(name) else { return BTreeMap::new() };
-        let slices = self.slices_by_service.get(name);
-        service::frontends(name, service, slices.into_iter().flat_map(BTreeMap::values), &self.node)
+        let Some(known) = self.known_by_service.get(name) else { return BTreeMap::new() };
+        let Some(service) = &known.service else { return BTreeMap::new() };
+        let mut frontends = service::frontends(name, service, known.slices(), &self.node);
+        if !name.is_api_server() {
+            frontends.retain(|key, _| !self.node.api_servers.contains(key));
+        }
+        frontends
     }
 
     /// An API server that leads nowhere would be the last that its nodes hear, where they reach it by this Service.
-    fn keep_last_endpoints(
-        &self,
-        name: &ObjectName,
-        frontends: &mut BTreeMap<FrontendKey, desired::Service>,
-    ) {
-        let Some(before) = self.frontends_by_service.get(name) else { return };
-        for (key, frontend) in frontends {
-            if let Some(before) = before.get(key).filter(|_| frontend.endpoints.is_empty()) {
+    fn keep_last_endpoints(&mut self, frontends: &mut BTreeMap<FrontendKey, desired::Service>) {
+        for (key, frontend) in &mut *frontends {
+            if let Some(before) = self.api_server.get(key).filter(|_| frontend.endpoints.is_empty()) {
                 frontend.endpoints.clone_from(&before.endpoints);
                 frontend.has_endpoints = before.has_endpoints;
             }
         }
+        self.api_server.clone_from(frontends);
+    }
+
+    /// What a Service claims from now on; what it claimed or claims is touched.
+    fn set_claims(
+        &mut self,
+        name: &Arc<ObjectName>,
+        frontends: &BTreeMap<FrontendKey, desired::Service>,
+        touched: &mut BTreeSet<FrontendKey>,
+    ) {
+        let Some(known) = self.known_by_service.get_mut(name) else { return };
+        let now: Box<[FrontendKey]> = frontends.keys().copied().collect();
+        let before = std::mem::replace(&mut known.frontends, now);
+        if known.service.is_none() && known.slices.is_empty() {
+            self.known_by_service.remove(name);
+        }
+        for key in before.iter().filter(|key| !frontends.contains_key(*key)) {
+            self.release(key, name);
+        }
+        for key in frontends.keys().filter(|key| before.binary_search(key).is_err()) {
+            self.claim(*key, name);
+        }
+        touched.extend(before);
+        touched.extend(frontends.keys().copied());
     }
 
     fn claim(&mut self, key: FrontendKey, name: &Arc<ObjectName>) {
@@ -307,11 +363,8 @@ impl Proxy {
         }
     }
 
-    /// What the first claim makes of a frontend.
-    fn owned(&self, key: &FrontendKey) -> Option<&desired::Service> {
-        match self.claims_by_frontend.get(key).and_then(|claims| claims.first()) {
-            Some(owner) => self.frontends_by_service.get(owner)?.get(key),
-            None => self.host_ports.get(key),
-        }
+    /// Whose a frontend is.
+    fn owner(&self, key: &FrontendKey) -> Option<&Arc<ObjectName>> {
+        self.claims_by_frontend.get(key)?.first()
     }
 }

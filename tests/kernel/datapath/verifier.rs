@@ -188,6 +188,33 @@ fn a_change_among_thousands_writes_and_reads_only_what_it_changes() {
 }
 
 #[test]
+fn services_that_are_written_in_parts_lose_none_of_an_earlier_agent_before_the_last_part() {
+    let directory = BpfDir::new();
+    let mut datapath = open(&directory);
+    datapath.set_services(many_services(20)).expect("setting the services");
+    drop(datapath);
+    let maps_dir = directory.path.join("maps");
+    let before = ServiceMaps::dump(&maps_dir).expect("the maps");
+
+    let mut datapath = open(&directory);
+    let parts: Vec<(FrontendKey, Option<Service>)> =
+        many_services(30).into_iter().map(|(key, service)| (key, Some(service))).collect();
+    let part = |range: std::ops::Range<usize>| parts[range].iter().map(|(key, change)| (key, change));
+    datapath.change_services(part(0..10));
+    assert_eq!(datapath.write_services().expect("writing what was there"), 0);
+    assert_eq!(ServiceMaps::dump(&maps_dir).expect("the maps"), before);
+    datapath.change_services(part(25..30));
+    assert_eq!(datapath.write_services().expect("writing what is new"), 50);
+    assert_eq!(ServiceMaps::dump(&maps_dir).expect("the maps").len(), 25);
+    datapath.change_services(part(10..15));
+    let applied = datapath.apply_services().expect("writing the last part");
+    assert_eq!((applied.written, applied.deleted), (0, 50));
+    let after = ServiceMaps::dump(&maps_dir).expect("the maps");
+    assert_eq!(after.len(), 20);
+    assert_eq!(after[..15], before[..15], "ids have lasted");
+}
+
+#[test]
 fn a_full_map_is_named_and_what_was_there_keeps_working() {
     let directory = BpfDir::new();
     let mut datapath = open(&directory);

@@ -13,8 +13,8 @@ fn asked() -> Service {
 
 fn proxy(service: Service, slices: Vec<EndpointSlice>) -> Proxy {
     let mut proxy = Proxy::new(node());
-    proxy.insert_service(service);
-    slices.into_iter().for_each(|slice| proxy.insert_slice(slice));
+    proxy.insert_service(&service);
+    slices.into_iter().for_each(|slice| proxy.insert_slice(&slice));
     proxy.update();
     proxy
 }
@@ -66,7 +66,7 @@ fn a_service_that_goes_is_no_longer_asked_for() {
     let mut proxy = proxy(asked(), vec![slice("web-a", "web", tcp(8080), list)]);
     let here = |proxy: &Proxy| proxy.health_checks().values().next().and_then(|health| health.v4);
     assert_eq!(here(&proxy), Some(1));
-    proxy.insert_slice(slice("web-a", "web", tcp(8080), json!([ready("10.244.1.2", "node2")])));
+    proxy.insert_slice(&slice("web-a", "web", tcp(8080), json!([ready("10.244.1.2", "node2")])));
     proxy.update();
     assert_eq!(here(&proxy), Some(0));
     proxy.remove_service(&ObjectName::of(&asked().metadata));

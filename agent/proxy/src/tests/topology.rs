@@ -93,11 +93,11 @@ fn hints_do_not_matter_where_the_policy_is_local() {
 #[test]
 fn a_node_that_moves_to_another_zone_gets_the_endpoints_of_that() {
     let mut proxy = Proxy::new(NodeView { zone: String::new(), ..node() });
-    proxy.insert_service(web());
-    proxy.insert_slice(slice("web-a", "web", tcp(8080), two_zones()));
+    proxy.insert_service(&web());
+    proxy.insert_slice(&slice("web-a", "web", tcp(8080), two_zones()));
     proxy.update();
     assert_eq!(of_web(&proxy.desired()).len(), 3);
-    proxy.set_node(NodeView { zone: "zone-b".into(), ..node() });
+    proxy.set_zone("zone-b".into());
     assert_eq!(proxy.update().len(), 1);
     assert_eq!(of_web(&proxy.desired()), ["10.244.1.2:8080", "10.244.2.2:8080"]);
 }

@@ -278,8 +278,8 @@ impl Node {
         let (services, slices): (Vec<_>, Vec<_>) = objects.into_iter().unzip();
         let mut proxy = Proxy::new(NodeView { name: self.name.to_owned(), ..NodeView::default() });
         let began = Instant::now();
-        services.into_iter().for_each(|service| proxy.insert_service(service));
-        slices.into_iter().for_each(|slice| proxy.insert_slice(slice));
+        services.into_iter().for_each(|service| proxy.insert_service(&service));
+        slices.into_iter().for_each(|slice| proxy.insert_slice(&slice));
         let changes = proxy.update();
         let computed = began.elapsed();
         let mut datapath = Datapath::open(&Config::new(directory)).context("opening the datapath")?;

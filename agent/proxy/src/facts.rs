@@ -1,0 +1,264 @@
+//! What balancing depends on of a Service and of an EndpointSlice, and nothing more: 50,000 of each are kept.
+//!
+//! An object that says the same here as before changes nothing, however much else of it changed.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
+
+use ebpf_common::{Address, Port, Protocol};
+use k8s_openapi::api::{
+    core::v1::{self, ServicePort, ServiceSpec},
+    discovery::v1::{self as discovery, EndpointConditions, EndpointPort},
+};
+
+use crate::ObjectName;
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Somebody else proxies what carries this label.
+const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+/// `sessionAffinityConfig.clientIP.timeoutSeconds`, as the API defaults it.
+const AFFINITY_SECONDS: i32 = 10_800;
+
+/// By which a port of a Service and one of a slice belong together; an unnamed one is named "".
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PortName {
+    pub(crate) name: Box<str>,
+    pub(crate) protocol: Protocol,
+}
+
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct ServicePortFacts {
+    pub(crate) port: PortName,
+    pub(crate) number: Port,
+    pub(crate) node_port: Option<Port>,
+}
+
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Service {
+    pub(crate) cluster_ips: Box<[IpAddr]>,
+    /// The addresses by which clients outside the cluster know the Service: externalIPs, and those of its load balancer
+    /// that are its own and not a proxy's (KEP-1860).
+    pub(crate) external_ips: Box<[IpAddr]>,
+    pub(crate) ports: Box<[ServicePortFacts]>,
+    /// 0 means none.
+    pub(crate) affinity_seconds: u32,
+    /// Where load balancers ask for endpoints on this node.
+    pub(crate) health_port: Option<u16>,
+    pub(crate) internal_local: bool,
+    pub(crate) external_local: bool,
+}
+
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Slice {
+    pub(crate) is_v4: bool,
+    pub(crate) ports: Box<[(PortName, Port)]>,
+    pub(crate) endpoints: Box<[Endpoint]>,
+}
+
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: Address,
+    /// An unknown condition counts as ready (EndpointConditions, `ready`).
+    pub(crate) ready: bool,
+    pub(crate) serving: bool,
+    pub(crate) terminating: bool,
+    pub(crate) here: bool,
+    /// It is hinted to nodes, and to this one.
+    pub(crate) has_nodes: bool,
+    pub(crate) this_node: bool,
+    /// It is hinted to these zones.
+    pub(crate) zones: Box<[Arc<str>]>,
+}
+
+/// The names of zones, each once.
+#[derive(Debug, Default)]
+pub(crate) struct Zones {
+    names: BTreeSet<Arc<str>>,
+    /// So many were in use when they were last looked through.
+    used: usize,
+}
+
+impl Zones {
+    fn named(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return Arc::clone(known);
+        }
+        // Whoever writes slices may think of ever new ones.
+        if self.names.len() >= 2 * self.used.max(32) {
+            self.names.retain(|name| Arc::strong_count(name) > 1);
+            self.used = self.names.len();
+        }
+        let new: Arc<str> = name.into();
+        self.names.insert(Arc::clone(&new));
+        new
+    }
+}
+
+impl Service {
+    /// `None` for one that has no addresses which this node balances.
+    pub(crate) fn of(service: &v1::Service) -> Option<Self> {
+        let labels = service.metadata.labels.as_ref();
+        let is_foreign = labels.is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME));
+        let spec = service.spec.as_ref()?;
+        let cluster_ips = cluster_ips(spec);
+        if is_foreign || spec.type_.as_deref() == Some("ExternalName") || cluster_ips.is_empty() {
+            return None;
+        }
+        Some(Self {
+            cluster_ips: cluster_ips.into(),
+            external_ips: external_ips(service, spec).into_iter().collect(),
+            ports: spec.ports.iter().flatten().filter_map(service_port).collect(),
+            affinity_seconds: affinity_seconds(spec),
+            health_port: health_port(spec),
+            internal_local: is_local(spec.internal_traffic_policy.as_deref()),
+            external_local: is_local(spec.external_traffic_policy.as_deref()),
+        })
+    }
+}
+
+impl Slice {
+    /// The Service that a slice belongs to with what it says, unless it is one that nobody balances.
+    pub(crate) fn of(
+        slice: &discovery::EndpointSlice,
+        node_name: &str,
+        zones: &mut Zones,
+    ) -> Option<(ObjectName, Self)> {
+        let labels = slice.metadata.labels.as_ref()?;
+        if labels.contains_key(SERVICE_PROXY_NAME) || labels.contains_key(HEADLESS) {
+            return None;
+        }
+        let is_v4 = match slice.address_type.as_str() {
+            "IPv4" => true,
+            "IPv6" => false,
+            _ => return None,
+        };
+        let name = labels.get(SERVICE_NAME).filter(|name| !name.is_empty())?.clone();
+        let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+        let endpoints = slice.endpoints.iter().flatten();
+        let facts = Self {
+            is_v4,
+            ports: slice.ports.iter().flatten().filter_map(slice_port).collect(),
+            endpoints: endpoints.filter_map(|endpoint| Endpoint::of(endpoint, node_name, zones)).collect(),
+        };
+        Some((ObjectName { namespace, name }, facts))
+    }
+}
+
+impl Endpoint {
+    fn of(endpoint: &discovery::Endpoint, node_name: &str, zones: &mut Zones) -> Option<Self> {
+        // The addresses of one endpoint are interchangeable, and consumers take the first.
+        let ip = endpoint.addresses.first()?.parse().ok().filter(|ip| !is_wrong_target(*ip))?;
+        let said = |condition: fn(&EndpointConditions) -> Option<bool>| {
+            endpoint.conditions.as_ref().and_then(condition)
+        };
+        let hints = endpoint.hints.as_ref();
+        let for_zones = hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
+        let mut for_nodes = hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten());
+        Some(Self {
+            address: Address::from(ip),
+            ready: said(|conditions| conditions.ready).unwrap_or(true),
+            serving: said(|conditions| conditions.serving).unwrap_or(true),
+            terminating: said(|conditions| conditions.terminating).unwrap_or(false),
+            here: endpoint.node_name.as_deref() == Some(node_name),
+            has_nodes: for_nodes.clone().next().is_some(),
+            this_node: for_nodes.any(|hinted| hinted.name == node_name),
+            zones: for_zones.map(|zone| zones.named(&zone.name)).collect(),
+        })
+    }
+}
+
+fn service_port(port: &ServicePort) -> Option<ServicePortFacts> {
+    Some(ServicePortFacts {
+        port: port_name(port.name.as_deref(), port.protocol.as_deref())?,
+        number: number(port.port)?,
+        node_port: port.node_port.and_then(number),
+    })
+}
+
+fn slice_port(port: &EndpointPort) -> Option<(PortName, Port)> {
+    Some((port_name(port.name.as_deref(), port.protocol.as_deref())?, port.port.and_then(number)?))
+}
+
+/// TCP where no protocol is named; `None` for what is not balanced.
+fn port_name(name: Option<&str>, protocol: Option<&str>) -> Option<PortName> {
+    let protocol = match protocol.unwrap_or("TCP") {
+        "TCP" => Protocol::TCP,
+        "UDP" => Protocol::UDP,
+        _ => return None,
+    };
+    Some(PortName { name: name.unwrap_or_default().into(), protocol })
+}
+
+fn number(port: i32) -> Option<Port> {
+    u16::try_from(port).ok().filter(|port| *port != 0).map(Port::new)
+}
+
+fn is_local(policy: Option<&str>) -> bool {
+    policy == Some("Local")
+}
+
+fn external_ips(service: &v1::Service, spec: &ServiceSpec) -> BTreeSet<IpAddr> {
+    let is_balanced = spec.type_.as_deref() == Some("LoadBalancer");
+    let status = service.status.as_ref().filter(|_| is_balanced);
+    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+    let of_status = ingress
+        .into_iter()
+        .flatten()
+        .filter(|ingress| ingress.ip_mode.as_deref().unwrap_or("VIP") == "VIP")
+        .filter_map(|ingress| ingress.ip.as_ref());
+    let all = spec.external_ips.iter().flatten().chain(of_status);
+    all.filter_map(|text| text.parse().ok()).filter(|ip| !is_wrong_target(*ip)).collect()
+}
+
+/// Addresses that the API forbids as endpoints, since each node would take them for its own.
+fn is_wrong_target(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
+}
+
+/// The addresses of the Service; none for a headless one or one without addresses yet.
+fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let listed = spec.cluster_ips.as_deref().unwrap_or_default();
+    let single = spec.cluster_ip.iter().filter(|_| listed.is_empty());
+    let mut ips: Vec<IpAddr> = listed.iter().chain(single).filter_map(|text| text.parse().ok()).collect();
+    ips.retain(|ip| *ip != IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !ip.is_unspecified());
+    ips
+}
+
+fn affinity_seconds(spec: &ServiceSpec) -> u32 {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return 0;
+    }
+    let configured = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|config| config.client_ip.as_ref())
+        .and_then(|client_ip| client_ip.timeout_seconds);
+    u32::try_from(configured.unwrap_or(AFFINITY_SECONDS)).unwrap_or_default()
+}
+
+fn health_port(spec: &ServiceSpec) -> Option<u16> {
+    let is_asked = spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local");
+    let port = spec.health_check_node_port.filter(|_| is_asked)?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zones_that_nobody_names_any_more_are_forgotten() {
+        let mut zones = Zones::default();
+        let kept = zones.named("zone-a");
+        for index in 0..10_000 {
+            zones.named(&format!("zone-{index}"));
+        }
+        assert!(zones.names.len() <= 64, "{}", zones.names.len());
+        assert!(Arc::ptr_eq(&kept, &zones.named("zone-a")));
+    }
+}
