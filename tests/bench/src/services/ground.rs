@@ -61,7 +61,7 @@ impl Ground {
     /// A new cgroup below this process's own in the v2 tree.
     pub(crate) fn cgroup(&self, name: &str) -> Result<PathBuf> {
         let path = self.cgroup.path.join(name);
-        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        make_cgroup(&path)?;
         Ok(path)
     }
 
@@ -116,6 +116,16 @@ impl Drop for Cgroup {
     }
 }
 
+/// Makes a cgroup where there is none yet; never its parent, which may just have been removed for good.
+pub(crate) fn make_cgroup(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| format!("making {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Ends what is in a cgroup and below, and removes it.
 fn remove(path: &Path) -> io::Result<()> {
     // Linux 5.14 and newer; before that, only what ends by itself leaves it.
@@ -123,7 +133,10 @@ fn remove(path: &Path) -> io::Result<()> {
     let deadline = Instant::now() + REMOVAL_TIME_MAX;
     loop {
         match remove_tree(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY))
+                    && Instant::now() < deadline =>
+            {
                 std::thread::sleep(PAUSE);
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -7,7 +7,6 @@
 //! ```
 
 use std::{
-    fs,
     io::BufReader,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -26,7 +25,7 @@ use nix::mount::{MntFlags, umount2};
 use proxy::{NodeView, Proxy};
 
 use super::{
-    ground::{Ground, NetNs},
+    ground::{Ground, NetNs, make_cgroup},
     load::{Mode, Outcome},
     objects::{self, ENDPOINTS, NODES, POD_PORT, Place, pod_address},
 };
@@ -159,7 +158,7 @@ impl Lab {
         let cgroup = &self.nodes[0].cgroup;
         // Beside the cgroup that is served, and as deep.
         let beside = cgroup.with_extension("unserved");
-        fs::create_dir_all(&beside).with_context(|| format!("making {}", beside.display()))?;
+        make_cgroup(&beside)?;
         self.client.place(&mut command, if in_cgroup { cgroup } else { &beside })?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         Process::spawn(command)
