@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::network::Network;
 use crate::watch::{self, Change, Listing};
@@ -48,7 +48,7 @@ pub async fn run(
     changed: Arc<Notify>,
 ) {
     let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
-    let (sender, mut events) = mpsc::unbounded_channel();
+    let (sender, mut events) = watch::channel();
     watch::spawn(api.clone(), watcher::Config::default().labels(LABEL), sender, |event| event);
     let mut blocks = Blocks {
         api,

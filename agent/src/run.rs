@@ -42,7 +42,7 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// Events taken before what they change is applied.
 const BURST: usize = 4096;
 
-#[expect(clippy::large_enum_variant, reason = "each is taken out of its channel at once")]
+#[expect(clippy::large_enum_variant, reason = "few wait in their channel")]
 enum Event {
     Node(watcher::Event<Node>),
     Service(watcher::Event<Service>),
@@ -279,7 +279,7 @@ impl Agent {
         mut bgp_events: mpsc::UnboundedReceiver<bgp_io::Event>,
         cancel: CancellationToken,
     ) -> anyhow::Result<()> {
-        let (sender, mut events) = mpsc::unbounded_channel();
+        let (sender, mut events) = watch::channel();
         self.watch(&sender);
         let monitor = RouteMonitor::open().context("watching the node's routes")?;
         let host_ports_changed = self.network.host_ports_changed();
@@ -327,7 +327,7 @@ impl Agent {
         }
     }
 
-    fn watch(&self, sender: &mpsc::UnboundedSender<Event>) {
+    fn watch(&self, sender: &mpsc::Sender<Event>) {
         let client = || self.client.clone();
         let all = || watcher::Config::default().any_semantic();
         watch::spawn(Api::all(client()), all(), sender.clone(), Event::Node);
@@ -505,7 +505,7 @@ fn node_addresses(node: &Node) -> (String, Vec<IpAddr>) {
 fn follow_services(client: &Client, config: &Config) -> Arc<Links> {
     let mut services = Services::new(NodeView::default(), &config.cluster_domain, Arc::default());
     let links = services.links();
-    let (sender, mut events) = mpsc::unbounded_channel();
+    let (sender, mut events) = watch::channel();
     watch::spawn(Api::all(client.clone()), watcher::Config::default().any_semantic(), sender, |event| event);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {

@@ -3,7 +3,7 @@
 //! An event costs what it changes: `proxy` computes the Services that it touched, and the maps get the elements that
 //! differ. A list is taken object by object; what it leaves out is forgotten when it ends.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch as signal};
 
 use crate::health::Health;
 use crate::network::Network;
-use crate::watch;
+use crate::watch::{self, Named, Step, Steps};
 
 /// Services that are computed and written at a time.
 const PART: usize = 4096;
@@ -30,8 +30,8 @@ const PART: usize = 4096;
 pub struct Services {
     proxy: Proxy,
     zone: Arc<RwLock<Zone>>,
-    services: Listing,
-    slices: Listing,
+    services: Steps,
+    slices: Steps,
     links: Arc<Links>,
     /// The maps have been given everything once; before that an old agent's content stays.
     applied: bool,
@@ -43,32 +43,6 @@ pub struct Services {
     checks: signal::Sender<Arc<BTreeMap<ObjectName, HealthCheck>>>,
 }
 
-/// How far the list of a kind is.
-#[derive(Default)]
-struct Listing {
-    /// What a list that has begun has named so far.
-    named: Option<HashSet<ObjectName>>,
-    /// A list has been complete.
-    complete: bool,
-}
-
-impl Listing {
-    fn begin(&mut self) {
-        self.named = Some(HashSet::new());
-    }
-
-    fn name(&mut self, name: ObjectName) {
-        if let Some(named) = &mut self.named {
-            named.insert(name);
-        }
-    }
-
-    fn end(&mut self) -> HashSet<ObjectName> {
-        self.complete = true;
-        self.named.take().unwrap_or_default()
-    }
-}
-
 impl Services {
     pub fn new(node: NodeView, cluster_domain: &str, health: Arc<Health>) -> Services {
         let zone = Arc::new(RwLock::new(Zone::new(cluster_domain)));
@@ -76,8 +50,8 @@ impl Services {
             proxy: Proxy::new(node),
             links: Arc::new(Links { zone: zone.clone(), complete: AtomicBool::new(false) }),
             zone,
-            services: Listing::default(),
-            slices: Listing::default(),
+            services: Steps::default(),
+            slices: Steps::default(),
             applied: false,
             dirty: false,
             datagram_backends_gone: Arc::new(Notify::new()),
@@ -117,56 +91,42 @@ impl Services {
     }
 
     pub fn service(&mut self, event: watcher::Event<Service>) {
-        match event {
-            watcher::Event::Init => self.services.begin(),
-            watcher::Event::InitApply(service) => {
-                self.services.name(ObjectName::of(&service.metadata));
-                self.apply_service(&service);
+        match self.services.step(event) {
+            None => {}
+            Some(Step::Apply(service)) => {
+                write(&self.zone).set_service(&service);
+                self.proxy.insert_service(&service);
             }
-            watcher::Event::InitDone => {
-                let named = self.services.end();
-                write(&self.zone).retain_services(|namespace, name| is_named(&named, namespace, name));
-                self.proxy.retain_services(|name| named.contains(name));
-                self.links.complete.store(true, Ordering::Release);
-            }
-            watcher::Event::Apply(service) => self.apply_service(&service),
-            watcher::Event::Delete(service) => {
+            Some(Step::Delete(service)) => {
                 let name = ObjectName::of(&service.metadata);
                 write(&self.zone).remove_service(&name.namespace, &name.name);
                 self.proxy.remove_service(&name);
             }
+            Some(Step::Listed(named)) => {
+                write(&self.zone).retain_services(|namespace, name| is_named(&named, namespace, name));
+                self.proxy.retain_services(|name| named.contains(name));
+                self.links.complete.store(true, Ordering::Release);
+            }
         }
     }
 
-    fn apply_service(&mut self, service: &Service) {
-        write(&self.zone).set_service(service);
-        self.proxy.insert_service(service);
-    }
-
     pub fn slice(&mut self, event: watcher::Event<EndpointSlice>) {
-        match event {
-            watcher::Event::Init => self.slices.begin(),
-            watcher::Event::InitApply(slice) => {
-                self.slices.name(ObjectName::of(&slice.metadata));
-                self.apply_slice(&slice);
+        match self.slices.step(event) {
+            None => {}
+            Some(Step::Apply(slice)) => {
+                write(&self.zone).set_slice(&slice);
+                self.proxy.insert_slice(&slice);
             }
-            watcher::Event::InitDone => {
-                let named = self.slices.end();
-                write(&self.zone).retain_slices(|namespace, name| is_named(&named, namespace, name));
-                self.proxy.retain_slices(|name| named.contains(name));
-            }
-            watcher::Event::Apply(slice) => self.apply_slice(&slice),
-            watcher::Event::Delete(slice) => {
+            Some(Step::Delete(slice)) => {
                 let name = ObjectName::of(&slice.metadata);
                 write(&self.zone).remove_slice(&name.namespace, &name.name);
                 self.proxy.remove_slice(&name);
             }
+            Some(Step::Listed(named)) => {
+                write(&self.zone).retain_slices(|namespace, name| is_named(&named, namespace, name));
+                self.proxy.retain_slices(|name| named.contains(name));
+            }
         }
-    }
-
-    fn apply_slice(&mut self, slice: &EndpointSlice) {
-        write(&self.zone).set_slice(slice);
-        self.proxy.insert_slice(slice);
     }
 
     /// The ports of the node that lead to its pods, all of them.
@@ -176,7 +136,7 @@ impl Services {
 
     /// Makes the maps equal what Services and slices say, once both are complete.
     pub fn apply(&mut self, network: &Network) {
-        if !self.services.complete || !self.slices.complete {
+        if !self.services.complete() || !self.slices.complete() {
             return;
         }
         let Some(mut datapath) = network.datapath() else { return };
@@ -244,7 +204,7 @@ impl ServiceLinks for Links {
     }
 }
 
-fn is_named(named: &HashSet<ObjectName>, namespace: &str, name: &str) -> bool {
+fn is_named(named: &Named, namespace: &str, name: &str) -> bool {
     named.contains(&ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
 }
 

@@ -1,23 +1,32 @@
 //! Watches of the API server that never give up, and lists that are complete.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::watcher;
 use kube::{Api, Resource};
+use proxy::ObjectName;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Events that wait to be taken. A server sends a list faster than it is taken: more of it waits there, not here.
+const QUEUE: usize = 512;
+
+/// What watches hand their events on through.
+pub fn channel<E>() -> (mpsc::Sender<E>, mpsc::Receiver<E>) {
+    mpsc::channel(QUEUE)
+}
 
 /// Follows a resource for ever and hands its events on. The objects that there are come one by one (KEP-3157), so that
 /// 50,000 of them are never in memory at once; from a server that cannot do that, in one list.
 pub fn spawn<K, E>(
     api: Api<K>,
     config: watcher::Config,
-    sender: mpsc::UnboundedSender<E>,
+    sender: mpsc::Sender<E>,
     wrap: fn(watcher::Event<K>) -> E,
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -40,7 +49,7 @@ pub fn spawn<K, E>(
                             tracing::info!(kind, "watching again");
                         }
                     }
-                    if sender.send(wrap(event)).is_err() {
+                    if sender.send(wrap(event)).await.is_err() {
                         return;
                     }
                 }
@@ -116,5 +125,133 @@ impl<K> Listing<K> {
             watcher::Event::Delete(object) => return Some(Change::Delete(object)),
         }
         None
+    }
+}
+
+/// What a watch event means for a store that takes a list object by object.
+#[derive(Debug)]
+pub enum Step<K> {
+    Apply(K),
+    Delete(K),
+    /// A list is complete: what it did not name is gone.
+    Listed(Named),
+}
+
+/// The names in a list.
+#[derive(Debug)]
+pub struct Named(Option<HashSet<ObjectName>>);
+
+impl Named {
+    pub fn contains(&self, name: &ObjectName) -> bool {
+        self.0.as_ref().is_none_or(|names| names.contains(name))
+    }
+}
+
+/// How far the list of a kind is.
+#[derive(Debug, Default)]
+pub struct Steps {
+    lists: Lists,
+    /// What the list that is under way has named so far. None for the first, before which nothing was known.
+    named: Option<HashSet<ObjectName>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+enum Lists {
+    #[default]
+    None,
+    Begun,
+    Complete,
+}
+
+impl Steps {
+    pub fn step<K: Resource>(&mut self, event: watcher::Event<K>) -> Option<Step<K>> {
+        match event {
+            watcher::Event::Init => {
+                self.named = (self.lists != Lists::None).then(HashSet::new);
+                self.lists = self.lists.max(Lists::Begun);
+                None
+            }
+            watcher::Event::InitApply(object) => {
+                if let Some(named) = &mut self.named {
+                    named.insert(ObjectName::of(object.meta()));
+                }
+                Some(Step::Apply(object))
+            }
+            watcher::Event::InitDone => {
+                self.lists = Lists::Complete;
+                Some(Step::Listed(Named(self.named.take())))
+            }
+            watcher::Event::Apply(object) => Some(Step::Apply(object)),
+            watcher::Event::Delete(object) => Some(Step::Delete(object)),
+        }
+    }
+
+    /// Whether a list has ever been complete.
+    pub fn complete(&self) -> bool {
+        self.lists == Lists::Complete
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Service;
+    use kube::api::ObjectMeta;
+
+    use super::*;
+
+    fn service(name: &str) -> Service {
+        Service {
+            metadata: ObjectMeta {
+                namespace: Some("default".to_owned()),
+                name: Some(name.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..Service::default()
+        }
+    }
+
+    fn named(name: &str) -> ObjectName {
+        ObjectName { namespace: "default".to_owned(), name: name.to_owned() }
+    }
+
+    #[test]
+    fn a_list_names_what_is_left_of_an_earlier_one_that_was_broken_off() {
+        let mut steps = Steps::default();
+        assert!(steps.step::<Service>(watcher::Event::Init).is_none());
+        assert!(matches!(steps.step(watcher::Event::InitApply(service("a"))), Some(Step::Apply(_))));
+        assert!(steps.step::<Service>(watcher::Event::Init).is_none());
+        assert!(!steps.complete());
+        assert!(matches!(steps.step(watcher::Event::InitApply(service("b"))), Some(Step::Apply(_))));
+        let Some(Step::Listed(list)) = steps.step::<Service>(watcher::Event::InitDone) else {
+            panic!("the list is complete")
+        };
+        assert!(steps.complete());
+        assert!(list.contains(&named("b")) && !list.contains(&named("a")));
+    }
+
+    #[test]
+    fn the_first_list_leaves_nothing_out() {
+        let mut steps = Steps::default();
+        steps.step::<Service>(watcher::Event::Init);
+        steps.step(watcher::Event::InitApply(service("a")));
+        let Some(Step::Listed(list)) = steps.step::<Service>(watcher::Event::InitDone) else {
+            panic!("the list is complete")
+        };
+        assert!(list.contains(&named("a")));
+        // A later one may.
+        assert!(steps.step::<Service>(watcher::Event::Init).is_none());
+        let Some(Step::Listed(list)) = steps.step::<Service>(watcher::Event::InitDone) else {
+            panic!("the list is complete")
+        };
+        assert!(!list.contains(&named("a")) && steps.complete());
+    }
+
+    #[test]
+    fn what_is_not_taken_waits_at_the_server() {
+        let (sender, mut events) = channel();
+        let sent = (0..).take_while(|event| sender.try_send(*event).is_ok()).count();
+        assert_eq!(sent, QUEUE);
+        assert_eq!(events.try_recv(), Ok(0));
+        assert!(sender.try_send(sent).is_ok());
     }
 }
