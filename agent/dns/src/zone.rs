@@ -12,6 +12,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SRV, TXT};
@@ -57,16 +58,17 @@ pub struct Port {
 #[derive(Debug)]
 struct Endpoint {
     address: IpAddr,
-    /// `None` for the dashed address.
-    host: Option<Box<str>>,
     ready: bool,
+    /// Which of its slice's hosts it is, counted from 1; `None` for the dashed address.
+    host: Option<NonZeroU16>,
 }
 
 #[derive(Debug)]
 struct Slice {
-    name: Box<str>,
+    name: Arc<str>,
     ports: Box<[Port]>,
     endpoints: Box<[Endpoint]>,
+    hosts: Box<[Box<str>]>,
 }
 
 /// Each field is as small as it can be: there may be 50,000 of these.
@@ -86,12 +88,12 @@ struct Entry {
 /// The cluster's zone.
 pub struct Zone {
     domain: Vec<String>,
-    entries: BTreeMap<Arc<Key>, Entry>,
+    entries: BTreeMap<Arc<Key>, Box<Entry>>,
     /// How many Services a namespace has, for names that exist only as a parent of others.
     namespaces: HashMap<Box<str>, usize>,
-    reverse: BTreeMap<IpAddr, Vec<Arc<Key>>>,
-    /// By namespace and name of a slice, which are those of its Service but for the name.
-    service_by_slice: BTreeMap<Key, Arc<Key>>,
+    reverse: HashMap<IpAddr, Vec<Arc<Key>>>,
+    /// By a slice's namespace, which is its Service's too, and its name.
+    service_by_slice: HashMap<Box<str>, HashMap<Arc<str>, Arc<Key>>>,
 }
 
 fn labels(name: &str) -> Vec<String> {
@@ -114,8 +116,8 @@ impl Zone {
             domain: labels(domain),
             entries: BTreeMap::new(),
             namespaces: HashMap::new(),
-            reverse: BTreeMap::new(),
-            service_by_slice: BTreeMap::new(),
+            reverse: HashMap::new(),
+            service_by_slice: HashMap::new(),
         }
     }
 
@@ -158,35 +160,41 @@ impl Zone {
 
     pub fn remove_service(&mut self, namespace: &str, name: &str) {
         let (key, entry) = self.take((namespace.into(), name.into()));
-        self.put(key, Entry { slices: entry.slices, ..Entry::default() });
+        self.put(key, Box::new(Entry { slices: entry.slices, ..Entry::default() }));
     }
 
     /// After a fresh list: forgets the Services that were not in it, by namespace and name.
     pub fn retain_services(&mut self, listed: impl Fn(&str, &str) -> bool) {
-        let is_gone = |(key, entry): &(&Arc<Key>, &Entry)| entry.exists && !listed(&key.0, &key.1);
-        let gone: Vec<Arc<Key>> =
-            self.entries.iter().filter(is_gone).map(|(key, _)| Arc::clone(key)).collect();
+        let is_gone = |key: &Key, entry: &Entry| entry.exists && !listed(&key.0, &key.1);
+        let gone = self.entries.iter().filter(|(key, entry)| is_gone(key, entry));
+        let gone: Vec<Arc<Key>> = gone.map(|(key, _)| Arc::clone(key)).collect();
         gone.iter().for_each(|key| self.remove_service(&key.0, &key.1));
     }
 
     /// Takes an EndpointSlice as it is now.
     pub fn set_slice(&mut self, slice: &EndpointSlice) {
-        let Some(slice_key) = key_of(slice.metadata.namespace.as_ref(), slice.metadata.name.as_ref()) else {
+        let Some((namespace, name)) = key_of(slice.metadata.namespace.as_ref(), slice.metadata.name.as_ref())
+        else {
             return;
         };
         let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-        self.remove_slice(&slice_key.0, &slice_key.1);
+        self.remove_slice(&namespace, &name);
         let Some(service) = service else { return };
-        let (key, mut entry) = self.take((slice_key.0.clone(), service.as_str().into()));
-        let place = entry.slices.partition_point(|known| known.name < slice_key.1);
+        let name: Arc<str> = name.into();
+        let (key, mut entry) = self.take((namespace.clone(), service.as_str().into()));
+        let place = entry.slices.partition_point(|known| known.name < name);
         entry.slices.reserve_exact(1);
-        entry.slices.insert(place, Slice::new(slice_key.1.clone(), slice));
+        entry.slices.insert(place, Slice::new(Arc::clone(&name), slice));
         self.put(Arc::clone(&key), entry);
-        self.service_by_slice.insert(slice_key, key);
+        self.service_by_slice.entry(namespace).or_default().insert(name, key);
     }
 
     pub fn remove_slice(&mut self, namespace: &str, name: &str) {
-        let Some(key) = self.service_by_slice.remove(&(namespace.into(), name.into())) else { return };
+        let Some(slices) = self.service_by_slice.get_mut(namespace) else { return };
+        let Some(key) = slices.remove(name) else { return };
+        if slices.is_empty() {
+            self.service_by_slice.remove(namespace);
+        }
         let (key, mut entry) = self.take(Arc::unwrap_or_clone(key));
         entry.slices.retain(|slice| *slice.name != *name);
         self.put(key, entry);
@@ -194,15 +202,18 @@ impl Zone {
 
     /// After a fresh list: forgets the EndpointSlices that were not in it, by namespace and name.
     pub fn retain_slices(&mut self, listed: impl Fn(&str, &str) -> bool) {
-        let gone: Vec<Key> =
-            self.service_by_slice.keys().filter(|key| !listed(&key.0, &key.1)).cloned().collect();
+        let mut gone: Vec<(Box<str>, Arc<str>)> = Vec::new();
+        for (namespace, slices) in &self.service_by_slice {
+            let unlisted = slices.keys().filter(|name| !listed(namespace, name));
+            gone.extend(unlisted.map(|name| (namespace.clone(), Arc::clone(name))));
+        }
         gone.iter().for_each(|(namespace, name)| self.remove_slice(namespace, name));
     }
 
     /// Removes an entry with what is derived from it.
-    fn take(&mut self, key: Key) -> (Arc<Key>, Entry) {
+    fn take(&mut self, key: Key) -> (Arc<Key>, Box<Entry>) {
         let Some((key, entry)) = self.entries.remove_entry(&key) else {
-            return (Arc::new(key), Entry::default());
+            return (Arc::new(key), Box::default());
         };
         for address in entry.reverse_addresses() {
             if let Some(keys) = self.reverse.get_mut(&address) {
@@ -223,7 +234,7 @@ impl Zone {
         (key, entry)
     }
 
-    fn put(&mut self, key: Arc<Key>, entry: Entry) {
+    fn put(&mut self, key: Arc<Key>, entry: Box<Entry>) {
         if !entry.exists && entry.slices.is_empty() {
             return;
         }
@@ -303,8 +314,8 @@ impl Zone {
                 names.extend(self.service_name(namespace, service));
             }
             let hosts = entry.ready().filter(|(_, of)| entry.headless && of.address == address);
-            names.extend(hosts.filter_map(|(_, endpoint)| {
-                self.service_name(namespace, &format!("{}.{service}", endpoint.host()))
+            names.extend(hosts.filter_map(|(slice, endpoint)| {
+                self.service_name(namespace, &format!("{}.{service}", slice.host(endpoint)))
             }));
         }
         of_type(names.into_iter().map(|name| RData::PTR(PTR(name))).collect(), kind)
@@ -346,7 +357,7 @@ impl Entry {
     fn host(&self, host: &str, kind: RecordType) -> Records {
         let found: Vec<RData> = self
             .ready()
-            .filter(|(_, endpoint)| self.headless && endpoint.host() == host)
+            .filter(|(slice, endpoint)| self.headless && slice.host(endpoint) == host)
             .map(|(_, endpoint)| address_record(endpoint.address))
             .collect();
         if found.is_empty() { Records::NoName } else { of_type(found, kind) }
@@ -371,7 +382,7 @@ impl Entry {
         let mut found = Vec::new();
         if self.headless {
             for (slice, endpoint) in self.ready() {
-                let target = name_of(&[&endpoint.host(), service.to_ascii().trim_end_matches('.')]);
+                let target = name_of(&[&slice.host(endpoint), service.to_ascii().trim_end_matches('.')]);
                 found.extend(target.into_iter().flat_map(|target| {
                     let record = move |number| RData::SRV(SRV::new(0, 100, number, target.clone()));
                     numbers(&slice.ports).into_iter().map(record)
@@ -419,27 +430,30 @@ impl Port {
 }
 
 impl Slice {
-    fn new(name: Box<str>, slice: &EndpointSlice) -> Self {
+    fn new(name: Arc<str>, slice: &EndpointSlice) -> Self {
         let port = |port: &EndpointPort| Port::new(port.name.as_deref(), port.protocol.as_deref(), port.port);
         let mut endpoints = Vec::new();
+        let mut hosts: Vec<Box<str>> = Vec::new();
         for endpoint in slice.endpoints.iter().flatten() {
             let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
+            // The API lets a slice have 1000 endpoints.
+            let host = endpoint.hostname.as_deref().and_then(|host| {
+                let number = u16::try_from(hosts.len() + 1).ok().and_then(NonZeroU16::new)?;
+                hosts.push(host.into());
+                Some(number)
+            });
             for address in endpoint.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok()) {
-                endpoints.push(Endpoint {
-                    address,
-                    host: endpoint.hostname.as_deref().map(Into::into),
-                    ready,
-                });
+                endpoints.push(Endpoint { address, ready, host });
             }
         }
         let ports = slice.ports.iter().flatten().filter_map(port).collect();
-        Self { name, ports, endpoints: endpoints.into() }
+        Self { name, ports, endpoints: endpoints.into(), hosts: hosts.into() }
     }
-}
 
-impl Endpoint {
-    fn host(&self) -> Cow<'_, str> {
-        self.host.as_deref().map_or_else(|| dashed(self.address).into(), Cow::Borrowed)
+    /// The label of one of its endpoints.
+    fn host(&self, endpoint: &Endpoint) -> Cow<'_, str> {
+        let host = endpoint.host.and_then(|number| self.hosts.get(usize::from(number.get()) - 1));
+        host.map_or_else(|| dashed(endpoint.address).into(), |host| Cow::Borrowed(&**host))
     }
 }
 

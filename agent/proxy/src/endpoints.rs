@@ -57,8 +57,8 @@ pub(crate) fn of_port<'a>(
     let mut known = Known::new();
     for slice in slices {
         for (_, number) in slice.ports.iter().filter(|(name, _)| name == port) {
-            for endpoint in &slice.endpoints {
-                known.entry((endpoint.address, *number)).or_default().merge(endpoint, node);
+            for (endpoint, zones) in slice.endpoints() {
+                known.entry((endpoint.address, *number)).or_default().merge(endpoint, zones, node);
             }
         }
     }
@@ -141,14 +141,21 @@ impl State {
         self.ready || self.serving_terminating
     }
 
-    fn merge(&mut self, endpoint: &facts::Endpoint, node: &NodeView) {
+    fn merge<'a>(
+        &mut self,
+        endpoint: &facts::Endpoint,
+        zones: impl Iterator<Item = &'a str>,
+        node: &NodeView,
+    ) {
         self.ready |= endpoint.ready;
         self.serving |= endpoint.serving;
         self.serving_terminating |= endpoint.serving && endpoint.terminating;
         self.local |= endpoint.here;
-        self.hints.has_zones |= !endpoint.zones.is_empty();
         self.hints.has_nodes |= endpoint.has_nodes;
-        self.hints.this_zone |= endpoint.zones.iter().any(|zone| **zone == *node.zone);
         self.hints.this_node |= endpoint.this_node;
+        for zone in zones {
+            self.hints.has_zones = true;
+            self.hints.this_zone |= zone == node.zone;
+        }
     }
 }

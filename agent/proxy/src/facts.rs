@@ -57,6 +57,14 @@ pub(crate) struct Slice {
     pub(crate) is_v4: bool,
     pub(crate) ports: Box<[(PortName, Port)]>,
     pub(crate) endpoints: Box<[Endpoint]>,
+    /// The endpoints that are hinted to zones, in order; few have any.
+    hints: Option<Box<[ZoneHint]>>,
+}
+
+#[derive(PartialEq, Eq, Debug)]
+struct ZoneHint {
+    endpoint: u32,
+    zone: Arc<str>,
 }
 
 #[derive(PartialEq, Eq, Debug)]
@@ -70,8 +78,6 @@ pub(crate) struct Endpoint {
     /// It is hinted to nodes, and to this one.
     pub(crate) has_nodes: bool,
     pub(crate) this_node: bool,
-    /// It is hinted to these zones.
-    pub(crate) zones: Box<[Arc<str>]>,
 }
 
 /// The names of zones, each once.
@@ -138,26 +144,43 @@ impl Slice {
         };
         let name = labels.get(SERVICE_NAME).filter(|name| !name.is_empty())?.clone();
         let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-        let endpoints = slice.endpoints.iter().flatten();
+        let mut endpoints = Vec::new();
+        let mut hints = Vec::new();
+        for endpoint in slice.endpoints.iter().flatten() {
+            let Some(facts) = Endpoint::of(endpoint, node_name) else { continue };
+            let index = endpoints.len() as u32;
+            let hinted = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
+            hints.extend(hinted.map(|zone| ZoneHint { endpoint: index, zone: zones.named(&zone.name) }));
+            endpoints.push(facts);
+        }
         let facts = Self {
             is_v4,
             ports: slice.ports.iter().flatten().filter_map(slice_port).collect(),
-            endpoints: endpoints.filter_map(|endpoint| Endpoint::of(endpoint, node_name, zones)).collect(),
+            endpoints: endpoints.into(),
+            hints: (!hints.is_empty()).then(|| hints.into()),
         };
         Some((ObjectName { namespace, name }, facts))
+    }
+
+    /// The endpoints, each with the zones that it is hinted to.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Endpoint, impl Iterator<Item = &str>)> {
+        let hints = self.hints.as_deref().unwrap_or_default();
+        (0..).zip(&self.endpoints).map(move |(index, endpoint)| {
+            let first = hints.partition_point(|hint| hint.endpoint < index);
+            let own = hints[first..].iter().take_while(move |hint| hint.endpoint == index);
+            (endpoint, own.map(|hint| &*hint.zone))
+        })
     }
 }
 
 impl Endpoint {
-    fn of(endpoint: &discovery::Endpoint, node_name: &str, zones: &mut Zones) -> Option<Self> {
+    fn of(endpoint: &discovery::Endpoint, node_name: &str) -> Option<Self> {
         // The addresses of one endpoint are interchangeable, and consumers take the first.
         let ip = endpoint.addresses.first()?.parse().ok().filter(|ip| !is_wrong_target(*ip))?;
         let said = |condition: fn(&EndpointConditions) -> Option<bool>| {
             endpoint.conditions.as_ref().and_then(condition)
         };
-        let hints = endpoint.hints.as_ref();
-        let for_zones = hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
-        let mut for_nodes = hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten());
+        let mut for_nodes = endpoint.hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten());
         Some(Self {
             address: Address::from(ip),
             ready: said(|conditions| conditions.ready).unwrap_or(true),
@@ -166,7 +189,6 @@ impl Endpoint {
             here: endpoint.node_name.as_deref() == Some(node_name),
             has_nodes: for_nodes.clone().next().is_some(),
             this_node: for_nodes.any(|hinted| hinted.name == node_name),
-            zones: for_zones.map(|zone| zones.named(&zone.name)).collect(),
         })
     }
 }

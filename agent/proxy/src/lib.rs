@@ -17,7 +17,7 @@ mod service;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -85,10 +85,11 @@ pub type Changes = BTreeMap<FrontendKey, Option<desired::Service>>;
 #[derive(Debug)]
 pub struct Proxy {
     node: NodeView,
-    known_by_service: BTreeMap<Arc<ObjectName>, Known>,
-    service_by_slice: BTreeMap<ObjectName, Arc<ObjectName>>,
+    known_by_service: HashMap<Arc<ObjectName>, Known>,
+    /// By a slice's namespace, which is its Service's too, and its name.
+    service_by_slice: HashMap<Box<str>, HashMap<Arc<str>, Arc<ObjectName>>>,
     /// Who claims an address and port, by name. Two Services never should; then the first has it.
-    claims_by_frontend: BTreeMap<FrontendKey, Vec<Arc<ObjectName>>>,
+    claims_by_frontend: HashMap<FrontendKey, Vec<Arc<ObjectName>>>,
     /// The API server's own frontends as they were, by which it is reached should it have no endpoint.
     api_server: BTreeMap<FrontendKey, desired::Service>,
     /// Ports of the node that lead to its pods, where no Service has them.
@@ -104,7 +105,7 @@ pub struct Proxy {
 struct Known {
     service: Option<Box<facts::Service>>,
     /// By name.
-    slices: Vec<(Box<str>, facts::Slice)>,
+    slices: Vec<(Arc<str>, facts::Slice)>,
     /// What it claims, in order.
     frontends: Box<[FrontendKey]>,
 }
@@ -123,9 +124,9 @@ impl Proxy {
     pub fn new(node: NodeView) -> Self {
         Self {
             node,
-            known_by_service: BTreeMap::new(),
-            service_by_slice: BTreeMap::new(),
-            claims_by_frontend: BTreeMap::new(),
+            known_by_service: HashMap::new(),
+            service_by_slice: HashMap::new(),
+            claims_by_frontend: HashMap::new(),
             api_server: BTreeMap::new(),
             host_ports: Services::new(),
             host_ports_due: BTreeSet::new(),
@@ -175,7 +176,8 @@ impl Proxy {
             self.remove_slice(&name);
             return;
         };
-        if self.service_by_slice.get(&name).is_some_and(|before| **before != service) {
+        let owner = self.service_by_slice.get(&*name.namespace).and_then(|slices| slices.get(&*name.name));
+        if owner.is_some_and(|before| **before != service) {
             self.remove_slice(&name);
         }
         let service = self.shared(service);
@@ -184,9 +186,11 @@ impl Proxy {
             Ok(place) if known.slices[place].1 == facts => return,
             Ok(place) => known.slices[place].1 = facts,
             Err(place) => {
+                let slice: Arc<str> = name.name.into();
                 known.slices.reserve_exact(1);
-                known.slices.insert(place, (name.name.as_str().into(), facts));
-                self.service_by_slice.insert(name, Arc::clone(&service));
+                known.slices.insert(place, (Arc::clone(&slice), facts));
+                let siblings = self.service_by_slice.entry(name.namespace.into()).or_default();
+                siblings.insert(slice, Arc::clone(&service));
             }
         }
         self.due.insert(service);
@@ -194,7 +198,11 @@ impl Proxy {
 
     /// An EndpointSlice is gone. One that was not there is no error.
     pub fn remove_slice(&mut self, name: &ObjectName) {
-        let Some(service) = self.service_by_slice.remove(name) else { return };
+        let Some(siblings) = self.service_by_slice.get_mut(&*name.namespace) else { return };
+        let Some(service) = siblings.remove(&*name.name) else { return };
+        if siblings.is_empty() {
+            self.service_by_slice.remove(&*name.namespace);
+        }
         if let Some(known) = self.known_by_service.get_mut(&service)
             && let Ok(place) = known.place(&name.name)
         {
@@ -217,8 +225,13 @@ impl Proxy {
 
     /// After a fresh list: forgets the EndpointSlices that were not in it.
     pub fn retain_slices(&mut self, listed: impl Fn(&ObjectName) -> bool) {
-        let gone: Vec<ObjectName> =
-            self.service_by_slice.keys().filter(|name| !listed(name)).cloned().collect();
+        let mut gone = Vec::new();
+        for (namespace, slices) in &self.service_by_slice {
+            let names = slices
+                .keys()
+                .map(|name| ObjectName { namespace: namespace.to_string(), name: name.to_string() });
+            gone.extend(names.filter(|name| !listed(name)));
+        }
         gone.iter().for_each(|name| self.remove_slice(name));
     }
 
@@ -351,6 +364,10 @@ impl Proxy {
     fn claim(&mut self, key: FrontendKey, name: &Arc<ObjectName>) {
         let claims = self.claims_by_frontend.entry(key).or_default();
         if let Err(place) = claims.binary_search(name) {
+            // Nearly always the only one.
+            if claims.is_empty() {
+                claims.reserve_exact(1);
+            }
             claims.insert(place, Arc::clone(name));
         }
     }
