@@ -170,6 +170,8 @@ struct Agent {
     health: Arc<Health>,
     peers_file: PathBuf,
     address_by_node: BTreeMap<String, Vec<IpAddr>>,
+    /// The same, for who shows names.
+    nodes: signal::Sender<BTreeMap<String, Vec<IpAddr>>>,
     node_listing: Listing<Node>,
     /// The flows are swept at most once at a time.
     sweeping: Option<tokio::task::JoinHandle<()>>,
@@ -201,6 +203,7 @@ impl Agent {
             client,
             peers_file,
             address_by_node,
+            nodes: signal::Sender::default(),
             node_listing: Listing::default(),
             sweeping: None,
             not_ready: signal::Sender::new("the agent is starting".to_owned()),
@@ -221,6 +224,7 @@ impl Agent {
             bgp: self.bgp.clone(),
             not_ready: self.not_ready.subscribe(),
             stale,
+            nodes: self.nodes.subscribe(),
             started_at: Instant::now(),
         };
         status::start(status, &self.config.run_dir.join("agent.sock"), cancel.clone())?;
@@ -390,6 +394,7 @@ impl Agent {
 
     /// All other nodes, by their address of our primary family, and the peers of the command line.
     fn set_peers(&self) {
+        self.nodes.send_replace(self.address_by_node.clone());
         let mut peers = BTreeMap::new();
         let primary = self.config.node_ip();
         for (name, addresses) in &self.address_by_node {

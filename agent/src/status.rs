@@ -1,14 +1,23 @@
 //! The agent's own HTTP socket, `RUN_DIR/agent.sock`: JSON for the command line tool, metrics for Prometheus.
 //!
 //! ```text
-//! /v1/peers /v1/routes /v1/services /v1/flows /v1/blocks /v1/pods /v1/counters /v1/status   /metrics   /healthz
+//! /v1/peers /v1/routes /v1/services /v1/blocks /v1/pods /v1/counters /v1/maps /v1/status   /metrics   /healthz
+//! /v1/flows /v1/maps/NAME        one JSON object per line
 //! ```
 //!
-//! Answers are made from snapshots, so that asking never holds up the sessions.
+//! Answers are made from snapshots or in pieces, so that asking never holds up the sessions.
 
+mod flow;
+mod hosts;
+mod pieces;
+mod query;
+mod rows;
+
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::path::Path;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +26,8 @@ use bgp::{PeerStatus, RouteStatus, State};
 use dataplane::routes::Target;
 use ebpf_common::desired::Clients;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use ipnetwork::IpNetwork;
@@ -30,6 +40,14 @@ use crate::cni_server;
 use crate::network::Network;
 use crate::stale;
 
+use hosts::Hosts;
+use pieces::{Dump, FlowFilter, FlowPieces, Pieces};
+use query::Query;
+
+const NO_DATAPATH: &str = "this agent balances no Services (--router-only)";
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
 pub struct Status {
     pub node_name: String,
     pub network: Arc<Network>,
@@ -37,6 +55,8 @@ pub struct Status {
     /// Why pods cannot be served now; empty when they can.
     pub not_ready: watch::Receiver<String>,
     pub stale: stale::Handle,
+    /// All nodes, this one among them.
+    pub nodes: watch::Receiver<BTreeMap<String, Vec<IpAddr>>>,
     pub started_at: Instant,
 }
 
@@ -73,7 +93,7 @@ pub fn start(status: Status, socket: &Path, cancel: CancellationToken) -> anyhow
 }
 
 impl Status {
-    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let value = match request.uri().path() {
             "/healthz" => return text(StatusCode::OK, "ok\n".to_owned()),
             "/metrics" => return text(StatusCode::OK, self.metrics().await),
@@ -81,18 +101,46 @@ impl Status {
             "/v1/peers" => self.peers().await,
             "/v1/routes" => self.routes().await,
             "/v1/services" => self.services(),
-            "/v1/flows" => self.flows(),
             "/v1/blocks" => self.blocks(),
             "/v1/pods" => self.pods(),
             "/v1/counters" => self.counters(),
-            path => {
-                return text(StatusCode::NOT_FOUND, format!("no such page: {path}\n"));
-            }
+            "/v1/maps" => self.maps().await,
+            "/v1/flows" => return lines(self.flows(request.uri().query())),
+            path => match path.strip_prefix("/v1/maps/") {
+                Some(map) => return lines(self.dump(map, request.uri().query())),
+                None => return text(StatusCode::NOT_FOUND, format!("no such page: {path}\n")),
+            },
         };
-        let mut response = Response::new(Full::new(Bytes::from(format!("{value}\n"))));
+        let mut response = Response::new(Full::new(Bytes::from(format!("{value}\n"))).boxed_unsync());
         let json = http::HeaderValue::from_static("application/json");
         response.headers_mut().insert(http::header::CONTENT_TYPE, json);
         response
+    }
+
+    fn hosts(&self) -> Hosts {
+        Hosts::of(&self.network, &self.nodes.borrow())
+    }
+
+    fn maps_dir(&self) -> Option<PathBuf> {
+        Some(self.network.datapath()?.maps_dir().to_owned())
+    }
+
+    async fn maps(&self) -> Value {
+        let Some(directory) = self.maps_dir() else { return json!([]) };
+        let counted = tokio::task::spawn_blocking(move || pieces::maps(directory)).await;
+        counted.unwrap_or_else(|error| json!({ "error": error.to_string() }))
+    }
+
+    fn dump(&self, map: &str, query: Option<&str>) -> Result<Dump, String> {
+        let query = Query::parse(query, &Dump::PARAMETERS)?;
+        let directory = self.maps_dir().ok_or(NO_DATAPATH)?;
+        Dump::open(directory, map, &query, self.network.clone(), self.hosts())
+    }
+
+    fn flows(&self, query: Option<&str>) -> Result<FlowPieces, String> {
+        let query = Query::parse(query, &FlowFilter::PARAMETERS)?;
+        let flows = self.network.datapath().ok_or(NO_DATAPATH)?.flow_table();
+        FlowPieces::open(flows, &query, self.network.clone(), self.hosts())
     }
 
     fn status(&self) -> Value {
@@ -164,34 +212,6 @@ impl Status {
                     "protocol": protocol_name(entry.protocol),
                     "affinitySeconds": entry.affinity_seconds,
                     "backends": backends,
-                })
-            })
-            .collect()
-    }
-
-    fn flows(&self) -> Value {
-        let Some(datapath) = self.network.datapath() else { return json!([]) };
-        let flows = match datapath.flows() {
-            Ok(flows) => flows,
-            Err(error) => return json!({ "error": error.to_string() }),
-        };
-        drop(datapath);
-        let end =
-            |(address, port): (std::net::IpAddr, u16)| std::net::SocketAddr::new(address, port).to_string();
-        flows
-            .iter()
-            .map(|flow| {
-                json!({
-                    "protocol": protocol_name(flow.protocol),
-                    "client": end(flow.client),
-                    "frontend": end(flow.frontend),
-                    "backend": end(flow.backend),
-                    "seenAs": end(flow.seen_as),
-                    "serviceId": flow.service_id,
-                    "backendId": flow.backend_id,
-                    "answered": flow.answered,
-                    "closing": flow.closing,
-                    "idleSeconds": flow.idle_seconds,
                 })
             })
             .collect()
@@ -298,10 +318,23 @@ impl Status {
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn text(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     *response.status_mut() = status;
     response
+}
+
+/// Lines of JSON as they come, or why there are none.
+fn lines(pieces: Result<impl Pieces, String>) -> Response<Body> {
+    match pieces {
+        Ok(pieces) => {
+            let mut response = Response::new(StreamBody::new(pieces::stream(pieces)).boxed_unsync());
+            let json = http::HeaderValue::from_static("application/x-ndjson");
+            response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+            response
+        }
+        Err(reason) => text(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+    }
 }
 
 fn peer_json(peer: &PeerStatus, now: Instant) -> Value {

@@ -1,18 +1,18 @@
 //! The conversation with the agent: HTTP over its unix socket.
 
-use std::{io::ErrorKind, path::PathBuf, time::Duration};
+use std::{io::ErrorKind, ops::ControlFlow, path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
-use http::{Request, StatusCode};
+use anyhow::{Context, anyhow, bail};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
 /// How long the agent gets for an answer.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
 pub struct Agent {
     socket: PathBuf,
@@ -44,18 +44,63 @@ impl Agent {
         serde_json::from_slice(&body).with_context(|| format!("the agent's answer to {path} is not JSON"))
     }
 
+    /// Hands the answer at `path` on line by line, while `each` wants more. Between two lines the agent gets `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], what the agent says in place of a line, and what `each` fails with.
+    pub async fn lines(
+        &self,
+        path: &str,
+        patience: Duration,
+        mut each: impl FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
+    ) -> anyhow::Result<()> {
+        let broke = || format!("the agent broke off its answer to {path}");
+        let slow = || anyhow!("the agent at {} did not go on answering {path}", self.socket.display());
+        let in_time = tokio::time::timeout(ANSWER_TIME_MAX, self.send(path));
+        let (response, _connection) = in_time.await.map_err(|_| slow())??;
+        let status = response.status();
+        let mut body = response.into_body();
+        if status != StatusCode::OK {
+            let said = body.collect().await.with_context(broke)?.to_bytes();
+            bail!("the agent answered {status} to {path}: {}", String::from_utf8_lossy(&said).trim());
+        }
+        let mut pending = Vec::new();
+        while let Some(frame) = tokio::time::timeout(patience, body.frame()).await.map_err(|_| slow())? {
+            let Ok(data) = frame.with_context(broke)?.into_data() else { continue };
+            pending.extend_from_slice(&data);
+            let Some(end) = pending.iter().rposition(|byte| *byte == b'\n') else { continue };
+            let rest = pending.split_off(end + 1);
+            let text = String::from_utf8(std::mem::replace(&mut pending, rest))
+                .with_context(|| format!("the agent's answer to {path} is no text"))?;
+            for line in text.lines() {
+                if let Some(error) = error_of(line) {
+                    bail!("the agent cannot go on: {error}");
+                }
+                if each(line)?.is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn exchange(&self, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+        let (response, _connection) = self.send(path).await?;
+        let status = response.status();
+        let broke = || format!("the agent broke off its answer to {path}");
+        let body = response.into_body().collect().await.with_context(broke)?.to_bytes();
+        Ok((status, body))
+    }
+
+    async fn send(&self, path: &str) -> anyhow::Result<(Response<Incoming>, Connection)> {
         let stream = self.connect().await?;
         let broke = || format!("the agent broke off its answer to {path}");
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(broke)?;
-        let connection = tokio::spawn(connection);
+        let connection = Connection(tokio::spawn(connection));
         let request = Request::get(path).header(http::header::HOST, "agent").body(Empty::<Bytes>::new());
         let response = sender.send_request(request?).await.with_context(broke)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.with_context(broke)?.to_bytes();
-        connection.abort();
-        Ok((status, body))
+        Ok((response, connection))
     }
 
     async fn connect(&self) -> anyhow::Result<UnixStream> {
@@ -74,6 +119,25 @@ impl Agent {
             },
         }
     }
+}
+
+/// The task that moves the bytes; it ends with this.
+struct Connection(tokio::task::JoinHandle<hyper::Result<()>>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What failed, where the line is an object with nothing else.
+fn error_of(line: &str) -> Option<String> {
+    if !line.starts_with("{\"error\":") {
+        return None;
+    }
+    let line: Value = serde_json::from_str(line).ok()?;
+    let error = line["error"].as_str().filter(|_| line.as_object().is_some_and(|object| object.len() == 1));
+    error.map(str::to_owned)
 }
 
 /// The answer in the form that a table needs.
@@ -131,6 +195,40 @@ mod tests {
     async fn an_answer_is_read() {
         let (_folder, agent) = answering("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n[7]");
         assert_eq!(agent.ask("/v1/peers").await.unwrap(), serde_json::json!([7]));
+    }
+
+    async fn lines(agent: &Agent, wanted: usize) -> (Vec<String>, anyhow::Result<()>) {
+        let mut lines = Vec::new();
+        let read = agent.lines("/v1/peers", ANSWER_TIME_MAX, |line| {
+            lines.push(line.to_owned());
+            Ok(if lines.len() < wanted { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        });
+        let read = read.await;
+        (lines, read)
+    }
+
+    #[tokio::test]
+    async fn lines_come_whole_however_they_were_cut_and_only_as_many_as_are_wanted() {
+        let answer =
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{}\n{}\r\n4\r\n\n{}\n\r\n0\r\n\r\n";
+        let (_folder, agent) = answering(answer);
+        let (found, read) = lines(&agent, 9).await;
+        assert_eq!((found.join(","), read.is_ok()), ("{},{},{}".to_owned(), true));
+        let (_folder, agent) = answering(answer);
+        let (found, read) = lines(&agent, 2).await;
+        assert_eq!((found.len(), read.is_ok()), (2, true));
+    }
+
+    #[tokio::test]
+    async fn what_fails_on_the_way_is_told_and_a_refusal_says_why() {
+        let (_folder, agent) =
+            answering("HTTP/1.1 200 OK\r\ncontent-length: 25\r\n\r\n{\"a\":1}\n{\"error\":\"lost\"}\n");
+        let (found, read) = lines(&agent, 9).await;
+        assert_eq!(found, ["{\"a\":1}"]);
+        assert_eq!(read.unwrap_err().to_string(), "the agent cannot go on: lost");
+        let (_folder, agent) = answering("HTTP/1.1 400 Bad Request\r\ncontent-length: 4\r\n\r\nnone");
+        let (_, read) = lines(&agent, 9).await;
+        assert_eq!(read.unwrap_err().to_string(), "the agent answered 400 Bad Request to /v1/peers: none");
     }
 
     #[tokio::test]

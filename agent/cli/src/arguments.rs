@@ -1,8 +1,11 @@
 //! What `seaway` takes on its command line.
 
-use std::path::PathBuf;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 /// Asks the Seaway agent of this node what it routes, balances and runs.
@@ -45,6 +48,9 @@ pub enum Command {
     /// Connections through Services, as packets see them.
     #[command(subcommand)]
     Flow(FlowCommand),
+    /// The maps of the datapath: how full they are, and what is in them.
+    #[command(subcommand)]
+    Map(MapCommand),
     /// Address blocks of this node.
     #[command(subcommand)]
     Block(BlockCommand),
@@ -90,8 +96,82 @@ pub enum ServiceCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum FlowCommand {
-    /// All flows that conntrack holds.
+    /// All flows that conntrack holds, or those that are asked for.
+    List(FlowFilter),
+    /// Flows with all that is known of them: state, ages, timeout, what packets of either side become.
+    Show(FlowFilter),
+}
+
+/// Flows that fit all of these.
+#[derive(Clone, Debug, Default, Args)]
+pub struct FlowFilter {
+    /// To or from this pod of the node: [NAMESPACE/]NAME.
+    #[arg(long, value_parser = object_name)]
+    pub pod: Option<String>,
+    /// Through this Service: [NAMESPACE/]NAME[:PORT-NAME].
+    #[arg(long, value_parser = object_name)]
+    pub service: Option<String>,
+    /// With this address at any end.
+    #[arg(long)]
+    pub address: Option<IpAddr>,
+    /// From this address and port.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub client: Option<SocketAddr>,
+    /// To this address and port of a Service.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub frontend: Option<SocketAddr>,
+    /// To this address and port of a backend.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub backend: Option<SocketAddr>,
+    #[arg(long, ignore_case = true, value_parser = ["TCP", "UDP"])]
+    pub protocol: Option<String>,
+    /// So many at most; 0 for all.
+    #[arg(long, default_value_t = LIMIT)]
+    pub limit: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MapCommand {
+    /// All maps: entries, capacity, memory.
     List,
+    /// The elements of a map, with the names of what they stand for. JSON is one object per line.
+    Dump {
+        /// Such as FRONTENDS_2, or FRONTENDS for the newest layout.
+        #[arg(value_parser = map_name)]
+        name: String,
+        /// Only elements with this address, or with a backend that has it.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// So many at most; 0 for all.
+        #[arg(long, default_value_t = LIMIT)]
+        limit: usize,
+    },
+}
+
+/// What fits a screen or two many times over, and no memory's end.
+const LIMIT: usize = 1000;
+
+/// With its namespace, `default` where none is named.
+fn object_name(text: &str) -> Result<String, String> {
+    let is_plain = |name: &str| {
+        !name.is_empty()
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || "-.:".contains(letter))
+    };
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    if is_plain(namespace) && is_plain(name) {
+        Ok(format!("{namespace}/{name}"))
+    } else {
+        Err("want NAME or NAMESPACE/NAME".to_owned())
+    }
+}
+
+fn map_name(text: &str) -> Result<String, String> {
+    if !text.is_empty() && text.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_') {
+        Ok(text.to_owned())
+    } else {
+        Err("the name of a map has letters, digits and underscores only; `seaway map list` has all"
+            .to_owned())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -128,6 +208,30 @@ mod tests {
             assert_eq!(arguments.output, Output::Wide);
             assert_eq!(arguments.socket, PathBuf::from("/s"));
         }
+    }
+
+    #[test]
+    fn names_get_their_namespace_and_what_is_none_is_refused_with_a_reason() {
+        let flow = |line: &str| Arguments::try_parse_from(format!("seaway flow show {line}").split(' '));
+        let Ok(Arguments { command: Command::Flow(FlowCommand::Show(filter)), .. }) =
+            flow("--pod web-1 --service kube-system/kube-dns:dns --protocol udp --limit 0")
+        else {
+            panic!("flow show")
+        };
+        assert_eq!(filter.pod.as_deref(), Some("default/web-1"));
+        assert_eq!(filter.service.as_deref(), Some("kube-system/kube-dns:dns"));
+        assert_eq!((filter.protocol.as_deref(), filter.limit), (Some("udp"), 0));
+        let refusal = |line: &str| flow(line).unwrap_err().to_string();
+        assert!(refusal("--pod a/b/c").contains("want NAME or NAMESPACE/NAME"), "{}", refusal("--pod a/b/c"));
+        assert!(
+            refusal("--client 10.0.0.1").contains("invalid socket address"),
+            "{}",
+            refusal("--client 10.0.0.1")
+        );
+        assert!(refusal("--address 10.0.0.256").contains("10.0.0.256"));
+        assert!(refusal("--protocol icmp").contains("[possible values: TCP, UDP]"));
+        let refused = Arguments::try_parse_from(["seaway", "map", "dump", "../x"]).unwrap_err().to_string();
+        assert!(refused.contains("letters, digits and underscores"), "{refused}");
     }
 
     #[test]

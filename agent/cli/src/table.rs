@@ -5,7 +5,7 @@ const GAP: &str = "   ";
 
 /// Rows under headers; some columns are for the wide form only.
 pub struct Table {
-    columns: Vec<(&'static str, bool)>,
+    columns: Vec<(String, bool)>,
     rows: Vec<Vec<String>>,
     /// What is printed in place of no rows.
     empty: &'static str,
@@ -15,7 +15,24 @@ impl Table {
     /// Columns of every form, then those of the wide form.
     pub fn new(columns: &[&'static str], wide: &[&'static str], empty: &'static str) -> Self {
         let columns = columns.iter().map(|name| (*name, false)).chain(wide.iter().map(|name| (*name, true)));
+        let columns = columns.map(|(name, wide)| (name.to_owned(), wide));
         Self { columns: columns.collect(), rows: Vec::new(), empty }
+    }
+
+    /// Columns of every form, as the answer names them: `serviceId` is SERVICE-ID.
+    pub fn of_fields<'a>(fields: impl Iterator<Item = &'a str>, empty: &'static str) -> Self {
+        let mut columns = Vec::new();
+        for field in fields {
+            let mut name = String::new();
+            for letter in field.chars() {
+                if letter.is_ascii_uppercase() {
+                    name.push('-');
+                }
+                name.push(letter.to_ascii_uppercase());
+            }
+            columns.push((name, false));
+        }
+        Self { columns, rows: Vec::new(), empty }
     }
 
     /// One cell for each column of both forms.
@@ -32,7 +49,7 @@ impl Table {
             return format!("{}\n", self.empty);
         }
         let shown: Vec<usize> = (0..self.columns.len()).filter(|at| wide || !self.columns[*at].1).collect();
-        let headers: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let headers: Vec<String> = self.columns.iter().map(|(name, _)| name.clone()).collect();
         let lines = || std::iter::once(&headers).chain(&self.rows);
         let width = |at: usize| lines().map(|cells| cells[at].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = shown.iter().map(|at| width(*at)).collect();
@@ -44,6 +61,22 @@ impl Table {
             text.push('\n');
         }
         text
+    }
+}
+
+/// A number of bytes in binary units, to three digits or so.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
+    let mut unit = 0;
+    let mut value = count as f64;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value >= 100.0 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
     }
 }
 
@@ -90,6 +123,19 @@ mod tests {
         table.row(["größer".into(), String::new(), "y".into()]);
         assert_eq!(table.render(false), "NAME     N\na        1\ngrößer   -\n");
         assert_eq!(table.render(true), "NAME     N   MORE\na        1   x\ngrößer   -   y\n");
+    }
+
+    #[test]
+    fn columns_may_be_the_fields_of_the_answer() {
+        let mut table = Table::of_fields(["address", "serviceId"].into_iter(), "nothing");
+        table.row(["::1".into(), "7".into()]);
+        assert_eq!(table.render(false), "ADDRESS   SERVICE-ID\n::1       7\n");
+    }
+
+    #[test]
+    fn bytes_have_three_digits_or_so() {
+        let texts = [0, 1023, 1024, 1536, 100 << 10, 34_567_890, 5 << 40].map(bytes);
+        assert_eq!(texts, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "100 KiB", "33.0 MiB", "5120 GiB"]);
     }
 
     #[test]

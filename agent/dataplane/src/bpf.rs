@@ -13,6 +13,7 @@ use std::{
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
+const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
@@ -96,14 +97,16 @@ struct LinkInfo {
     rest: [u64; 6],
 }
 
+/// What the kernel says of a map: the beginning of `struct bpf_map_info`.
 #[repr(C)]
-#[derive(Default)]
-struct MapInfo {
-    kind: u32,
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MapInfo {
+    /// Of `enum bpf_map_type`.
+    pub(crate) kind: u32,
     id: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
     flags: u32,
     rest: [u64; 10],
 }
@@ -208,9 +211,13 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<Target> {
 
 /// Key and value size of a map, in bytes.
 pub(crate) fn map_sizes(map: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    map_info(map).map(|info| (info.key_size as usize, info.value_size as usize))
+}
+
+pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::default();
     object_info(map, &mut info)?;
-    Ok((info.key_size as usize, info.value_size as usize))
+    Ok(info)
 }
 
 fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
@@ -225,12 +232,17 @@ fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
 /// # Safety
 /// `K` must have the map's key size, and `value` room for what the map gives.
 pub(crate) unsafe fn lookup<K>(map: BorrowedFd<'_>, key: &K, value: *mut u8) -> io::Result<()> {
-    let mut attr = ElementAttr {
-        map_fd: raw(map),
-        key: core::ptr::from_ref(key) as u64,
-        value: value as u64,
-        ..ElementAttr::default()
-    };
+    // SAFETY: as the caller promises.
+    unsafe { lookup_at(map, core::ptr::from_ref(key).cast(), value) }
+}
+
+/// The same where the sizes are known only when running.
+///
+/// # Safety
+/// There must be a key of the map's size at `key`, and room for what the map gives at `value`.
+pub(crate) unsafe fn lookup_at(map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> io::Result<()> {
+    let mut attr =
+        ElementAttr { map_fd: raw(map), key: key as u64, value: value as u64, ..ElementAttr::default() };
     // SAFETY: as the caller promises.
     unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop) }
 }
@@ -259,6 +271,21 @@ pub(crate) unsafe fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
         ElementAttr { map_fd: raw(map), key: core::ptr::from_ref(key) as u64, ..ElementAttr::default() };
     // SAFETY: as the caller promises.
     unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop) }
+}
+
+/// Writes the key that follows `key`, or the first one, to `next`.
+///
+/// # Safety
+/// Both must be of the map's key size.
+pub(crate) unsafe fn next_key(map: BorrowedFd<'_>, key: Option<*const u8>, next: *mut u8) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: key.map_or(0, |key| key as u64),
+        value: next as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: as the caller promises; the value's place is the next key's for this command.
+    unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr).map(drop) }
 }
 
 /// The outcome of a batch: how many elements, counted from the first, were done before it stopped.
@@ -311,13 +338,29 @@ pub(crate) unsafe fn lookup_batch<K, V>(
     keys: &mut [K],
     values: &mut [V],
 ) -> Batch {
+    let count = keys.len();
+    // SAFETY: as the caller promises.
+    unsafe { lookup_bytes(map, position, keys.as_mut_ptr().cast(), values.as_mut_ptr().cast(), count) }
+}
+
+/// The same where the sizes are known only when running.
+///
+/// # Safety
+/// There must be room for `count` keys and values of the map's sizes.
+pub(crate) unsafe fn lookup_bytes(
+    map: BorrowedFd<'_>,
+    position: &mut Option<u32>,
+    keys: *mut u8,
+    values: *mut u8,
+    count: usize,
+) -> Batch {
     let mut next = 0u32;
     let mut attr = BatchAttr {
         in_batch: position.as_ref().map_or(0, |at| core::ptr::from_ref(at) as u64),
         out_batch: core::ptr::from_mut(&mut next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: keys.len() as u32,
+        keys: keys as u64,
+        values: values as u64,
+        count: count as u32,
         map_fd: raw(map),
         ..BatchAttr::default()
     };

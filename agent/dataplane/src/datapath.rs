@@ -3,12 +3,13 @@
 //! Dropping it changes nothing in the kernel: programs, links and maps are pinned and go on without the agent.
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use ebpf_common::{
-    Counter, FrontendKey,
+    Address, Backend, BackendId, Counter, FrontendKey, ServiceId,
     desired::{Service, Services},
     maps,
 };
@@ -18,7 +19,7 @@ use crate::{
     maps::{MapError, PinnedCounters},
     node::{NodeConfig, NodeMaps},
     programs::{LogLevel, ProgramError, Programs, Role, TcMode},
-    services::{Applied, ServiceEntry, ServiceMaps},
+    services::{Applied, Names, ServiceEntry, ServiceMaps},
     stale::StaleSockets,
 };
 
@@ -162,6 +163,31 @@ impl Datapath {
     /// the maps; see [`Applied::datagram_backends_gone`].
     pub fn stale_sockets(&self) -> Result<StaleSockets, Error> {
         Ok(StaleSockets::open(&self.maps_dir)?)
+    }
+
+    /// Where the maps are pinned, to be looked at without holding up anything else ([`crate::view`]).
+    pub fn maps_dir(&self) -> &Path {
+        &self.maps_dir
+    }
+
+    /// The Services that have these ids and addresses, by name.
+    pub fn names(&self, ids: &HashSet<ServiceId>, addresses: &HashSet<Address>) -> Names {
+        self.services.names(ids, addresses)
+    }
+
+    /// The ids of the frontends of a Service, `namespace/name` or `namespace/name:port`.
+    pub fn ids_of(&self, service: &str) -> HashSet<ServiceId> {
+        self.services.ids_of(service)
+    }
+
+    /// A backend as the maps have it.
+    pub fn backend(&self, id: BackendId) -> Option<&Backend> {
+        self.services.backend(id)
+    }
+
+    /// The Service of a frontend, or of the node port that leads there.
+    pub fn service_at(&self, key: &FrontendKey) -> Option<&str> {
+        self.services.name_at(key)
     }
 
     /// The flows that conntrack holds, to be read and swept without holding up anything else.

@@ -6,12 +6,15 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use ebpf_common::{Backend, BackendId, Flow, Protocol, Tuple, maps, timeout_seconds};
 
-use crate::maps::{MapError, PinnedMap};
+use crate::{
+    maps::{MapError, PinnedMap},
+    view::{Element, Walk},
+};
 
 /// An entry without its other half is either being made right now or a leftover.
 const LONE_SECONDS: u64 = 10;
@@ -41,10 +44,57 @@ pub struct FlowEntry {
     /// Either side has said that it is done.
     pub closing: bool,
     pub idle_seconds: u64,
+    /// How long it may be silent until it is forgotten.
+    pub timeout_seconds: u64,
+    pub way: Way,
+    pub from_client: Half,
+    /// `None` where the entry of the answers is missing.
+    pub from_backend: Option<Half>,
+}
+
+/// How packets of a flow get where they go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// The client's edge is on this node.
+    Direct,
+    /// Client and backend are one pod.
+    Hairpin,
+    /// Client and backend are both beyond the node.
+    Forwarded,
+}
+
+/// One direction of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Half {
+    /// A packet of this direction, as it comes.
+    pub tuple: Tuple,
+    /// What it becomes.
+    pub translated: Tuple,
+    /// Any was seen.
+    pub seen: bool,
+    pub fin: bool,
+    pub rst: bool,
+    pub idle_seconds: u64,
+}
+
+impl FlowEntry {
+    /// In the words of a connection where it is one.
+    pub fn state(&self) -> &'static str {
+        let halves = || std::iter::once(&self.from_client).chain(&self.from_backend);
+        match self.protocol {
+            Protocol::TCP if halves().any(|half| half.rst) => "reset",
+            Protocol::TCP if halves().count() == 2 && halves().all(|half| half.fin) => "closed",
+            _ if self.closing => "closing",
+            Protocol::TCP if self.answered => "established",
+            _ if self.answered => "answered",
+            _ => "new",
+        }
+    }
 }
 
 #[derive(Debug)]
 pub struct Flows {
+    directory: PathBuf,
     map: PinnedMap<Tuple, Flow>,
     backends: PinnedMap<BackendId, Backend>,
 }
@@ -54,19 +104,43 @@ impl Flows {
     /// Where no agent has pinned the map in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         let map = PinnedMap::open(directory, maps::CONNTRACK)?;
-        Ok(Self { map, backends: PinnedMap::open(directory, maps::BACKENDS)? })
+        let backends = PinnedMap::open(directory, maps::BACKENDS)?;
+        Ok(Self { directory: directory.to_owned(), map, backends })
     }
 
     /// Every flow, at `now_ns` of CLOCK_MONOTONIC.
     pub fn entries(&self, now_ns: u64) -> Result<Vec<FlowEntry>, MapError> {
-        let all: HashMap<Tuple, Flow> = self.map.read_all()?.into_iter().collect();
-        let mut entries: Vec<FlowEntry> = all
-            .iter()
-            .filter(|(_, flow)| flow.is_forward())
-            .map(|(tuple, forward)| entry(tuple, forward, all.get(&forward.translated.reversed()), now_ns))
-            .collect();
+        let mut entries = Vec::new();
+        let mut walk = self.walk()?;
+        while let Some(piece) = self.next_piece(&mut walk, now_ns, |_, _| true)? {
+            entries.extend(piece);
+        }
         entries.sort_unstable_by_key(|entry| (entry.client, entry.frontend, entry.protocol));
         Ok(entries)
+    }
+
+    /// A way through the map, for [`Self::next_piece`].
+    pub fn walk(&self) -> Result<Walk, MapError> {
+        Walk::open(&self.directory, maps::CONNTRACK)
+    }
+
+    /// The flows of the walk's next piece whose client's half is `wanted`; `None` at the end.
+    pub fn next_piece(
+        &self,
+        walk: &mut Walk,
+        now_ns: u64,
+        wanted: impl Fn(&Tuple, &Flow) -> bool,
+    ) -> Result<Option<Vec<FlowEntry>>, MapError> {
+        let Some(elements) = walk.next_piece()? else { return Ok(None) };
+        let mut entries = Vec::new();
+        for element in &elements {
+            let Element::Flow(tuple, flow) = element else { continue };
+            if flow.is_forward() && wanted(tuple, flow) {
+                let reverse = self.map.get(&flow.translated.reversed())?;
+                entries.push(entry(tuple, flow, reverse.as_ref(), now_ns));
+            }
+        }
+        Ok(Some(entries))
     }
 
     /// Forgets what is due at `now_ns` of CLOCK_MONOTONIC, and datagrams' flows whose backend is none any more.
@@ -132,6 +206,19 @@ fn due(all: &HashMap<Tuple, Flow>, now_ns: u64, gone: &HashSet<BackendId>) -> Ve
 fn entry(tuple: &Tuple, forward: &Flow, reverse: Option<&Flow>, now_ns: u64) -> FlowEntry {
     let last_seen_ns = forward.last_seen_ns.max(reverse.map_or(0, |reverse| reverse.last_seen_ns));
     let to = &forward.translated;
+    let half = |tuple: Tuple, flow: &Flow| Half {
+        tuple,
+        translated: flow.translated,
+        seen: flow.seen != 0,
+        fin: flow.fin != 0,
+        rst: flow.rst != 0,
+        idle_seconds: now_ns.saturating_sub(flow.last_seen_ns) / NS_PER_SECOND,
+    };
+    let way = match (forward.is_hairpin(), forward.is_forwarded()) {
+        (true, _) => Way::Hairpin,
+        (false, true) => Way::Forwarded,
+        (false, false) => Way::Direct,
+    };
     FlowEntry {
         protocol: tuple.protocol,
         client: (tuple.source.to_ip(), tuple.source_port.get()),
@@ -143,6 +230,11 @@ fn entry(tuple: &Tuple, forward: &Flow, reverse: Option<&Flow>, now_ns: u64) -> 
         answered: reverse.is_some_and(|reverse| reverse.seen != 0),
         closing: forward.is_closing() || reverse.is_some_and(Flow::is_closing),
         idle_seconds: now_ns.saturating_sub(last_seen_ns) / NS_PER_SECOND,
+        timeout_seconds: reverse
+            .map_or(LONE_SECONDS, |reverse| timeout_seconds(tuple.protocol, forward, reverse)),
+        way,
+        from_client: half(*tuple, forward),
+        from_backend: reverse.map(|reverse| half(to.reversed(), reverse)),
     }
 }
 

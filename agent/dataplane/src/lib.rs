@@ -17,3 +17,4 @@ pub mod routes;
 pub mod services;
 mod sock_diag;
 pub mod stale;
+pub mod view;

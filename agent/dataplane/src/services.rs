@@ -24,6 +24,10 @@ use crate::{
     maps::{MapError, PinnedMap},
 };
 
+mod names;
+
+pub use names::Names;
+
 const LAST_IDS: BackendId = BackendId(0);
 
 /// What an apply changed, in map elements.

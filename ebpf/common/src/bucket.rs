@@ -17,6 +17,11 @@ impl Bucket {
     /// So many of them at once.
     pub const BURST: u64 = 256;
 
+    /// The packets that it held when it was last asked.
+    pub const fn credit(&self) -> u64 {
+        self.credit_ns / Self::COST_NS
+    }
+
     /// Whether there is enough for one packet, which is then taken.
     #[inline(always)]
     pub const fn take(&mut self, now_ns: u64) -> bool {

@@ -163,6 +163,10 @@ impl FragmentKey {
     ) -> Self {
         Self { source, destination, identification, protocol, entering: entering as u8, zero: [0; 2] }
     }
+
+    pub const fn is_entering(&self) -> bool {
+        self.entering != 0
+    }
 }
 
 /// The addresses that the first fragment got, for those that follow it.

@@ -119,6 +119,11 @@ impl Counter {
         }
     }
 
+    /// The counter at an index of the map.
+    pub const fn of_index(index: u32) -> Option<Self> {
+        if index < Self::COUNT { Some(Self::ALL[index as usize]) } else { None }
+    }
+
     pub const fn is_drop(self) -> bool {
         let other = matches!(
             self,

@@ -46,6 +46,19 @@ impl Range {
         Self { network, mask: Address::from_words(mask) }
     }
 
+    pub const fn network(&self) -> Address {
+        self.network
+    }
+
+    /// The bits that its addresses share, counted in the family of the network; `None` where this is no range.
+    pub fn prefix(&self) -> Option<u8> {
+        let bits: u32 = self.mask.to_words().iter().map(|word| word.count_ones()).sum();
+        if self.mask.to_words()[0] == 0 {
+            return None;
+        }
+        Some((if self.network.is_v4() { bits.saturating_sub(96) } else { bits }) as u8)
+    }
+
     #[inline(always)]
     pub const fn contains(&self, address: &Address) -> bool {
         let ([a, b, c, d], mask) = (address.to_words(), self.mask.to_words());

@@ -195,6 +195,16 @@ impl AffinityKey {
         let client = Address::from_words([(cookie >> 32) as u32, cookie as u32, 0, 0]);
         Self { client, service_id, kind: 1 }
     }
+
+    pub const fn service_id(&self) -> ServiceId {
+        self.service_id
+    }
+
+    /// The client's address, or else the cookie of its network namespace.
+    pub const fn client(&self) -> Result<Address, u64> {
+        let [high, low, ..] = self.client.to_words();
+        if self.kind == 0 { Ok(self.client) } else { Err((high as u64) << 32 | low as u64) }
+    }
 }
 
 #[repr(C)]

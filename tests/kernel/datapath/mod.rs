@@ -9,6 +9,7 @@ mod refusal;
 mod sockets;
 mod stale;
 mod verifier;
+mod view;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -87,6 +87,18 @@ impl Agent {
         self.folder.path().join("run/cni.sock")
     }
 
+    /// What `seaway` prints to its output, or else to its errors.
+    pub fn seaway(&self, arguments: &str) -> Result<String, String> {
+        let output = Command::new(binary("seaway"))
+            .args(arguments.split_whitespace())
+            .arg("--socket")
+            .arg(self.folder.path().join("run/agent.sock"))
+            .output()
+            .expect("running seaway");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
     fn get(&self, page: &str) -> Option<String> {
         let mut stream = UnixStream::connect(self.folder.path().join("run/agent.sock")).ok()?;
         let request = format!("GET {page} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");

@@ -1,6 +1,7 @@
 //! Routes, pod links, and the agent as a router between real peers.
 
 mod agent;
+mod asked;
 mod links;
 mod peers;
 mod plugin;

@@ -3,18 +3,22 @@
 mod block;
 mod counters;
 mod flow;
+mod map;
 mod peer;
 mod pod;
 mod route;
 mod service;
 mod status;
 
+use std::{io::Write, ops::ControlFlow};
+
 use serde_json::Value;
 
 use crate::{
-    agent::Agent,
+    agent::{ANSWER_TIME_MAX, Agent},
     arguments::{
-        BlockCommand, Command, FlowCommand, Output, PeerCommand, PodCommand, RouteCommand, ServiceCommand,
+        BlockCommand, Command, FlowCommand, MapCommand, Output, PeerCommand, PodCommand, RouteCommand,
+        ServiceCommand,
     },
 };
 
@@ -37,7 +41,12 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
             let pods = agent.ask("/v1/pods").await?;
             shown(found, output, |found, wide| service::show(found, &pods, wide))
         }
-        Command::Flow(FlowCommand::List) => listed(agent, "/v1/flows", output, flow::list).await,
+        Command::Flow(FlowCommand::List(filter)) => flow::list(agent, &filter, output).await,
+        Command::Flow(FlowCommand::Show(filter)) => flow::show(agent, &filter, output).await,
+        Command::Map(MapCommand::List) => listed(agent, "/v1/maps", output, map::list).await,
+        Command::Map(MapCommand::Dump { name, address, limit }) => {
+            map::dump(agent, &name, address, limit, output).await
+        }
         Command::Block(BlockCommand::List) => listed(agent, "/v1/blocks", output, block::list).await,
         Command::Pod(PodCommand::List { namespace }) => {
             let found = pod::of_namespace(agent.ask("/v1/pods").await?, namespace.as_deref());
@@ -45,6 +54,43 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
         }
         Command::Counters => listed(agent, "/v1/counters", output, counters::list).await,
     }
+}
+
+/// Reads lines into `table`, or prints them as they come where JSON is wanted. Of more than `limit`, which is 0 for no
+/// limit, the rest is not read, and a note says so.
+async fn limited(
+    agent: &Agent,
+    path: &str,
+    limit: usize,
+    output: Output,
+    mut line: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut path = path.to_owned();
+    if limit > 0 {
+        // One more says whether there are more.
+        path.push_str(&format!("limit={}", limit + 1));
+    }
+    let mut count = 0;
+    let mut more = false;
+    let each = |text: &str| {
+        count += 1;
+        more = limit > 0 && count > limit;
+        if more {
+            return Ok(ControlFlow::Break(()));
+        }
+        if output != Output::Json {
+            line(text)?;
+        } else if writeln!(std::io::stdout(), "{text}").is_err() {
+            // A reader that has seen enough, such as head, is no error.
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    };
+    agent.lines(&path, ANSWER_TIME_MAX, each).await?;
+    if more {
+        eprintln!("seaway: these are the first {limit}, there are more; --limit 0 shows all");
+    }
+    Ok(())
 }
 
 async fn listed(

@@ -1,0 +1,368 @@
+//! Elements of maps as rows: fields in an order for people, joined to the names of pods, Services and nodes.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
+use dataplane::services::Names;
+use dataplane::view::Element;
+use ebpf_common::{Address, Backend, BackendId, Call, Counter, Flow, Origin, Port, Range, ServiceId, Tuple};
+use serde_json::{Value, json};
+
+use super::hosts::Hosts;
+use super::protocol_name;
+use crate::network::Network;
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Fields of an object, in the order of columns.
+pub type Row = Vec<(&'static str, Value)>;
+
+/// One line of JSON.
+pub fn encode(row: &Row, out: &mut String) {
+    out.push('{');
+    for (at, (name, value)) in row.iter().enumerate() {
+        if at > 0 {
+            out.push(',');
+        }
+        out.push_str(&format!("\"{name}\":{value}"));
+    }
+    out.push_str("}\n");
+}
+
+/// What the elements of one piece refer to.
+pub struct Joins<'a> {
+    hosts: &'a Hosts,
+    names: Names,
+    backend_by_id: HashMap<BackendId, Backend>,
+    now_ns: u64,
+}
+
+impl<'a> Joins<'a> {
+    /// Holds the datapath while it looks.
+    pub fn of(elements: &[Element], network: &Network, hosts: &'a Hosts, now_ns: u64) -> Joins<'a> {
+        let mut ids = HashSet::new();
+        let mut addresses: HashSet<Address> = HashSet::new();
+        let mut backends = HashSet::new();
+        for element in elements {
+            addresses.extend(element.addresses());
+            let (service, backend) = references(element);
+            ids.extend(service);
+            backends.extend(backend);
+        }
+        let mut backend_by_id = HashMap::new();
+        let mut names = Names::default();
+        if let Some(datapath) = network.datapath() {
+            backend_by_id.extend(backends.iter().filter_map(|id| Some((*id, *datapath.backend(*id)?))));
+            ids.extend(backend_by_id.values().map(|backend| backend.service_id));
+            names = datapath.names(&ids, &addresses);
+        }
+        Joins { hosts, names, backend_by_id, now_ns }
+    }
+
+    /// The addresses of the element and of the backend that it refers to.
+    pub fn addresses(&self, element: &Element) -> Vec<Address> {
+        let mut addresses = element.addresses();
+        if let (_, Some(id)) = references(element) {
+            addresses.extend(self.backend_by_id.get(&id).map(|backend| backend.address));
+        }
+        addresses
+    }
+
+    /// `Service NAMESPACE/NAME`, or as [`Hosts::name`] has it.
+    fn name(&self, address: &Address) -> Value {
+        match self.names.by_address.get(address) {
+            Some(service) => json!(format!("Service {service}")),
+            None => json!(self.hosts.name(address.to_ip())),
+        }
+    }
+
+    fn service(&self, id: ServiceId) -> Value {
+        json!(self.names.by_id.get(&id))
+    }
+
+    fn backend(&self, id: BackendId) -> Value {
+        json!(self.backend_by_id.get(&id).map(|backend| end(&backend.address, backend.port)))
+    }
+
+    fn idle(&self, seen_ns: u64) -> Value {
+        json!(self.now_ns.saturating_sub(seen_ns) / NS_PER_SECOND)
+    }
+
+    pub fn rows(&self, element: &Element) -> Vec<Row> {
+        vec![match element {
+            Element::Frontend(key, frontend) => vec![
+                ("address", json!(key.address.to_ip())),
+                ("port", json!(key.port.get())),
+                ("protocol", json!(protocol_name(key.protocol))),
+                ("service", self.service(frontend.service_id)),
+                ("serviceId", json!(frontend.service_id.0)),
+                ("forNode", slots(frontend.slots(Origin::Node))),
+                ("forBeyond", slots(frontend.slots(Origin::Beyond))),
+                ("affinitySeconds", json!(frontend.affinity_seconds)),
+                ("hasEndpoints", json!(frontend.has_endpoints())),
+            ],
+            Element::Slot(key, id) => vec![
+                ("serviceId", json!(key.service_id.0)),
+                ("slot", json!(key.slot)),
+                ("backendId", json!(id.0)),
+                ("backend", self.backend(*id)),
+                ("service", self.service(key.service_id)),
+            ],
+            Element::Backend(id, backend) => self.backend_row(*id, backend),
+            Element::Affinity(..)
+            | Element::SocketForward(..)
+            | Element::SocketReverse(..)
+            | Element::Socket(..) => self.remembered_row(element),
+            Element::Flow(tuple, flow) => self.flow_row(tuple, flow),
+            Element::Fragment(key, to) => vec![
+                ("source", json!(key.source.to_ip())),
+                ("destination", json!(key.destination.to_ip())),
+                ("identification", json!(key.identification)),
+                ("protocol", json!(protocol_name(key.protocol))),
+                ("entering", json!(key.is_entering())),
+                ("becomesSource", json!(to.source.to_ip())),
+                ("becomesDestination", json!(to.destination.to_ip())),
+            ],
+            Element::Address(address, frontends) => vec![
+                ("address", json!(address.to_ip())),
+                ("name", self.name(address)),
+                ("frontends", json!(frontends)),
+            ],
+            Element::NodeAddress(address) => vec![("address", json!(address.to_ip()))],
+            Element::Buckets(buckets) => return (0..).zip(buckets).map(bucket_row).collect(),
+            Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
+            plain => plain_row(plain),
+        }]
+    }
+
+    /// What is remembered of a choice.
+    fn remembered_row(&self, element: &Element) -> Row {
+        match element {
+            Element::Affinity(key, affinity) => vec![
+                (
+                    "client",
+                    key.client().map_or_else(|cookie| json!(format!("netns {cookie}")), |a| json!(a.to_ip())),
+                ),
+                ("name", key.client().map_or(Value::Null, |address| self.name(&address))),
+                ("service", self.service(key.service_id())),
+                ("serviceId", json!(key.service_id().0)),
+                ("backendId", json!(affinity.backend_id.0)),
+                ("backend", self.backend(affinity.backend_id)),
+                ("idleSeconds", self.idle(affinity.last_used_ns)),
+            ],
+            Element::SocketForward(key, value) => vec![
+                ("cookie", json!(key.cookie)),
+                ("frontend", json!(end(&key.address, key.port))),
+                ("protocol", json!(protocol_name(key.protocol))),
+                ("service", self.service(value.service_id)),
+                ("backendId", json!(value.backend_id.0)),
+                ("backend", self.backend(value.backend_id)),
+            ],
+            Element::SocketReverse(key, value) => vec![
+                ("cookie", json!(key.cookie)),
+                ("backend", json!(end(&key.address, key.port))),
+                ("protocol", json!(protocol_name(key.protocol))),
+                ("name", self.name(&key.address)),
+                ("frontend", json!(end(&value.address, value.port))),
+                ("service", self.service(value.service_id)),
+            ],
+            Element::Socket(cookie, socket) => vec![
+                ("cookie", json!(cookie)),
+                ("netnsCookie", json!(socket.netns_cookie)),
+                ("backend", json!(end(&socket.address, socket.port))),
+                ("name", self.name(&socket.address)),
+                ("backendId", json!(socket.backend_id.0)),
+            ],
+            other => plain_row(other),
+        }
+    }
+
+    fn backend_row(&self, id: BackendId, backend: &Backend) -> Row {
+        let clients = match (backend.is_for(Origin::Node), backend.is_for(Origin::Beyond)) {
+            (true, true) => "all",
+            (true, false) => "node",
+            (false, true) => "beyond",
+            (false, false) => "present",
+        };
+        let name = if id.0 == 0 { json!("the last ids given") } else { self.name(&backend.address) };
+        vec![
+            ("backendId", json!(id.0)),
+            ("address", json!(backend.address.to_ip())),
+            ("port", json!(backend.port.get())),
+            ("name", name),
+            ("service", self.service(backend.service_id)),
+            ("serviceId", json!(backend.service_id.0)),
+            ("local", json!(!backend.is_remote())),
+            ("clients", json!(clients)),
+        ]
+    }
+
+    fn flow_row(&self, tuple: &Tuple, flow: &Flow) -> Row {
+        let to = &flow.translated;
+        vec![
+            ("direction", json!(if flow.is_forward() { "forward" } else { "reverse" })),
+            ("protocol", json!(protocol_name(tuple.protocol))),
+            ("source", json!(end(&tuple.source, tuple.source_port))),
+            ("sourceName", self.name(&tuple.source)),
+            ("destination", json!(end(&tuple.destination, tuple.destination_port))),
+            ("destinationName", self.name(&tuple.destination)),
+            ("becomesSource", json!(end(&to.source, to.source_port))),
+            ("becomesDestination", json!(end(&to.destination, to.destination_port))),
+            ("service", self.service(flow.service_id)),
+            ("backendId", json!(flow.backend_id.0)),
+            ("seen", json!(flow.seen != 0)),
+            ("fin", json!(flow.fin != 0)),
+            ("rst", json!(flow.rst != 0)),
+            ("idleSeconds", self.idle(flow.last_seen_ns)),
+        ]
+    }
+}
+
+/// Elements that refer to nothing that has a name.
+fn plain_row(element: &Element) -> Row {
+    match element {
+        Element::Counter(index, count) => {
+            let counter = Counter::of_index(*index);
+            vec![
+                ("index", json!(index)),
+                ("name", json!(counter.map(Counter::name))),
+                ("count", json!(count)),
+                ("drop", json!(counter.is_some_and(Counter::is_drop))),
+            ]
+        }
+        Element::Node(node) => vec![
+            ("sourceV4", known_address(&node.source_v4)),
+            ("sourceV6", known_address(&node.source_v6)),
+            ("netnsCookie", json!(node.netns_cookie)),
+        ],
+        Element::Call(place, program) => {
+            let call = Call::ALL.iter().find(|call| **call as u32 == *place);
+            vec![
+                ("place", json!(place)),
+                ("program", json!(call.map(|call| call.program()))),
+                ("programId", json!(program)),
+            ]
+        }
+        Element::Bytes(key, value) => vec![("key", json!(hex(key))), ("value", json!(hex(value)))],
+        Element::Frontend(..)
+        | Element::Slot(..)
+        | Element::Backend(..)
+        | Element::Affinity(..)
+        | Element::SocketForward(..)
+        | Element::SocketReverse(..)
+        | Element::Socket(..)
+        | Element::Flow(..)
+        | Element::Fragment(..)
+        | Element::Address(..)
+        | Element::NodeAddress(_)
+        | Element::Buckets(_)
+        | Element::Ranges(_) => Row::new(),
+    }
+}
+
+fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
+    match element {
+        Element::Frontend(_, frontend) => (Some(frontend.service_id), None),
+        Element::Slot(key, id) => (Some(key.service_id), Some(*id)),
+        Element::Backend(_, backend) => (Some(backend.service_id), None),
+        Element::Affinity(key, affinity) => (Some(key.service_id()), Some(affinity.backend_id)),
+        Element::SocketForward(_, value) => (Some(value.service_id), Some(value.backend_id)),
+        Element::SocketReverse(_, value) => (Some(value.service_id), None),
+        Element::Flow(_, flow) => (Some(flow.service_id), None),
+        Element::Socket(..)
+        | Element::Fragment(..)
+        | Element::Counter(..)
+        | Element::Node(_)
+        | Element::NodeAddress(_)
+        | Element::Call(..)
+        | Element::Address(..)
+        | Element::Ranges(_)
+        | Element::Buckets(_)
+        | Element::Bytes(..) => (None, None),
+    }
+}
+
+fn bucket_row((cpu, bucket): (usize, &ebpf_common::Bucket)) -> Row {
+    vec![("cpu", json!(cpu)), ("packetsLeft", json!(bucket.credit()))]
+}
+
+fn slots((first, count): (u32, u32)) -> Value {
+    json!(format!("{first}..{}", first + count))
+}
+
+fn range(range: &Range) -> Value {
+    json!(range.prefix().map(|prefix| format!("{}/{prefix}", range.network().to_ip())))
+}
+
+fn known_address(address: &Address) -> Value {
+    if *address == Address::UNSPECIFIED { Value::Null } else { json!(address.to_ip()) }
+}
+
+pub fn end(address: &Address, port: Port) -> String {
+    SocketAddr::new(address.to_ip(), port.get()).to_string()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::services::Names;
+    use ebpf_common::{Frontend, FrontendKey, Protocol, Ranges};
+
+    use super::*;
+
+    fn line(element: &Element, names: Names, backends: &[Backend]) -> String {
+        let hosts = Hosts::default();
+        let backend_by_id = backends.iter().map(|backend| (backend.id, *backend)).collect();
+        let joins = Joins { hosts: &hosts, names, backend_by_id, now_ns: 9 * NS_PER_SECOND };
+        let mut out = String::new();
+        joins.rows(element).iter().for_each(|row| encode(row, &mut out));
+        out
+    }
+
+    #[test]
+    fn a_frontend_is_shown_with_its_service_and_its_slots() {
+        let key = FrontendKey::new(Address::from_v4([10, 96, 0, 7]), Port::new(80), Protocol::TCP);
+        let element = Element::Frontend(key, Frontend::new(ServiceId(9), 0, 2, 1..4, true));
+        let mut names = Names::default();
+        names.by_id.insert(ServiceId(9), "default/web:http".to_owned());
+        assert_eq!(
+            line(&element, names, &[]),
+            "{\"address\":\"10.96.0.7\",\"port\":80,\"protocol\":\"TCP\",\"service\":\"default/web:http\",\
+             \"serviceId\":9,\"forNode\":\"1..4\",\"forBeyond\":\"0..2\",\"affinitySeconds\":0,\
+             \"hasEndpoints\":true}\n"
+        );
+    }
+
+    #[test]
+    fn a_backend_id_becomes_an_address_where_the_backend_is_known() {
+        let address = Address::from_v4([10, 244, 0, 2]);
+        let backend = Backend::new(BackendId(4), ServiceId(9), address, Port::new(8080));
+        let key = ebpf_common::SlotKey { service_id: ServiceId(9), slot: 0 };
+        let text = line(&Element::Slot(key, BackendId(4)), Names::default(), &[backend]);
+        assert!(text.contains("\"backend\":\"10.244.0.2:8080\",\"service\":null"), "{text}");
+        let text = line(&Element::Slot(key, BackendId(5)), Names::default(), &[backend]);
+        assert!(text.contains("\"backend\":null"), "{text}");
+    }
+
+    #[test]
+    fn elements_without_names_are_rows_too() {
+        let ranges = Ranges { v4: Range::new(Address::from_v4([10, 96, 0, 0]), 16), v6: Range::NONE };
+        assert_eq!(
+            line(&Element::Ranges(ranges), Names::default(), &[]),
+            "{\"v4\":\"10.96.0.0/16\",\"v6\":null}\n"
+        );
+        let counter = Element::Counter(Counter::DropNoBackend as u32, 3);
+        assert_eq!(
+            line(&counter, Names::default(), &[]),
+            "{\"index\":8,\"name\":\"drop_no_backend\",\"count\":3,\"drop\":true}\n"
+        );
+        let bytes = Element::Bytes(vec![0, 255], vec![16]);
+        assert_eq!(line(&bytes, Names::default(), &[]), "{\"key\":\"00ff\",\"value\":\"10\"}\n");
+        let buckets = Element::Buckets(vec![ebpf_common::Bucket::EMPTY; 2]);
+        let text = line(&buckets, Names::default(), &[]);
+        assert_eq!(text, "{\"cpu\":0,\"packetsLeft\":0}\n{\"cpu\":1,\"packetsLeft\":0}\n");
+    }
+}
