@@ -9,6 +9,7 @@
 //! Nothing in the kernel depends on this process staying alive: it ends without undoing anything, and finds what is
 //! its own when it starts again.
 
+mod allocator;
 mod bgp_io;
 mod blocks;
 mod cni_server;
@@ -28,9 +29,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let config = config::Config::parse();

@@ -20,6 +20,7 @@ use kubelet::{LinkPort, ServiceLink, ServiceLinks};
 use proxy::{HealthCheck, NodeView, ObjectName, Proxy};
 use tokio::sync::{Notify, watch as signal};
 
+use crate::allocator;
 use crate::health::Health;
 use crate::network::Network;
 use crate::watch::{self, Named, Step, Steps};
@@ -157,7 +158,9 @@ impl Services {
         match datapath.apply_services() {
             Ok(applied) => {
                 self.dirty = false;
-                self.applied = true;
+                if !std::mem::replace(&mut self.applied, true) {
+                    allocator::give_back();
+                }
                 self.health.updated(Timestamp::now());
                 if applied.datagram_backends_gone {
                     self.datagram_backends_gone.notify_one();
