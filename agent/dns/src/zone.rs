@@ -11,7 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -55,19 +55,26 @@ pub struct Port {
     pub number: u16,
 }
 
-#[derive(Debug)]
-struct Endpoint {
-    address: IpAddr,
+#[derive(Clone, Copy, Debug)]
+struct Endpoint<A = IpAddr> {
+    address: A,
     ready: bool,
     /// Which of its slice's hosts it is, counted from 1; `None` for the dashed address.
     host: Option<NonZeroU16>,
+}
+
+/// An address of IPv4 is kept in less room: most are, and there are hundreds of thousands.
+#[derive(Debug)]
+enum Endpoints {
+    V4(Box<[Endpoint<Ipv4Addr>]>),
+    Any(Box<[Endpoint]>),
 }
 
 #[derive(Debug)]
 struct Slice {
     name: Arc<str>,
     ports: Box<[Port]>,
-    endpoints: Box<[Endpoint]>,
+    endpoints: Endpoints,
     hosts: Box<[Box<str>]>,
 }
 
@@ -315,7 +322,7 @@ impl Zone {
             }
             let hosts = entry.ready().filter(|(_, of)| entry.headless && of.address == address);
             names.extend(hosts.filter_map(|(slice, endpoint)| {
-                self.service_name(namespace, &format!("{}.{service}", slice.host(endpoint)))
+                self.service_name(namespace, &format!("{}.{service}", slice.host(&endpoint)))
             }));
         }
         of_type(names.into_iter().map(|name| RData::PTR(PTR(name))).collect(), kind)
@@ -324,7 +331,7 @@ impl Zone {
 
 impl Entry {
     /// The endpoints that are published, each with its slice.
-    fn ready(&self) -> impl Iterator<Item = (&Slice, &Endpoint)> {
+    fn ready(&self) -> impl Iterator<Item = (&Slice, Endpoint)> {
         let all = self.slices.iter().flat_map(|slice| slice.endpoints.iter().map(move |of| (slice, of)));
         all.filter(|(_, endpoint)| endpoint.ready || self.publish_not_ready)
     }
@@ -382,7 +389,7 @@ impl Entry {
         let mut found = Vec::new();
         if self.headless {
             for (slice, endpoint) in self.ready() {
-                let target = name_of(&[&slice.host(endpoint), service.to_ascii().trim_end_matches('.')]);
+                let target = name_of(&[&slice.host(&endpoint), service.to_ascii().trim_end_matches('.')]);
                 found.extend(target.into_iter().flat_map(|target| {
                     let record = move |number| RData::SRV(SRV::new(0, 100, number, target.clone()));
                     numbers(&slice.ports).into_iter().map(record)
@@ -447,13 +454,38 @@ impl Slice {
             }
         }
         let ports = slice.ports.iter().flatten().filter_map(port).collect();
-        Self { name, ports, endpoints: endpoints.into(), hosts: hosts.into() }
+        Self { name, ports, endpoints: Endpoints::of(endpoints), hosts: hosts.into() }
     }
 
     /// The label of one of its endpoints.
     fn host(&self, endpoint: &Endpoint) -> Cow<'_, str> {
         let host = endpoint.host.and_then(|number| self.hosts.get(usize::from(number.get()) - 1));
         host.map_or_else(|| dashed(endpoint.address).into(), |host| Cow::Borrowed(&**host))
+    }
+}
+
+impl Endpoints {
+    fn of(endpoints: Vec<Endpoint>) -> Self {
+        let v4 = |Endpoint { address, ready, host }: &Endpoint| match address {
+            IpAddr::V4(address) => Some(Endpoint { address: *address, ready: *ready, host: *host }),
+            IpAddr::V6(_) => None,
+        };
+        match endpoints.iter().map(v4).collect() {
+            Some(all) => Self::V4(all),
+            None => Self::Any(endpoints.into()),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Endpoint> {
+        let (v4, any): (&[Endpoint<Ipv4Addr>], &[Endpoint]) = match self {
+            Self::V4(v4) => (v4, &[]),
+            Self::Any(any) => (&[], any),
+        };
+        let wide = |endpoint: &Endpoint<Ipv4Addr>| {
+            let Endpoint { address, ready, host } = *endpoint;
+            Endpoint { address: address.into(), ready, host }
+        };
+        v4.iter().map(wide).chain(any.iter().copied())
     }
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn of_port<'a>(
     for slice in slices {
         for (_, number) in slice.ports.iter().filter(|(name, _)| name == port) {
             for (endpoint, zones) in slice.endpoints() {
-                known.entry((endpoint.address, *number)).or_default().merge(endpoint, zones, node);
+                known.entry((endpoint.address, *number)).or_default().merge(&endpoint, zones, node);
             }
         }
     }

@@ -56,7 +56,7 @@ pub(crate) struct Service {
 pub(crate) struct Slice {
     pub(crate) is_v4: bool,
     pub(crate) ports: Box<[(PortName, Port)]>,
-    pub(crate) endpoints: Box<[Endpoint]>,
+    endpoints: Endpoints,
     /// The endpoints that are hinted to zones, in order; few have any.
     hints: Option<Box<[ZoneHint]>>,
 }
@@ -67,9 +67,16 @@ struct ZoneHint {
     zone: Arc<str>,
 }
 
+/// An address of IPv4 is kept in a quarter of the room: most are, and there are hundreds of thousands.
 #[derive(PartialEq, Eq, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) address: Address,
+enum Endpoints {
+    V4(Box<[Endpoint<[u8; 4]>]>),
+    Any(Box<[Endpoint]>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Endpoint<A = Address> {
+    pub(crate) address: A,
     /// An unknown condition counts as ready (EndpointConditions, `ready`).
     pub(crate) ready: bool,
     pub(crate) serving: bool,
@@ -156,20 +163,47 @@ impl Slice {
         let facts = Self {
             is_v4,
             ports: slice.ports.iter().flatten().filter_map(slice_port).collect(),
-            endpoints: endpoints.into(),
+            endpoints: Endpoints::of(endpoints),
             hints: (!hints.is_empty()).then(|| hints.into()),
         };
         Some((ObjectName { namespace, name }, facts))
     }
 
     /// The endpoints, each with the zones that it is hinted to.
-    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Endpoint, impl Iterator<Item = &str>)> {
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (Endpoint, impl Iterator<Item = &str>)> {
         let hints = self.hints.as_deref().unwrap_or_default();
-        (0..).zip(&self.endpoints).map(move |(index, endpoint)| {
+        (0..).zip(self.endpoints.iter()).map(move |(index, endpoint)| {
             let first = hints.partition_point(|hint| hint.endpoint < index);
             let own = hints[first..].iter().take_while(move |hint| hint.endpoint == index);
             (endpoint, own.map(|hint| &*hint.zone))
         })
+    }
+}
+
+impl Endpoints {
+    fn of(endpoints: Vec<Endpoint>) -> Self {
+        if endpoints.iter().all(|endpoint| endpoint.address.is_v4()) {
+            let v4 = |endpoint: Endpoint| endpoint.at(endpoint.address.to_words()[3].to_ne_bytes());
+            Self::V4(endpoints.into_iter().map(v4).collect())
+        } else {
+            Self::Any(endpoints.into())
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Endpoint> {
+        let (v4, any): (&[Endpoint<[u8; 4]>], &[Endpoint]) = match self {
+            Self::V4(v4) => (v4, &[]),
+            Self::Any(any) => (&[], any),
+        };
+        v4.iter().map(|endpoint| endpoint.at(Address::from_v4(endpoint.address))).chain(any.iter().copied())
+    }
+}
+
+impl<A> Endpoint<A> {
+    /// The same with its address in another form.
+    fn at<B>(&self, address: B) -> Endpoint<B> {
+        let Self { address: _, ready, serving, terminating, here, has_nodes, this_node } = *self;
+        Endpoint { address, ready, serving, terminating, here, has_nodes, this_node }
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn of_service<'a>(
     let count = |v4: bool| {
         service.cluster_ips.iter().any(|ip| ip.is_ipv4() == v4).then(|| {
             let family = slices.clone().filter(|slice| slice.is_v4 == v4 && !slice.ports.is_empty());
-            let ready = family.flat_map(|slice| &slice.endpoints).filter(|of| of.here && of.ready);
+            let ready = family.flat_map(Slice::endpoints).map(|(of, _)| of).filter(|of| of.here && of.ready);
             ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
         })
     };

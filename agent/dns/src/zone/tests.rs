@@ -71,6 +71,36 @@ fn a_headless_service_answers_with_its_ready_endpoints() {
 }
 
 #[test]
+fn endpoints_of_ipv6_and_of_two_slices_are_told_apart() {
+    let mut zone = zone();
+    zone.set_slice(&slice(json!({
+        "addressType": "IPv6",
+        "metadata": {"namespace": "db", "name": "mysql-2", "labels": {"kubernetes.io/service-name": "mysql"}},
+        "endpoints": [
+            {"addresses": ["fd00::7"], "conditions": {"ready": false}},
+            {"addresses": ["fd00::5"], "hostname": "mysql-0"},
+            {"addresses": ["fd00::6"]},
+            {"addresses": ["fd00::8"], "hostname": "mysql-3"}
+        ],
+        "ports": [{"name": "sql", "port": 3307}]
+    })));
+    let of = |name: &str, kind| texts(zone.lookup(&format!("{name}mysql.db.svc.cluster.local"), kind));
+    assert_eq!(of("", RecordType::A), ["10.244.0.5", "10.244.0.6"]);
+    assert_eq!(of("", RecordType::AAAA), ["fd00::5", "fd00::6", "fd00::8"]);
+    assert_eq!(of("mysql-0.", RecordType::A), ["10.244.0.5"]);
+    assert_eq!(of("mysql-0.", RecordType::AAAA), ["fd00::5"]);
+    assert_eq!(of("mysql-3.", RecordType::AAAA), ["fd00::8"]);
+    assert_eq!(of("fd00--6.", RecordType::AAAA), ["fd00::6"]);
+    assert!(
+        of("_sql._tcp.", RecordType::SRV).contains(&"0 100 3307 mysql-3.mysql.db.svc.cluster.local.".into())
+    );
+    let slice = "mysql-2";
+    zone.remove_slice("db", slice);
+    assert_eq!(zone.lookup("mysql.db.svc.cluster.local", RecordType::AAAA), Records::NoData);
+    assert!(zone.service_by_slice.values().all(|slices| !slices.contains_key(slice)));
+}
+
+#[test]
 fn addresses_have_names() {
     let zone = zone();
     assert_eq!(
@@ -116,6 +146,7 @@ fn removal_leaves_nothing_and_order_does_not_matter() {
     zone.remove_service("default", "web");
     zone.remove_service("default", "outside");
     assert!(zone.entries.is_empty() && zone.reverse.is_empty() && zone.namespaces.is_empty());
+    assert!(zone.service_by_slice.is_empty());
 
     let mut late = Zone::new("cluster.local");
     late.set_slice(&slice(json!({
