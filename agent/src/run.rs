@@ -19,6 +19,7 @@ use proxy::NodeView;
 use tokio::sync::{Notify, mpsc, watch as signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::allocator;
 use crate::config::Config;
 use crate::health::{Family, Health};
 use crate::network::Network;
@@ -63,11 +64,62 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     }
     let (bgp_sender, bgp_events) = mpsc::unbounded_channel();
     let bgp = start_bgp(&config, bgp_sender)?;
-    let datapath = if config.router_only { None } else { Some(open_datapath(&config)?) };
+    let node = NodeView { name: config.node_name.clone(), zone: String::new(), api_servers };
+    let family = |ip: &IpAddr| if ip.is_ipv4() { Family::V4 } else { Family::V6 };
+    let health = Arc::new(Health::new(config.node_ips.iter().map(family).collect()));
+    let mut services = Services::new(node, &config.cluster_domain, health.clone());
+    let mut events = follow(&client, &config);
+    let (datapath, of_nodes) = if config.router_only {
+        (None, Vec::new())
+    } else {
+        let (datapath, of_nodes) = open_meanwhile(&config, &mut services, &mut events).await?;
+        (Some(datapath), of_nodes)
+    };
     let network = Arc::new(Network::open(&config, datapath, bgp.clone())?);
-    let mut agent = Agent::new(config, network, bgp, client, api_servers)?;
+    let mut agent = Agent::new(config, network, bgp, client, services, health)?;
     agent.start(&cancel).await?;
-    agent.run(bgp_events, cancel).await
+    of_nodes.into_iter().for_each(|event| agent.event(event));
+    agent.run(events, bgp_events, cancel).await
+}
+
+/// The events of all that the agent reacts to.
+fn follow(client: &Client, config: &Config) -> mpsc::Receiver<Event> {
+    let (sender, events) = watch::channel();
+    let client = || client.clone();
+    let all = || watcher::Config::default().any_semantic();
+    watch::spawn(Api::all(client()), all(), sender.clone(), Event::Node);
+    if !config.router_only {
+        watch::spawn(Api::all(client()), all(), sender.clone(), Event::Service);
+        watch::spawn(Api::all(client()), all(), sender, Event::Slice);
+    }
+    events
+}
+
+/// Opens the datapath on a thread of its own and takes what the API server lists meanwhile: the kernel checks the
+/// programs for as long as it takes to list tens of thousands of Services. Returns the events of nodes too, which are
+/// for later.
+async fn open_meanwhile(
+    config: &Config,
+    services: &mut Services,
+    events: &mut mpsc::Receiver<Event>,
+) -> anyhow::Result<(Datapath, Vec<Event>)> {
+    let config = config.clone();
+    let mut opening = tokio::task::spawn_blocking(move || {
+        let opened = open_datapath(&config);
+        allocator::give_back();
+        opened
+    });
+    let mut of_nodes = Vec::new();
+    loop {
+        tokio::select! {
+            opened = &mut opening => return Ok((opened.context("opening the datapath")??, of_nodes)),
+            Some(event) = events.recv() => match event {
+                Event::Service(event) => services.service(event),
+                Event::Slice(event) => services.slice(event),
+                Event::Node(_) => of_nodes.push(event),
+            },
+        }
+    }
 }
 
 /// A client of the API server, and where that is.
@@ -187,15 +239,13 @@ impl Agent {
         network: Arc<Network>,
         bgp: bgp_io::Handle,
         client: Client,
-        api_servers: BTreeSet<FrontendKey>,
+        services: Services,
+        health: Arc<Health>,
     ) -> anyhow::Result<Agent> {
         let peers_file = config.state_dir.join("nodes.json");
         let address_by_node = persist::read(&peers_file)?.unwrap_or_default();
-        let node = NodeView { name: config.node_name.clone(), zone: String::new(), api_servers };
-        let family = |ip: &IpAddr| if ip.is_ipv4() { Family::V4 } else { Family::V6 };
-        let health = Arc::new(Health::new(config.node_ips.iter().map(family).collect()));
         Ok(Agent {
-            services: Services::new(node, &config.cluster_domain, health.clone()),
+            services,
             health,
             config,
             network,
@@ -280,11 +330,10 @@ impl Agent {
 
     async fn run(
         mut self,
+        mut events: mpsc::Receiver<Event>,
         mut bgp_events: mpsc::UnboundedReceiver<bgp_io::Event>,
         cancel: CancellationToken,
     ) -> anyhow::Result<()> {
-        let (sender, mut events) = watch::channel();
-        self.watch(&sender);
         let monitor = RouteMonitor::open().context("watching the node's routes")?;
         let host_ports_changed = self.network.host_ports_changed();
         self.services.set_host_ports(self.network.host_ports());
@@ -328,16 +377,6 @@ impl Agent {
             }
             self.services.apply(&self.network);
             self.update_readiness()?;
-        }
-    }
-
-    fn watch(&self, sender: &mpsc::Sender<Event>) {
-        let client = || self.client.clone();
-        let all = || watcher::Config::default().any_semantic();
-        watch::spawn(Api::all(client()), all(), sender.clone(), Event::Node);
-        if !self.config.router_only {
-            watch::spawn(Api::all(client()), all(), sender.clone(), Event::Service);
-            watch::spawn(Api::all(client()), all(), sender.clone(), Event::Slice);
         }
     }
 

@@ -26,7 +26,7 @@ use crate::network::Network;
 use crate::watch::{self, Named, Step, Steps};
 
 /// Services that are computed and written at a time.
-const PART: usize = 4096;
+const PART: usize = 1024;
 
 pub struct Services {
     proxy: Proxy,
