@@ -144,6 +144,10 @@ impl Network {
                 lock(datapath).attach_pod_link(*index).context("serving Services to a running pod")?;
             }
         }
+        if let Some(datapath) = &self.datapath {
+            let pods = local_pods(&allocations, &state.index_by_attachment);
+            lock(datapath).set_pods(pods).context("telling the datapath the node's pods")?;
+        }
         // An address that leads to no Service must not be sent to a router that sends it back. Where somebody else
         // serves Services, these may need a route.
         if self.datapath.is_some() {
@@ -210,6 +214,9 @@ impl Network {
         if let Some((destination, error)) = failed.iter().find(|(d, _)| addresses.contains(&d.ip())) {
             bail!("route to {destination}: {error}");
         }
+        if let Some(datapath) = &self.datapath {
+            lock(datapath).add_pod(addresses, &link)?;
+        }
         Ok(Attached { link, host_interface, addresses: addresses.to_vec(), mtu: self.mtu })
     }
 
@@ -221,6 +228,7 @@ impl Network {
             if !released.is_empty() {
                 self.save(&state)?;
             }
+            self.forget(&released)?;
             for allocation in &released {
                 state.set_own(allocation.address.into(), None);
             }
@@ -328,6 +336,7 @@ impl Network {
         let lost = state.allocator.remove_block(block);
         self.save(&state)?;
         state.set_own(block, None);
+        self.forget(&lost)?;
         for allocation in &lost {
             state.set_own(allocation.address.into(), None);
         }
@@ -335,6 +344,13 @@ impl Network {
         state.apply();
         tracing::error!(%block, pods = lost.len(), "block belongs to another node; its pods here are cut off");
         Ok(())
+    }
+
+    /// Nothing is handed over to these pods any more.
+    fn forget(&self, pods: &[Allocation]) -> anyhow::Result<()> {
+        let Some(datapath) = &self.datapath else { return Ok(()) };
+        let addresses: Vec<IpAddr> = pods.iter().map(|pod| pod.address).collect();
+        lock(datapath).remove_pod(&addresses).context("telling the datapath that pods are gone")
     }
 
     fn announce(&self, state: &mut State) {
@@ -506,6 +522,25 @@ fn host_ports_of(allocation: &Allocation) -> impl Iterator<Item = (FrontendKey, 
         };
         (if port.host_ip.is_some() { key } else { key.of_any_address() }, service)
     })
+}
+
+/// Where the pods that have a link are reached.
+fn local_pods(
+    allocations: &[Allocation],
+    index_by_attachment: &BTreeMap<AttachmentKey, u32>,
+) -> Vec<(IpAddr, PodLink)> {
+    let mut addresses: BTreeMap<AttachmentKey, Vec<IpAddr>> = BTreeMap::new();
+    for allocation in allocations {
+        addresses.entry(key_of(allocation)).or_default().push(allocation.address);
+    }
+    let linked = addresses.into_iter().filter_map(|(key, addresses)| {
+        let host_index = *index_by_attachment.get(&key)?;
+        let link = PodLink { host_index, pod_mac: links::pod_mac(&addresses) };
+        Some((addresses, link))
+    });
+    linked
+        .flat_map(|(addresses, link)| addresses.into_iter().map(move |address| (address, link.clone())))
+        .collect()
 }
 
 fn key_of(allocation: &Allocation) -> AttachmentKey {

@@ -92,21 +92,33 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
+    if let Some(action) = nat::untranslated(&ctx) {
+        return action;
+    }
     ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Node))
 }
 
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
+    if !nat::may_be_for_client(&ctx) {
+        return TC_ACT_UNSPEC;
+    }
     tc_verdict(&ctx, nat::towards_client(&ctx))
 }
 
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    if let Some(action) = nat::untranslated(&ctx) {
+        return action;
+    }
     ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Beyond))
 }
 
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
+    if !maps::has_beyond() {
+        return TC_ACT_UNSPEC;
+    }
     tc_verdict(&ctx, nat::towards_client(&ctx))
 }
 

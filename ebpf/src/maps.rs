@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, Flow,
-    Fragment, FragmentKey, Frontend, FrontendKey, Node, Ranges, SlotKey, SocketForward, SocketKey,
+    Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey,
     SocketReverse, Tuple, maps::*,
 };
 
@@ -79,6 +79,16 @@ static RANGES: Array<Ranges> = Array::pinned(1, 0);
 #[map(name = "ANSWERS_1")]
 static ANSWERS: PerCpuArray<Bucket> = PerCpuArray::pinned(1, 0);
 
+/// Written by the agent once a pod's link is ready, and deleted before its route is: pods that packets reach past the
+/// node's stack. One that is missing here is reached through it. One field is written here too.
+#[map(name = "PODS_1")]
+static PODS: HashMap<Address, LocalPod> = HashMap::pinned(PODS_MAX, BPF_F_NO_PREALLOC);
+
+/// Not 0 once a packet of a client beyond the node was translated. Written here, and by an agent that finds flows and
+/// does not know whose.
+#[map(name = "BEYOND_1")]
+static BEYOND: Array<u32> = Array::pinned(1, 0);
+
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]
 static CALLS: ProgramArray = ProgramArray::pinned(CALLS_MAX, 0);
@@ -98,6 +108,42 @@ pub fn node() -> Option<&'static Node> {
 #[inline(always)]
 pub fn is_node_address(address: &Address) -> bool {
     NODE_ADDRESSES.get_ptr(address).is_some()
+}
+
+/// Notes that flows of this client are translated, if it is a pod of this node: before a packet can come back.
+#[inline(always)]
+pub fn note_client(address: &Address) {
+    let Some(pod) = PODS.get_ptr_mut(address) else { return };
+    // SAFETY: alive for this run of the program; a word that only ever becomes 1.
+    unsafe {
+        if (*pod).has_flows == 0 {
+            (*pod).has_flows = 1;
+        }
+    }
+}
+
+/// As [`note_client`], for clients beyond the node.
+#[inline(always)]
+pub fn note_beyond() {
+    let Some(has_flows) = BEYOND.get_ptr_mut(0) else { return };
+    // SAFETY: as above.
+    unsafe {
+        if *has_flows == 0 {
+            *has_flows = 1;
+        }
+    }
+}
+
+/// Whether a client beyond the node ever had a flow that was translated.
+#[inline(always)]
+pub fn has_beyond() -> bool {
+    BEYOND.get(0).is_none_or(|has_flows| *has_flows != 0)
+}
+
+#[inline(always)]
+pub fn local_pod(address: &Address) -> Option<&'static LocalPod> {
+    // SAFETY: alive for this run of the program; values are replaced as a whole, never written in place.
+    unsafe { PODS.get(address) }
 }
 
 /// Whether the address is where those of Services are.

@@ -2,8 +2,9 @@
 //! towards it comes from the frontend again. The backend's side needs no program.
 //!
 //! ```text
-//!   client pod ==ingress==> DNAT -> FIB -> backend (a pod, this host, another node)
+//!   client pod ==ingress==> DNAT -> FIB -> backend (this host, another node)
 //!   client pod <==egress=== un-DNAT <- FIB <- backend
+//!   to a pod of this node: ingress -> DNAT or un-DNAT -> into the pod, past the node's stack and the pod's egress
 //!   hairpin: ingress -> full NAT -> out of the same link, both ways
 //!   forwarded: client beyond ==ingress==> full NAT -> out of the same link -> backend beyond, and the same way back
 //! ```
@@ -11,9 +12,9 @@
 //! A forwarded packet has an address of this node as its source, in one direction at least. The kernel takes that for a
 //! forgery where packets are forwarded, so they go past its forwarding.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, programs::TcContext};
 use aya_log_ebpf::debug;
-use ebpf_common::{Backend, Call, Counter, Direction, Flow, Fragment, FrontendKey, Origin};
+use ebpf_common::{Address, Backend, Call, Counter, Direction, Flow, Fragment, FrontendKey, LocalPod, Origin};
 
 use crate::{
     conntrack,
@@ -30,6 +31,35 @@ pub enum Verdict {
     Return(i32),
     /// Another program goes on with the packet, as it came.
     Continue(Call),
+}
+
+/// A packet for a pod of this node none of whose flows is translated: it is handed over as it is, and nothing is looked
+/// up but the pod. So nobody takes a pod's address away from it on its own node, as an externalIP.
+#[inline(always)]
+pub fn untranslated(ctx: &TcContext) -> Option<i32> {
+    let action = hand_over_untranslated(ctx);
+    if action == OTHERS { None } else { Some(action) }
+}
+
+/// No action of tc.
+const OTHERS: i32 = i32::MIN;
+
+#[inline(never)]
+fn hand_over_untranslated(ctx: &TcContext) -> i32 {
+    let Ok(mut head) = packet::load(ctx, 0) else { return OTHERS };
+    let Some(destination) = packet::destination(ctx, &head) else { return OTHERS };
+    match maps::local_pod(&destination) {
+        Some(pod) if pod.has_flows == 0 => packet::hand_over(ctx, &mut head, destination.is_v4(), pod),
+        _ => OTHERS,
+    }
+}
+
+/// Whether a packet that leaves for a pod may have to be translated.
+#[inline(never)]
+pub fn may_be_for_client(ctx: &TcContext) -> bool {
+    let Ok(head) = packet::load(ctx, 0) else { return true };
+    let Some(destination) = packet::destination(ctx, &head) else { return true };
+    maps::local_pod(&destination).is_none_or(|pod| pod.has_flows != 0)
 }
 
 #[inline(always)]
@@ -50,10 +80,9 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         } else if flow.is_forward() || flow.turns_around() {
             conntrack::touch(found, &packet);
             translate(ctx, &packet, flow, true)?;
-            return finish(ctx, flow);
+            return finish(ctx, &packet, flow);
         } else {
-            // A backend's answer, translated at its client's edge.
-            return Ok(Verdict::Pass);
+            return answered(ctx, &packet, found);
         }
     }
     let mut key =
@@ -62,8 +91,13 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     let mut selected = None;
     service::select(&mut key, origin, &client, &mut selected)?;
     let Some(backend) = selected else {
-        return service::stray(&packet.tuple.destination).map(|()| Verdict::Pass);
+        service::stray(&packet.tuple.destination)?;
+        return Ok(deliver(ctx, &packet, &packet.tuple.destination));
     };
+    match origin {
+        Origin::Node => maps::note_client(&packet.tuple.source),
+        Origin::Beyond => maps::note_beyond(),
+    }
     let mut flow = Flow::new(Direction::Forward, packet.tuple, backend.service_id, backend.id, false, 0);
     if is_beyond(origin, &backend) {
         conntrack::open_forwarded(ctx, &packet.tuple, &backend, &mut flow)?;
@@ -73,7 +107,37 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     maps::count(Counter::FlowNew);
     log_new(ctx, &packet, &backend);
     translate(ctx, &packet, &flow, true)?;
-    finish(ctx, &flow)
+    finish(ctx, &packet, &flow)
+}
+
+/// A backend's answer is translated at its client's edge: here, where it is handed over to the client from here.
+#[inline(always)]
+fn answered(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<Verdict, Error> {
+    let Some(pod) = local_pod(packet, &packet.tuple.destination) else { return Ok(Verdict::Pass) };
+    conntrack::touch(found, packet);
+    // SAFETY: an element of the map, alive for this run of the program.
+    translate(ctx, packet, unsafe { &*found }, false)?;
+    Ok(Verdict::Return(hand_over(ctx, packet.is_v4, pod)))
+}
+
+/// What leads to a pod of this node needs the node's stack for nothing. Fragments go through it, one after the other.
+#[inline(always)]
+fn local_pod(packet: &Packet, destination: &Address) -> Option<&'static LocalPod> {
+    if matches!(packet.part, Part::Whole) { maps::local_pod(destination) } else { None }
+}
+
+#[inline(always)]
+fn deliver(ctx: &TcContext, packet: &Packet, destination: &Address) -> Verdict {
+    match local_pod(packet, destination) {
+        Some(pod) => Verdict::Return(hand_over(ctx, packet.is_v4, pod)),
+        None => Verdict::Pass,
+    }
+}
+
+#[inline(never)]
+fn hand_over(ctx: &TcContext, is_v4: bool, pod: &LocalPod) -> i32 {
+    let Ok(mut head) = packet::load(ctx, 0) else { return TC_ACT_UNSPEC };
+    packet::hand_over(ctx, &mut head, is_v4, pod)
 }
 
 /// Whether client and backend are both beyond the node, so that answers come back only to an address of the node.
@@ -118,12 +182,12 @@ fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> R
 }
 
 #[inline(always)]
-fn finish(ctx: &TcContext, flow: &Flow) -> Result<Verdict, Error> {
+fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<Verdict, Error> {
     if flow.is_forwarded() {
         return Ok(Verdict::Return(packet::send_on(ctx)));
     }
     if !flow.is_hairpin() {
-        return Ok(Verdict::Pass);
+        return Ok(deliver(ctx, packet, &flow.translated.destination));
     }
     maps::count(Counter::Hairpin);
     packet::turn_around(ctx).map(Verdict::Return)

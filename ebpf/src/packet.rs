@@ -4,11 +4,11 @@
 //! (which has crashed kernels on fragment-list GSO packets).
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_neigh},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC},
+    helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
     programs::TcContext,
 };
-use ebpf_common::{Address, Counter, Fragment, FragmentKey, Port, Protocol, Tuple};
+use ebpf_common::{Address, Counter, Fragment, FragmentKey, LocalPod, Port, Protocol, Tuple};
 
 use crate::{error::Error, maps};
 
@@ -277,6 +277,60 @@ pub fn send_on(ctx: &TcContext) -> i32 {
     // The kernel looks the route up among those of this link, and finds the neighbour.
     // SAFETY: the context field, and a helper that takes no parameters where their size is 0.
     unsafe { bpf_redirect_neigh((*ctx.skb.skb).ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// An Ethernet header and the least of an IP header.
+pub type Head = [u8; HEAD_BYTES];
+const HEAD_BYTES: usize = ETHERNET_BYTES + 20;
+
+/// The destination of what begins with `head`.
+#[inline(always)]
+pub fn destination(ctx: &TcContext, head: &Head) -> Option<Address> {
+    match ctx.skb.protocol() {
+        ETHERTYPE_V4 => {
+            let word = u32::from_ne_bytes([head[30], head[31], head[32], head[33]]);
+            Some(Address::from_v4_word(word))
+        }
+        ETHERTYPE_V6 => load(ctx, ETHERNET_BYTES + 24).ok().map(Address::from_words),
+        _ => None,
+    }
+}
+
+/// Hands the packet, which begins with `head`, to a pod of this node as a router does, past the node's stack and the
+/// queue before the pod's. Where it has no hop left, that is for the stack to tell its sender. Returns the action.
+#[inline(always)]
+pub fn hand_over(ctx: &TcContext, head: &mut Head, is_v4: bool, pod: &LocalPod) -> i32 {
+    const STATIONS_BYTES: usize = 12;
+    const V4_TTL: usize = ETHERNET_BYTES + 8;
+    const V4_CHECKSUM: usize = ETHERNET_BYTES + 10;
+    const V6_HOPS: usize = ETHERNET_BYTES + 7;
+    let hops = head[if is_v4 { V4_TTL } else { V6_HOPS }];
+    if hops <= 1 {
+        return TC_ACT_UNSPEC;
+    }
+    let [to, from] = pod.stations;
+    head[..6].copy_from_slice(&to);
+    head[6..STATIONS_BYTES].copy_from_slice(&from);
+    let stored = if is_v4 {
+        head[V4_TTL] = hops - 1;
+        // RFC 1141: a hop less is a sum of the header that is 0x100 less, and a complement that much more.
+        let (sum, carry) =
+            u16::from_be_bytes([head[V4_CHECKSUM], head[V4_CHECKSUM + 1]]).overflowing_add(0x100);
+        let sum = sum.wrapping_add(carry as u16).to_be_bytes();
+        head[V4_CHECKSUM] = sum[0];
+        head[V4_CHECKSUM + 1] = sum[1];
+        ctx.store(0, head, 0)
+    } else {
+        // The hop limit is part of what a device may have summed up; the Ethernet header is not.
+        let hops = [hops - 1];
+        ctx.store(V6_HOPS, &hops, BPF_F_RECOMPUTE_CSUM as u64).and_then(|()| ctx.store(0, &pod.stations, 0))
+    };
+    if stored.is_err() {
+        return TC_ACT_UNSPEC;
+    }
+    maps::count(Counter::Delivered);
+    // SAFETY: a helper without pointers.
+    unsafe { bpf_redirect_peer(pod.interface_index, 0) as i32 }
 }
 
 /// Takes a hop of a packet that is going to be sent on.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashSet,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,8 +17,10 @@ use ebpf_common::{
 
 use crate::{
     flows::{self, FlowEntry, Flows, Swept},
+    links::PodLink,
     maps::{MapError, PinnedCounters},
     node::{NodeConfig, NodeMaps},
+    pods::PodMap,
     programs::{LogLevel, ProgramError, Programs, Role, TcMode},
     services::{Applied, Names, ServiceEntry, ServiceMaps},
     stale::StaleSockets,
@@ -58,6 +61,7 @@ pub struct Datapath {
     programs: Programs,
     services: ServiceMaps,
     node: NodeMaps,
+    pods: PodMap,
     flows: Arc<Flows>,
     counters: PinnedCounters,
 }
@@ -72,6 +76,7 @@ impl Datapath {
             programs,
             services: ServiceMaps::open(&maps)?,
             node: NodeMaps::open(&maps)?,
+            pods: PodMap::open(&maps)?,
             flows: Arc::new(Flows::open(&maps)?),
             counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
             maps_dir: maps,
@@ -125,6 +130,22 @@ impl Datapath {
     /// pod can send. Twice is no error.
     pub fn attach_pod_link(&mut self, interface_index: u32) -> Result<(), Error> {
         Ok(self.programs.attach_link(interface_index, Role::Pod)?)
+    }
+
+    /// Makes `pods`, by address, all that packets are handed over to past the node's stack. Those of an earlier agent
+    /// stay until then.
+    pub fn set_pods(&mut self, pods: impl IntoIterator<Item = (IpAddr, PodLink)>) -> Result<(), Error> {
+        Ok(self.pods.set(pods)?)
+    }
+
+    /// Hands packets for these addresses over to the pod. To be called once its link is served and routed to.
+    pub fn add_pod(&mut self, addresses: &[IpAddr], link: &PodLink) -> Result<(), Error> {
+        Ok(self.pods.insert(addresses, link)?)
+    }
+
+    /// Undoes [`Self::add_pod`]. To be called before the routes go. Nothing there is no error.
+    pub fn remove_pod(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
+        Ok(self.pods.remove(addresses)?)
     }
 
     /// Serves packets that reach Services from beyond this node.

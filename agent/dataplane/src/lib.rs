@@ -12,6 +12,7 @@ pub mod maps;
 mod namespaces;
 mod netlink;
 pub mod node;
+mod pods;
 pub mod programs;
 pub mod routes;
 pub mod services;

@@ -302,8 +302,8 @@ fn is_absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.to_string().starts_with(&text)
 }
 
-/// 02:fe and the IPv4 address, or the last four octets of the IPv6 one: readable in a capture.
-fn pod_mac(addresses: &[IpAddr]) -> [u8; 6] {
+/// The hardware address of a pod's end: 02:fe and the IPv4 address, or the last four octets of the IPv6 one: readable in a capture.
+pub fn pod_mac(addresses: &[IpAddr]) -> [u8; 6] {
     let preferred = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
     let tail = match preferred {
         Some(IpAddr::V4(v4)) => v4.octets(),

@@ -161,6 +161,23 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
         }
     }
 
+    /// Whether nothing is in the map.
+    pub fn is_empty(&self) -> Result<bool, MapError> {
+        let (mut key, mut value) =
+            (core::mem::MaybeUninit::<K>::zeroed(), core::mem::MaybeUninit::<V>::zeroed());
+        // SAFETY: K and V are Pod: zeros and whatever the kernel writes are valid.
+        let (key, value) = unsafe { (key.assume_init_mut(), value.assume_init_mut()) };
+        let (keys, values) = (std::slice::from_mut(key), std::slice::from_mut(value));
+        // SAFETY: sizes were checked at opening, and both slices are one long.
+        let batch = unsafe { bpf::lookup_batch(self.fd.as_fd(), &mut None, keys, values) };
+        match batch.result {
+            // One bucket holds more than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => Ok(false),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.error("batch lookup", error)),
+            Ok(()) | Err(_) => Ok(batch.done == 0),
+        }
+    }
+
     fn error(&self, operation: &'static str, source: io::Error) -> MapError {
         match source.raw_os_error() {
             Some(libc::E2BIG) => MapError::Full { name: self.name.clone() },

@@ -13,7 +13,8 @@ use std::{
 use aya::Pod;
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, Flow, Fragment, FragmentKey,
-    Frontend, FrontendKey, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple, maps,
+    Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple,
+    maps,
 };
 
 use crate::{
@@ -73,6 +74,9 @@ pub enum Element {
     Counter(u32, u64),
     Node(Node),
     NodeAddress(Address),
+    Pod(Address, LocalPod),
+    /// Not 0 where clients beyond the node may have flows.
+    Beyond(u32),
     /// Place, and the id of the program in it.
     Call(u32, u32),
     /// How many frontends it has.
@@ -98,10 +102,11 @@ impl Element {
             }
             Self::Fragment(key, value) => vec![key.source, key.destination, value.source, value.destination],
             Self::Node(node) => vec![node.source_v4, node.source_v6],
-            Self::NodeAddress(address) | Self::Address(address, _) => vec![*address],
+            Self::NodeAddress(address) | Self::Pod(address, _) | Self::Address(address, _) => vec![*address],
             Self::Slot(..)
             | Self::Counter(..)
             | Self::Call(..)
+            | Self::Beyond(_)
             | Self::Ranges(_)
             | Self::Buckets(_)
             | Self::Bytes(..) => Vec::new(),
@@ -125,6 +130,8 @@ impl Element {
             }
             maps::NODE => read(value).map(Self::Node),
             maps::NODE_ADDRESSES => read(key).map(Self::NodeAddress),
+            maps::PODS => both(key, value, Self::Pod),
+            maps::BEYOND => read(value).map(Self::Beyond),
             maps::CALLS => both(key, value, Self::Call),
             maps::ADDRESSES => both(key, value, Self::Address),
             maps::RANGES => read(value).map(Self::Ranges),

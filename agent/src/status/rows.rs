@@ -129,6 +129,13 @@ impl<'a> Joins<'a> {
                 ("frontends", json!(frontends)),
             ],
             Element::NodeAddress(address) => vec![("address", json!(address.to_ip()))],
+            Element::Pod(address, pod) => vec![
+                ("address", json!(address.to_ip())),
+                ("name", self.name(address)),
+                ("interfaceIndex", json!(pod.interface_index)),
+                ("hardwareAddress", json!(pod.stations[0].map(|octet| format!("{octet:02x}")).join(":"))),
+                ("hasFlows", json!(pod.has_flows != 0)),
+            ],
             Element::Buckets(buckets) => return (0..).zip(buckets).map(bucket_row).collect(),
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             plain => plain_row(plain),
@@ -243,6 +250,7 @@ fn plain_row(element: &Element) -> Row {
                 ("programId", json!(program)),
             ]
         }
+        Element::Beyond(has_flows) => vec![("hasFlows", json!(*has_flows != 0))],
         Element::Bytes(key, value) => vec![("key", json!(hex(key))), ("value", json!(hex(value)))],
         Element::Frontend(..)
         | Element::Slot(..)
@@ -255,6 +263,7 @@ fn plain_row(element: &Element) -> Row {
         | Element::Fragment(..)
         | Element::Address(..)
         | Element::NodeAddress(_)
+        | Element::Pod(..)
         | Element::Buckets(_)
         | Element::Ranges(_) => Row::new(),
     }
@@ -274,6 +283,8 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         | Element::Counter(..)
         | Element::Node(_)
         | Element::NodeAddress(_)
+        | Element::Pod(..)
+        | Element::Beyond(_)
         | Element::Call(..)
         | Element::Address(..)
         | Element::Ranges(_)

@@ -55,10 +55,12 @@ pub enum Counter {
     /// A connected datagram socket was not noted, since the map is full: it will keep its backend beyond the backend's
     /// end.
     SocketNotNoted = 24,
+    /// A packet was handed to a pod of this node, past the node's stack.
+    Delivered = 25,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 25;
+    pub const COUNT: u32 = 26;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -86,6 +88,7 @@ impl Counter {
         Self::Answered,
         Self::AnswerLimited,
         Self::SocketNotNoted,
+        Self::Delivered,
     ];
 
     /// The counter's name in metrics and command output.
@@ -116,6 +119,7 @@ impl Counter {
             Self::Answered => "answered",
             Self::AnswerLimited => "answer_limited",
             Self::SocketNotNoted => "socket_not_noted",
+            Self::Delivered => "delivered",
         }
     }
 
@@ -133,6 +137,7 @@ impl Counter {
                 | Self::Answered
                 | Self::AnswerLimited
                 | Self::SocketNotNoted
+                | Self::Delivered
         );
         self as u32 >= Self::DropNoBackend as u32 && !other
     }

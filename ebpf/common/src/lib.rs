@@ -31,7 +31,7 @@ pub use bucket::Bucket;
 pub use call::{Call, Reason};
 pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
 pub use counter::Counter;
-pub use node::{Node, Range, Ranges};
+pub use node::{LocalPod, Node, Range, Ranges};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, Frontend, FrontendKey, Origin, ServiceId,
     SlotKey, SocketForward, SocketKey, SocketReverse, pick_backend,

@@ -17,9 +17,11 @@ pub const CALLS: &str = "CALLS_1";
 pub const ADDRESSES: &str = "ADDRESSES_1";
 pub const RANGES: &str = "RANGES_1";
 pub const ANSWERS: &str = "ANSWERS_1";
+pub const PODS: &str = "PODS_1";
+pub const BEYOND: &str = "BEYOND_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 18] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -36,6 +38,8 @@ pub const ALL: [&str; 16] = [
     ADDRESSES,
     RANGES,
     ANSWERS,
+    PODS,
+    BEYOND,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -55,6 +59,7 @@ pub const CONNTRACK_MAX: u32 = 1 << 19;
 pub const FRAGMENTS_MAX: u32 = 1 << 13;
 pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
 pub const ADDRESSES_MAX: u32 = 1 << 17;
+pub const PODS_MAX: u32 = 1 << 14;
 /// Room for calls to come.
 pub const CALLS_MAX: u32 = 16;
 /// Room for counters to come.

@@ -84,12 +84,32 @@ impl Ranges {
     }
 }
 
+/// A pod of this node: where packets for its address are handed over.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalPod {
+    /// The host's end of the pod's link.
+    pub interface_index: u32,
+    /// Hardware addresses as an Ethernet header has them: the pod's, and that of the host's end.
+    pub stations: [[u8; 6]; 2],
+    /// Not 0 once packets of the pod were translated: then what comes for it may have to be translated back. The agent
+    /// writes it where it cannot know, the programs when they open a flow; nobody takes it back.
+    pub has_flows: u32,
+}
+
+impl LocalPod {
+    pub const fn new(interface_index: u32, stations: [[u8; 6]; 2]) -> Self {
+        Self { interface_index, stations, has_flows: 0 }
+    }
+}
+
 const _: () = {
     use core::mem::offset_of;
+    assert!(size_of::<LocalPod>() == 20 && offset_of!(LocalPod, has_flows) == 16);
     assert!(size_of::<Range>() == 32 && offset_of!(Range, mask) == 16);
     assert!(size_of::<Ranges>() == 64 && offset_of!(Ranges, v6) == 32);
     assert!(size_of::<Node>() == 40 && align_of::<Node>() == 8);
     assert!(offset_of!(Node, source_v6) == 16 && offset_of!(Node, netns_cookie) == 32);
 };
 
-crate::pod!(Node, Range, Ranges);
+crate::pod!(LocalPod, Node, Range, Ranges);

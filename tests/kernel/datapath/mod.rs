@@ -1,5 +1,6 @@
 //! The datapath's programs and maps.
 
+mod delivery;
 mod errors;
 mod frontends;
 mod node;

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use dataplane::{
     datapath::{Config, Datapath},
+    links::PodLink,
     node::NodeConfig,
     programs::TcMode,
 };
@@ -35,6 +36,7 @@ const SOURCES: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 89, 0, 11)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x89, 0, 0, 0, 0, 0, 0x11))];
 
 const POD_MAC: &str = "02:00:00:00:00:01";
+const POD_MAC_BYTES: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const HOST_MAC: &str = "02:00:00:00:00:02";
 
 impl Node {
@@ -57,6 +59,9 @@ impl Node {
             node.join_pod(index);
         }
         node.attach();
+        for (addresses, link) in node.links() {
+            node.datapath.add_pod(&addresses, &link).expect("telling of a pod");
+        }
         node
     }
 
@@ -64,6 +69,19 @@ impl Node {
     pub fn restart_agent(&mut self) {
         self.datapath = open(&self.directory, self.tc_mode);
         self.attach();
+        let pods = self.links().into_iter();
+        let pods = pods.flat_map(|(addresses, link)| addresses.map(|address| (address, link.clone())));
+        self.datapath.set_pods(pods).expect("telling the node's pods");
+    }
+
+    /// The pods as packets are handed over to them.
+    pub fn links(&self) -> [([IpAddr; 2], PodLink); 2] {
+        [0, 1].map(|index| {
+            let host_index = self.namespace.interface_index(&format!("pod{index}"));
+            let addresses = [format!("10.244.0.{}", index + 2), format!("fd00:244::{}", index + 2)];
+            let link = PodLink { host_index, pod_mac: POD_MAC_BYTES };
+            (addresses.map(|address| address.parse().expect("an address")), link)
+        })
     }
 
     pub fn serve(&mut self, of: impl IntoIterator<Item = (FrontendKey, Service)>) {

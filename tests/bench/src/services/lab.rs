@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use dataplane::{
     datapath::{Config, Datapath},
-    links::{Links, PodLinkConfig, prepare_host},
+    links::{Links, PodLink, PodLinkConfig, prepare_host},
     node::NodeConfig,
     routes::{Routes, RoutesConfig, Target},
 };
@@ -58,7 +58,8 @@ pub(crate) struct Node {
     pub(crate) namespace: NetNs,
     pub(crate) cgroup: PathBuf,
     servers: Vec<NetNs>,
-    links: Vec<u32>,
+    /// Of the pods, by address.
+    links: Vec<(IpAddr, PodLink)>,
     uplink: u32,
     owner: Owner,
     datapath: Option<(Datapath, PathBuf)>,
@@ -224,8 +225,9 @@ impl Node {
             mtu: MTU,
         };
         let link = self.namespace.run(|| Ok(Links::open()?.add_pod(&config)?)).context("joining a pod")?;
-        self.links.push(link.host_index);
-        self.route(IpAddr::V4(address), 32, Target::Link(link.host_index))?;
+        let host_index = link.host_index;
+        self.links.push((IpAddr::V4(address), link));
+        self.route(IpAddr::V4(address), 32, Target::Link(host_index))?;
         Ok(pod)
     }
 
@@ -289,8 +291,9 @@ impl Node {
         datapath.attach_cgroup(&self.cgroup).context("serving sockets")?;
         let (links, uplink, address) = (&self.links, self.uplink, IpAddr::V4(self.address));
         self.namespace.run(|| {
-            for link in links {
-                datapath.attach_pod_link(*link).context("serving a pod's link")?;
+            for (address, link) in links {
+                datapath.attach_pod_link(link.host_index).context("serving a pod's link")?;
+                datapath.add_pod(&[*address], link).context("telling of a pod")?;
             }
             datapath.attach_uplink(uplink).context("serving the uplink")?;
             datapath.set_node(&NodeConfig::of_namespace(&[address])?).context("telling what the node is")

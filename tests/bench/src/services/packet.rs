@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane::{
     datapath::{Config, Datapath},
+    links::PodLink,
     node::NodeConfig,
 };
 use ebpf_common::{
@@ -55,6 +56,10 @@ const NODE: &str = "10.89.0.11";
 const BACKEND: &str = "10.244.0.3";
 const BACKEND_V6: &str = "fd00:244::3";
 const BACKEND_BEYOND: &str = "10.244.1.2";
+const POD: &str = "10.244.0.77";
+const POD_V6: &str = "fd00:244::77";
+/// Runs of single packets send nothing: any interface will do.
+const LOOPBACK: u32 = 1;
 
 /// One line of the table.
 pub(crate) struct Class {
@@ -149,6 +154,7 @@ impl Runs {
         self.known()?;
         self.known_forwarded()?;
         self.opening()?;
+        self.handed_over()?;
         let refused = frame(Protocol::TCP, (ip(CLIENT), 40_000), (ip(EMPTY), 80), SYN);
         let took = self.single("pod_ingress", REFUSE, |_| refused.clone())?;
         self.put(
@@ -237,6 +243,23 @@ impl Runs {
                 frame(protocol, (ip(from), FIRST_PORT + number), (ip(to.0), to.1), SYN)
             })?;
             self.put(program, name, took - self.clock);
+        }
+        Ok(())
+    }
+
+    /// To a pod of this node; each packet has one hop less than the one before.
+    fn handed_over(&mut self) -> Result<()> {
+        let link = PodLink { host_index: LOOPBACK, pod_mac: [2, 0xfe, 0, 0, 0, 1] };
+        self.datapath.add_pod(&[ip(POD), ip(POD_V6)], &link).context("telling of a pod")?;
+        for program in ["pod_ingress", "uplink_ingress"] {
+            for (name, from, to) in [
+                ("TCP, IPv4, to a pod of the node, no Service's", CLIENT, POD),
+                ("TCP, IPv6, to a pod of the node, no Service's", CLIENT_V6, POD_V6),
+            ] {
+                let packet = frame(Protocol::TCP, (ip(from), 40_000), (ip(to), 9000), ACK);
+                let took = self.single(program, REDIRECT, |_| packet.clone())?;
+                self.put(program, name, took - self.clock);
+            }
         }
         Ok(())
     }

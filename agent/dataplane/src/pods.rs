@@ -1,0 +1,75 @@
+//! The pods of the node that packets reach past its stack, by address.
+//!
+//! The programs hand a packet over to what stands here. So a pod is written once its link is ready, and deleted before
+//! its route is: without an entry the node's stack delivers, or tells the sender that it cannot.
+
+use std::{net::IpAddr, path::Path};
+
+use ebpf_common::{Address, Flow, LocalPod, Tuple, maps};
+
+use crate::{
+    delta::Delta,
+    links::{HOST_MAC, PodLink},
+    maps::{MapError, PinnedMap},
+};
+
+#[derive(Debug)]
+pub(crate) struct PodMap {
+    map: PinnedMap<Address, LocalPod>,
+    pods: Delta<Address, LocalPod>,
+}
+
+impl PodMap {
+    pub(crate) fn open(directory: &Path) -> Result<Self, MapError> {
+        let map = PinnedMap::<Address, LocalPod>::open(directory, maps::PODS)?;
+        // What the programs write is theirs.
+        let as_written = |pod: LocalPod| LocalPod { has_flows: 0, ..pod };
+        let actual = map.read_all()?.into_iter().map(|(address, pod)| (address, as_written(pod)));
+        let pods = Delta::from_actual(actual);
+        // Flows of an agent whose programs did not say whose they are.
+        let beyond = PinnedMap::<u32, u32>::open(directory, maps::BEYOND)?;
+        let flows = PinnedMap::<Tuple, Flow>::open(directory, maps::CONNTRACK)?;
+        if beyond.get(&0)? == Some(0) && !flows.is_empty()? {
+            beyond.insert(&0, &1)?;
+        }
+        Ok(Self { map, pods })
+    }
+
+    /// Makes `pods` all that there are. Of one that an earlier agent did not write, nobody knows whether it has flows.
+    pub(crate) fn set(&mut self, pods: impl IntoIterator<Item = (IpAddr, PodLink)>) -> Result<(), MapError> {
+        let wanted = pods.into_iter().map(|(address, link)| (Address::from(address), local_pod(&link)));
+        let wanted: Vec<(Address, LocalPod)> = wanted
+            .map(|(address, pod)| match self.pods.actual(&address) {
+                Some(actual) if *actual == pod => (address, pod),
+                _ => (address, LocalPod { has_flows: 1, ..pod }),
+            })
+            .collect();
+        self.pods.set_desired(wanted);
+        self.apply()
+    }
+
+    pub(crate) fn insert(&mut self, addresses: &[IpAddr], link: &PodLink) -> Result<(), MapError> {
+        for address in addresses {
+            self.pods.insert_desired(Address::from(*address), local_pod(link));
+        }
+        self.apply()
+    }
+
+    pub(crate) fn remove(&mut self, addresses: &[IpAddr]) -> Result<(), MapError> {
+        for address in addresses {
+            self.pods.remove_desired(&Address::from(*address));
+        }
+        self.apply()
+    }
+
+    fn apply(&mut self) -> Result<(), MapError> {
+        let gone = self.pods.deletes();
+        self.map.remove_all(&gone, |address| self.pods.deleted(address))?;
+        let new = self.pods.upserts();
+        self.map.insert_all(&new, |address, pod| self.pods.upserted(address, *pod))
+    }
+}
+
+fn local_pod(link: &PodLink) -> LocalPod {
+    LocalPod::new(link.host_index, [link.pod_mac, HOST_MAC])
+}
