@@ -517,8 +517,8 @@ fn host_ports_of(allocation: &Allocation) -> impl Iterator<Item = (FrontendKey, 
         let service = Service {
             name: format!("{}/{}:{}", owner.pod_namespace, owner.pod_name, port.container_port),
             endpoints: vec![endpoint],
-            affinity_seconds: 0,
             has_endpoints: true,
+            ..Service::default()
         };
         (if port.host_ip.is_some() { key } else { key.of_any_address() }, service)
     })

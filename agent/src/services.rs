@@ -96,6 +96,7 @@ impl Services {
             None => {}
             Some(Step::Apply(service)) => {
                 write(&self.zone).set_service(&service);
+                warn_of_ranges(&service);
                 self.proxy.insert_service(&service);
             }
             Some(Step::Delete(service)) => {
@@ -179,6 +180,14 @@ impl Services {
                 datapath.change_services(&self.proxy.update());
             }
         }
+    }
+}
+
+fn warn_of_ranges(service: &Service) {
+    for range in proxy::invalid_source_ranges(service) {
+        let name = ObjectName::of(&service.metadata);
+        let service = format!("{}/{}", name.namespace, name.name);
+        tracing::warn!(service, range, "ignoring an invalid range of spec.loadBalancerSourceRanges");
     }
 }
 

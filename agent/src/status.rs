@@ -211,6 +211,7 @@ impl Status {
                     "port": entry.port,
                     "protocol": protocol_name(entry.protocol),
                     "affinitySeconds": entry.affinity_seconds,
+                    "sourceRanges": entry.source_ranges.as_ref().map(|ranges| ranges_text(ranges)),
                     "backends": backends,
                 })
             })
@@ -363,6 +364,10 @@ fn clients_name(clients: Clients) -> &'static str {
         Clients::Beyond => "beyond",
         Clients::Present => "present",
     }
+}
+
+fn ranges_text(ranges: &[(std::net::IpAddr, u8)]) -> Vec<String> {
+    ranges.iter().map(|(address, prefix)| format!("{address}/{prefix}")).collect()
 }
 
 fn protocol_name(protocol: ebpf_common::Protocol) -> String {

@@ -20,7 +20,7 @@ use ebpf_common::{
 use crate::{
     error::Error,
     maps::{self, SOCKET_FORWARD, SOCKET_REVERSE, SOCKETS_CONNECTED},
-    service::{self, Client},
+    service::{self, Admission, Client},
 };
 
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     let Some(key) = destination(ctx, family) else { return Ok(()) };
     let (sought, mut selected) = (sought(ctx, &key), None);
     if let Some(mut sought) = sought {
-        selected = select(ctx, &mut sought)?;
+        selected = select(ctx, family, &mut sought)?;
     }
     let Some(backend) = selected else {
         if key.protocol == Protocol::UDP {
@@ -66,12 +66,20 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     let Some(key) = destination(ctx, family) else { return Ok(()) };
     let Some(mut sought) = sought(ctx, &key) else { return Ok(()) };
     let Some(frontend) = service::frontend(&mut sought) else { return Ok(()) };
+    if frontend.has_source_ranges() {
+        // Each datagram anew: a socket may be older than the ranges.
+        match service::admission(frontend.service_id, &sought, &client(ctx, family)) {
+            Admission::Granted => {}
+            Admission::Denied => return Err(refused(ctx, &sought, Error::SourceRange)),
+            Admission::LeftToPackets => return Ok(()),
+        }
+    }
     let cookie = socket_cookie(ctx);
     let socket = SocketKey::new(cookie, key.address, key.port, key.protocol);
     let backend = match same_as_before(&socket, frontend.service_id) {
         Some(backend) => backend,
         None => {
-            let Some(backend) = select(ctx, &mut sought)? else { return Ok(()) };
+            let Some(backend) = select(ctx, family, &mut sought)? else { return Ok(()) };
             let forward = SocketForward { service_id: frontend.service_id, backend_id: backend.id };
             // Without the entry the next datagram chooses again.
             let _ = SOCKET_FORWARD.insert(socket, forward, 0);
@@ -109,10 +117,9 @@ fn sought(ctx: &SockAddrContext, key: &FrontendKey) -> Option<FrontendKey> {
 }
 
 #[inline(always)]
-fn select(ctx: &SockAddrContext, key: &mut FrontendKey) -> Result<Option<Backend>, Error> {
-    let client = Client::Namespace(netns_cookie(ctx));
+fn select(ctx: &SockAddrContext, family: Family, key: &mut FrontendKey) -> Result<Option<Backend>, Error> {
     let mut selected = None;
-    match service::select(key, Origin::Node, &client, &mut selected) {
+    match service::select(key, Origin::Node, &client(ctx, family), &mut selected) {
         Err(error) => Err(refused(ctx, key, error)),
         Ok(()) => Ok(selected),
     }
@@ -125,18 +132,54 @@ fn stray(ctx: &SockAddrContext, key: &FrontendKey) -> Result<(), Error> {
     if key.protocol != Protocol::TCP {
         return Ok(());
     }
-    service::stray(&key.address).map_err(|error| refused(ctx, key, error))
+    match service::stray(&key.address) {
+        // What has a frontend is none: its packets are asked where they come from.
+        Err(_) if service::exists(key) => Ok(()),
+        Err(error) => Err(refused(ctx, key, error)),
+        Ok(()) => Ok(()),
+    }
 }
 
 #[inline(always)]
 fn refused(ctx: &SockAddrContext, key: &FrontendKey, error: Error) -> Error {
-    if matches!(error, Error::Outrun) {
+    if matches!(error, Error::Outrun | Error::SourceRange) {
         error.count();
+        debug!(ctx, "refused {:i}:{}: {}", key.address.octets(), key.port.get(), error.name());
         return error;
     }
     Error::Refused.count();
     debug!(ctx, "refused {:i}:{}: no backend", key.address.octets(), key.port.get());
     Error::Refused
+}
+
+#[inline(always)]
+fn client(ctx: &SockAddrContext, family: Family) -> Client {
+    Client::of_socket(netns_cookie(ctx), bound_address(ctx, family))
+}
+
+/// Where the socket sends from, as far as that is settled.
+#[inline(always)]
+fn bound_address(ctx: &SockAddrContext, family: Family) -> Address {
+    // SAFETY: a field of the context, which is there for as long as the program runs.
+    let socket = unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).__bindgen_anon_1.sk) };
+    if socket.is_null() {
+        return Address::UNSPECIFIED;
+    }
+    // SAFETY: fields of the socket, read as the 32-bit words that the verifier allows.
+    unsafe {
+        match family {
+            Family::V4 => Address::from_v4_word(ptr::read_volatile(&raw const (*socket).src_ip4)),
+            Family::V6 => {
+                let words = (&raw const (*socket).src_ip6).cast::<u32>();
+                Address::from_words([
+                    ptr::read_volatile(words),
+                    ptr::read_volatile(words.add(1)),
+                    ptr::read_volatile(words.add(2)),
+                    ptr::read_volatile(words.add(3)),
+                ])
+            }
+        }
+    }
 }
 
 #[inline(always)]

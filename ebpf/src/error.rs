@@ -20,6 +20,7 @@ pub enum Error {
     HopLimit = Counter::DropHopLimit as u32,
     Outrun = Counter::DropOutrun as u32,
     NoPort = Counter::DropNoPort as u32,
+    SourceRange = Counter::DropSourceRange as u32,
 }
 
 impl Error {
@@ -44,6 +45,7 @@ impl Error {
             Self::HopLimit => Counter::DropHopLimit.name(),
             Self::Outrun => Counter::DropOutrun.name(),
             Self::NoPort => Counter::DropNoPort.name(),
+            Self::SourceRange => Counter::DropSourceRange.name(),
         }
     }
 

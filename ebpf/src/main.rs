@@ -37,6 +37,7 @@ use crate::{connect::Family, error::Error, nat::Verdict};
 
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
+const EPERM: i32 = 1;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
@@ -142,8 +143,12 @@ fn socket_verdict(result: Result<(), Error>) -> i32 {
     match result {
         Ok(()) => ALLOW,
         Err(error) => {
-            let errno = if matches!(error, Error::Outrun) { EHOSTUNREACH } else { ECONNREFUSED };
-            // SAFETY: a helper without pointers; both are valid errors of connect and sendmsg.
+            let errno = match error {
+                Error::Outrun => EHOSTUNREACH,
+                Error::SourceRange => EPERM,
+                _ => ECONNREFUSED,
+            };
+            // SAFETY: a helper without pointers; all are valid errors of connect and sendmsg.
             unsafe { bpf_set_retval(-errno) };
             REFUSE
         }

@@ -5,18 +5,22 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     helpers::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     programs::TcContext,
 };
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, Flow,
-    Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey,
-    SocketReverse, Tuple, maps::*,
+    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, Flow, Fragment,
+    FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse,
+    SourceAddress, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
 #[map(name = "FRONTENDS_2")]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(FRONTENDS_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the agent, read after those of FRONTENDS that say so: a trie is slower than a hash. The value says nothing.
+#[map(name = "SRC_RANGES_1")]
+pub static SOURCE_RANGES: LpmTrie<SourceAddress, u32> = LpmTrie::pinned(SOURCE_RANGES_MAX, 0);
 
 /// Written by the agent, read after FRONTENDS.
 #[map(name = "SLOTS_1")]

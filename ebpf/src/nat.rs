@@ -87,7 +87,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     }
     let mut key =
         FrontendKey::new(packet.tuple.destination, packet.tuple.destination_port, packet.tuple.protocol);
-    let client = Client::Address(packet.tuple.source);
+    let client = Client::of_packet(packet.tuple.source);
     let mut selected = None;
     service::select(&mut key, origin, &client, &mut selected)?;
     let Some(backend) = selected else {

@@ -1,25 +1,47 @@
 //! From a frontend to a backend: affinity where asked for, else a random slot.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::{
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    maps::lpm_trie::Key,
+};
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Counter, Frontend, FrontendKey, Origin, ServiceId,
-    SlotKey, pick_backend,
+    SlotKey, SourceAddress, SourceRangeKey, pick_backend,
 };
 
 use crate::{
     error::Error,
-    maps::{self, AFFINITY, BACKENDS, FRONTENDS, SLOTS},
+    maps::{self, AFFINITY, BACKENDS, FRONTENDS, SLOTS, SOURCE_RANGES},
 };
 
 /// The agent changes one map after the other. A reader that looked at one before and at the next after a change may
 /// miss; then it looks again, and sees the new state.
 const ATTEMPTS: u32 = 4;
 
-/// Who asks, as far as affinity cares.
+/// Who asks, as far as affinity and source ranges care.
 #[derive(Clone, Copy)]
-pub enum Client {
-    Address(Address),
-    Namespace(u64),
+pub struct Client {
+    /// The namespace of a socket; 0, which none has, for a packet.
+    netns_cookie: u64,
+    /// Unspecified where a socket is bound to none.
+    source: Address,
+}
+
+impl Client {
+    #[inline(always)]
+    pub fn of_packet(source: Address) -> Self {
+        Self { netns_cookie: 0, source }
+    }
+
+    #[inline(always)]
+    pub fn of_socket(netns_cookie: u64, source: Address) -> Self {
+        Self { netns_cookie, source }
+    }
+
+    #[inline(always)]
+    fn is_packet(&self) -> bool {
+        self.netns_cookie == 0
+    }
 }
 
 /// The frontend of `key`; where the address is the node's and has none itself, its node port's, whose key `key` becomes.
@@ -55,8 +77,8 @@ pub fn backend(id: BackendId) -> Option<Backend> {
     if backend.id == id { Some(backend) } else { None }
 }
 
-/// Finds the backend for a new connection of `client`; `selected` stays as it is where `key` is no frontend. `key` may
-/// change as [`frontend`] says.
+/// Finds the backend for a new connection of `client`; `selected` stays as it is where `key` is no frontend, or the
+/// packets shall ask. `key` may change as [`frontend`] says.
 ///
 /// Like every function here that is not inlined, it returns what fits one register: a BPF function has no other way,
 /// and the stack of 512 bytes does not hold everything inlined.
@@ -68,6 +90,13 @@ pub fn select(
     selected: &mut Option<Backend>,
 ) -> Result<(), Error> {
     let Some(mut frontend) = frontend(key) else { return Ok(()) };
+    if frontend.has_source_ranges() {
+        match admission(frontend.service_id, key, client) {
+            Admission::Granted => {}
+            Admission::Denied => return Err(Error::SourceRange),
+            Admission::LeftToPackets => return Ok(()),
+        }
+    }
     if frontend.affinity_seconds != 0 {
         if let Some(backend) = remembered(&frontend, origin, client) {
             *selected = Some(backend);
@@ -97,6 +126,35 @@ pub fn select(
     Err(Error::Outrun)
 }
 
+/// What the source ranges of a Service say of a client.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum Admission {
+    Granted,
+    Denied,
+    /// A pod's socket need not know yet which address it will send from; its packets do, and they are asked.
+    LeftToPackets,
+}
+
+/// A socket of the node is asked here, as no program sees what it sends. One that is not bound counts as the node's own
+/// address, and so does one that is bound to the frontend's: some load balancers give that to the node.
+#[inline(never)]
+pub fn admission(service_id: ServiceId, key: &FrontendKey, client: &Client) -> Admission {
+    let mut address = client.source;
+    if !client.is_packet() {
+        match maps::node() {
+            Some(node) if node.netns_cookie == client.netns_cookie => {
+                if address == address.any() || address == key.address {
+                    address = node.source_for(&key.address);
+                }
+            }
+            _ => return Admission::LeftToPackets,
+        }
+    }
+    let sought = Key::new(SourceRangeKey::ADDRESS_BITS, SourceAddress { service_id, address });
+    if SOURCE_RANGES.get(sought).is_some() { Admission::Granted } else { Admission::Denied }
+}
+
 /// What becomes of something that is for no frontend: nothing, but where the address is known for other ports. One that
 /// no Service has yet may get one at any time, so it is not refused here.
 #[inline(always)]
@@ -121,9 +179,10 @@ fn in_slot(service_id: ServiceId, slot: u32) -> Option<Backend> {
 
 #[inline(always)]
 fn affinity_key(service_id: ServiceId, client: &Client) -> AffinityKey {
-    match client {
-        Client::Address(address) => AffinityKey::of_address(service_id, *address),
-        Client::Namespace(cookie) => AffinityKey::of_namespace(service_id, *cookie),
+    if client.is_packet() {
+        AffinityKey::of_address(service_id, client.source)
+    } else {
+        AffinityKey::of_namespace(service_id, client.netns_cookie)
     }
 }
 

@@ -56,6 +56,11 @@ impl NetNs {
         Self { cgroup: Some(cgroup.path.clone()), ..Self::new() }
     }
 
+    /// Another view of this namespace, within a test cgroup.
+    pub fn within(&self, cgroup: &Cgroup) -> Self {
+        Self { cgroup: Some(cgroup.path.clone()), ..self.without_cgroup() }
+    }
+
     /// Another view of this namespace, outside any test cgroup.
     pub fn without_cgroup(&self) -> Self {
         Self { file: self.file.try_clone().expect("a second descriptor"), cgroup: None }

@@ -3,6 +3,8 @@
 //! A batch is one system call for thousands of elements; where the kernel has none (before 5.6) each element is its own.
 
 use std::{
+    collections::HashSet,
+    hash::Hash,
     io,
     marker::PhantomData,
     os::fd::{AsFd, OwnedFd},
@@ -32,7 +34,7 @@ pub enum MapError {
     Access { operation: &'static str, name: String, source: io::Error },
 }
 
-/// A pinned hash of `K` to `V`.
+/// A pinned hash of `K` to `V`, or a trie.
 #[derive(Debug)]
 pub struct PinnedMap<K, V> {
     name: String,
@@ -122,7 +124,29 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
         Ok(())
     }
 
-    /// Reads the whole map. Elements that come and go meanwhile may be missed or, rarely, seen twice.
+    /// Reads the keys of a trie, of which there are `max` at most, in no order. Those that come and go meanwhile may be
+    /// missed.
+    pub fn keys(&self, max: u32) -> Result<HashSet<K>, MapError>
+    where
+        K: Eq + Hash,
+    {
+        let (mut keys, mut last) = (HashSet::new(), None::<K>);
+        // A trie has no position but a key, and begins again after one that is gone.
+        for _ in 0..2 * u64::from(max) {
+            let mut next = core::mem::MaybeUninit::<K>::uninit();
+            let after = last.as_ref().map(|key| core::ptr::from_ref(key).cast());
+            // SAFETY: the size was checked at opening.
+            match unsafe { bpf::next_key(self.fd.as_fd(), after, next.as_mut_ptr().cast()) } {
+                // SAFETY: the kernel filled it; K is Pod, so any bytes are valid.
+                Ok(()) => keys.insert(*last.insert(unsafe { next.assume_init() })),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(source) => return Err(self.error("next key", source)),
+            };
+        }
+        Ok(keys)
+    }
+
+    /// Reads a whole hash. Elements that come and go meanwhile may be missed or, rarely, seen twice.
     pub fn read_all(&self) -> Result<Vec<(K, V)>, MapError> {
         let mut elements = Vec::new();
         let mut position = None;
@@ -180,7 +204,8 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
 
     fn error(&self, operation: &'static str, source: io::Error) -> MapError {
         match source.raw_os_error() {
-            Some(libc::E2BIG) => MapError::Full { name: self.name.clone() },
+            // A hash says the first, a trie the second.
+            Some(libc::E2BIG | libc::ENOSPC) => MapError::Full { name: self.name.clone() },
             _ => MapError::Access { operation, name: self.name.clone(), source },
         }
     }

@@ -1,9 +1,10 @@
 //! The service maps: ids that last, and an order of writing that no reader can fall into.
 //!
 //! Entries point forward: address -> frontend -> slot -> backend. New ones are written from the end (backends, slots,
-//! frontends, addresses), old ones deleted from the start, so that what an entry leads to always exists. Ids are recovered
-//! from the maps when the agent starts again, and given out once: element 0 of the backends, which no reader accepts,
-//! keeps the highest ones.
+//! frontends, addresses), old ones deleted from the start, so that what an entry leads to always exists. So it is with the
+//! source ranges of a frontend that is for some clients only: they are there before it says so and for as long as it does.
+//! Ids are recovered from the maps when the agent starts again, and given out once: element 0 of the backends, which no
+//! reader accepts, keeps the highest ones.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,7 +15,8 @@ use std::{
 
 use ebpf_common::{
     Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, Protocol, ServiceId, SlotKey,
-    desired::{Clients, Endpoint, Service, Services},
+    SourceRangeKey,
+    desired::{Clients, Endpoint, Service, Services, SourceRange},
     maps,
     retired::Frontend1,
 };
@@ -52,6 +54,8 @@ pub struct ServiceEntry {
     pub affinity_seconds: u32,
     /// In slot order.
     pub backends: Vec<BackendEntry>,
+    /// Address and prefix length of the clients that are served; `None` where all are.
+    pub source_ranges: Option<Vec<(IpAddr, u8)>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,11 +74,15 @@ pub struct ServiceMaps {
     slots_map: PinnedMap<SlotKey, BackendId>,
     backends_map: PinnedMap<BackendId, Backend>,
     addresses_map: PinnedMap<Address, u32>,
+    ranges_map: PinnedMap<SourceRangeKey, u32>,
     frontends: Delta<FrontendKey, Frontend>,
     slots: Delta<SlotKey, BackendId>,
     backends: Delta<BackendId, Backend>,
     /// How many frontends each address has; node ports, which any address of the node has, are not counted.
     addresses: Delta<Address, u32>,
+    source_ranges: Delta<SourceRangeKey, u32>,
+    /// Those that are desired.
+    ranges_by_service: HashMap<ServiceId, Box<[SourceRange]>>,
     /// For people. Of the maps' contents nothing more is kept than what they hold: at 50,000 Services it would count.
     name_by_frontend: HashMap<FrontendKey, Box<str>>,
     last_service_id: u32,
@@ -93,6 +101,8 @@ impl ServiceMaps {
         let slots_map = PinnedMap::open(directory, maps::SLOTS)?;
         let backends_map = PinnedMap::open(directory, maps::BACKENDS)?;
         let addresses_map = PinnedMap::open(directory, maps::ADDRESSES)?;
+        let ranges_map: PinnedMap<SourceRangeKey, u32> = PinnedMap::open(directory, maps::SOURCE_RANGES)?;
+        let source_ranges = ranges_map.keys(maps::SOURCE_RANGES_MAX)?;
         let frontends: Vec<(FrontendKey, Frontend)> = frontends_map.read_all()?;
         let slots: Vec<(SlotKey, BackendId)> = slots_map.read_all()?;
         let backends: BTreeMap<BackendId, Backend> = backends_map.read_all()?.into_iter().collect();
@@ -103,6 +113,7 @@ impl ServiceMaps {
             .map(|(_, frontend)| frontend.service_id.0)
             .chain(slots.iter().map(|(key, _)| key.service_id.0))
             .chain(backends.values().map(|backend| backend.service_id.0))
+            .chain(source_ranges.iter().map(|range| range.source.service_id.0))
             .max()
             .unwrap_or(0);
         let last_backend_id =
@@ -112,7 +123,10 @@ impl ServiceMaps {
             slots: Delta::from_actual(slots),
             backends: Delta::from_actual(backends.into_iter().filter(|(id, _)| *id != LAST_IDS)),
             addresses: Delta::from_actual(addresses_map.read_all()?),
+            source_ranges: Delta::from_actual(source_ranges.into_iter().map(|range| (range, 0))),
+            ranges_by_service: HashMap::new(),
             addresses_map,
+            ranges_map,
             frontends_map,
             slots_map,
             backends_map,
@@ -157,13 +171,17 @@ impl ServiceMaps {
         let staying: HashSet<&BackendId> = ids.iter().collect();
         self.remove_backends(&key, before.iter().filter(|id| !staying.contains(id)));
         let count = |clients| endpoints.iter().filter(|endpoint| endpoint.clients == clients).count() as u32;
-        let frontend = Frontend::new(
+        self.desire_ranges(service_id, &service.source_ranges);
+        let mut frontend = Frontend::new(
             service_id,
             service.affinity_seconds,
             count(Clients::Beyond) + count(Clients::All),
             count(Clients::Beyond)..ids.len() as u32 - count(Clients::Present),
             service.has_endpoints,
         );
+        if !service.source_ranges.is_empty() {
+            frontend = frontend.with_source_ranges();
+        }
         self.claim_address(&key);
         self.frontends.insert_desired(key, frontend);
         if self.name_by_frontend.get(&key).is_none_or(|name| **name != *service.name) {
@@ -184,6 +202,20 @@ impl ServiceMaps {
             self.slots.remove_desired(&SlotKey { service_id, slot });
         }
         self.remove_backends(key, ids.iter());
+        self.desire_ranges(service_id, &[]);
+    }
+
+    fn desire_ranges(&mut self, service_id: ServiceId, ranges: &[SourceRange]) {
+        let before = self.ranges_by_service.remove(&service_id).unwrap_or_default();
+        for gone in before.iter().filter(|range| !ranges.contains(range)) {
+            self.source_ranges.remove_desired(&range_key(service_id, gone));
+        }
+        for range in ranges {
+            self.source_ranges.insert_desired(range_key(service_id, range), 0);
+        }
+        if !ranges.is_empty() {
+            self.ranges_by_service.insert(service_id, ranges.into());
+        }
     }
 
     fn remove_backends<'a>(&mut self, key: &FrontendKey, ids: impl Iterator<Item = &'a BackendId>) {
@@ -203,9 +235,18 @@ impl ServiceMaps {
             applied.datagram_backends_gone = std::mem::take(&mut self.datagram_backends_gone);
             return Ok(applied);
         }
-        applied.written = self.write_new()?;
+        match write(&self.ranges_map, &mut self.source_ranges) {
+            Ok(written) => applied.written += written,
+            // There is no room for old and new ones at once: until the new ones are there, clients may be denied.
+            Err(MapError::Full { .. }) => {
+                applied.deleted += delete(&self.ranges_map, &mut self.source_ranges)?
+            }
+            Err(error) => return Err(error),
+        }
+        applied.written += self.write_new()?;
         applied.deleted += delete(&self.addresses_map, &mut self.addresses)?;
         applied.deleted += delete(&self.frontends_map, &mut self.frontends)?;
+        applied.deleted += delete(&self.ranges_map, &mut self.source_ranges)?;
         applied.deleted += delete(&self.slots_map, &mut self.slots)?;
         applied.deleted += delete(&self.backends_map, &mut self.backends)?;
         applied.datagram_backends_gone = std::mem::take(&mut self.datagram_backends_gone);
@@ -218,6 +259,7 @@ impl ServiceMaps {
         self.keep_last_ids()?;
         let mut written = write(&self.backends_map, &mut self.backends)?;
         written += write(&self.slots_map, &mut self.slots)?;
+        written += write(&self.ranges_map, &mut self.source_ranges)?;
         written += write(&self.frontends_map, &mut self.frontends)?;
         // Last, and first to be deleted: ports of a known address are refused, and one that is about to be there must
         // not be.
@@ -231,6 +273,7 @@ impl ServiceMaps {
             && self.slots.is_settled()
             && self.backends.is_settled()
             && self.addresses.is_settled()
+            && self.source_ranges.is_settled()
     }
 
     /// What the maps hold, by address and port.
@@ -238,7 +281,8 @@ impl ServiceMaps {
         let backend = |slot: &SlotKey| self.backends.actual(self.slots.actual(slot)?).copied();
         let name = |key: &FrontendKey| self.name_by_frontend.get(key).map(|name| name.to_string());
         let frontends = self.frontends.actuals();
-        sorted(frontends.map(|(key, frontend)| entry(key, frontend, name(key), backend)).collect())
+        let entries = frontends.map(|(key, frontend)| entry(key, frontend, name(key), backend)).collect();
+        sorted(with_ranges(entries, self.source_ranges.actuals().map(|(key, _)| *key)))
     }
 
     /// Reads the pinned maps of a running agent, without names: what the kernel acts on, not what anybody believes.
@@ -249,7 +293,10 @@ impl ServiceMaps {
         let slots: HashMap<SlotKey, BackendId> = slots.into_iter().collect();
         let backends: HashMap<BackendId, Backend> = backends.into_iter().collect();
         let backend = |slot: &SlotKey| backends.get(slots.get(slot)?).copied();
-        Ok(sorted(frontends.iter().map(|(key, frontend)| entry(key, frontend, None, backend)).collect()))
+        let ranges = PinnedMap::<SourceRangeKey, u32>::open(directory, maps::SOURCE_RANGES)?;
+        let ranges = ranges.keys(maps::SOURCE_RANGES_MAX)?;
+        let entries = frontends.iter().map(|(key, frontend)| entry(key, frontend, None, backend)).collect();
+        Ok(sorted(with_ranges(entries, ranges.into_iter())))
     }
 
     /// To be called before the frontend is desired.
@@ -392,7 +439,30 @@ fn entry(
         service_id: service_id.0,
         affinity_seconds: frontend.affinity_seconds,
         backends: backends.collect(),
+        source_ranges: frontend.has_source_ranges().then(Vec::new),
     }
+}
+
+fn range_key(service_id: ServiceId, range: &SourceRange) -> SourceRangeKey {
+    SourceRangeKey::new(service_id, range.address(), range.bits())
+}
+
+/// Tells each entry that is for some clients only which these are.
+fn with_ranges(
+    mut entries: Vec<ServiceEntry>,
+    keys: impl Iterator<Item = SourceRangeKey>,
+) -> Vec<ServiceEntry> {
+    let mut ranges_by_service: HashMap<u32, Vec<(IpAddr, u8)>> = HashMap::new();
+    for key in keys {
+        ranges_by_service.entry(key.source.service_id.0).or_default().push(key.to_prefix());
+    }
+    for entry in &mut entries {
+        if let Some(ranges) = &mut entry.source_ranges {
+            *ranges = ranges_by_service.remove(&entry.service_id).unwrap_or_default();
+            ranges.sort_unstable();
+        }
+    }
+    entries
 }
 
 fn sorted(mut entries: Vec<ServiceEntry>) -> Vec<ServiceEntry> {

@@ -13,8 +13,8 @@ use std::{
 use aya::Pod;
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, Flow, Fragment, FragmentKey,
-    Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse, Tuple,
-    maps,
+    Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse,
+    SourceRangeKey, Tuple, maps,
 };
 
 use crate::{
@@ -82,6 +82,8 @@ pub enum Element {
     /// How many frontends it has.
     Address(Address, u32),
     Ranges(Ranges),
+    /// Whom a Service serves.
+    SourceRange(SourceRangeKey),
     /// For each CPU.
     Buckets(Vec<Bucket>),
     Bytes(Vec<u8>, Vec<u8>),
@@ -108,6 +110,7 @@ impl Element {
             | Self::Call(..)
             | Self::Beyond(_)
             | Self::Ranges(_)
+            | Self::SourceRange(_)
             | Self::Buckets(_)
             | Self::Bytes(..) => Vec::new(),
         }
@@ -135,6 +138,7 @@ impl Element {
             maps::CALLS => both(key, value, Self::Call),
             maps::ADDRESSES => both(key, value, Self::Address),
             maps::RANGES => read(value).map(Self::Ranges),
+            maps::SOURCE_RANGES => read(key).map(Self::SourceRange),
             maps::ANSWERS => Some(Self::Buckets(value.chunks(16).filter_map(read).collect())),
             _ => None,
         };

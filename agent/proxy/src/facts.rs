@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use ebpf_common::{Address, Port, Protocol};
+use ebpf_common::{Address, Port, Protocol, desired::SourceRange};
 use k8s_openapi::api::{
     core::v1::{self, ServicePort, ServiceSpec},
     discovery::v1::{self as discovery, EndpointConditions, EndpointPort},
@@ -43,6 +43,8 @@ pub(crate) struct Service {
     /// The addresses by which clients outside the cluster know the Service: externalIPs, and those of its load balancer
     /// that are its own and not a proxy's (KEP-1860).
     pub(crate) external_ips: Box<[IpAddr]>,
+    /// Those of them that are for some clients only.
+    pub(crate) restricted: Option<Box<Restricted>>,
     pub(crate) ports: Box<[ServicePortFacts]>,
     /// 0 means none.
     pub(crate) affinity_seconds: u32,
@@ -50,6 +52,14 @@ pub(crate) struct Service {
     pub(crate) health_port: Option<u16>,
     pub(crate) internal_local: bool,
     pub(crate) external_local: bool,
+}
+
+/// `loadBalancerSourceRanges`: whom the addresses of a load balancer serve.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Restricted {
+    ips: Box<[IpAddr]>,
+    /// In order. A family that has none serves everybody.
+    ranges: Box<[SourceRange]>,
 }
 
 #[derive(PartialEq, Eq, Debug)]
@@ -124,6 +134,7 @@ impl Service {
         Some(Self {
             cluster_ips: cluster_ips.into(),
             external_ips: external_ips(service, spec).into_iter().collect(),
+            restricted: Restricted::of(service, spec).map(Box::new),
             ports: spec.ports.iter().flatten().filter_map(service_port).collect(),
             affinity_seconds: affinity_seconds(spec),
             health_port: health_port(spec),
@@ -131,6 +142,54 @@ impl Service {
             external_local: is_local(spec.external_traffic_policy.as_deref()),
         })
     }
+}
+
+impl Restricted {
+    fn of(service: &v1::Service, spec: &ServiceSpec) -> Option<Self> {
+        let ips: BTreeSet<IpAddr> = balancer_ips(service, spec).collect();
+        let mut ranges: BTreeSet<SourceRange> = source_ranges(spec).filter_map(|(_, range)| range).collect();
+        for v4 in [true, false] {
+            if ranges.iter().any(|range| range.is_v4() == v4 && range.is_everything()) {
+                ranges.retain(|range| range.is_v4() != v4);
+            }
+        }
+        let is_any = !ips.is_empty() && !ranges.is_empty();
+        is_any.then(|| Self { ips: ips.into_iter().collect(), ranges: ranges.into_iter().collect() })
+    }
+
+    /// Whom an address of the Service serves; none where it serves everybody. Those of the other family do not matter.
+    pub(crate) fn ranges_of(&self, ip: &IpAddr) -> Box<[SourceRange]> {
+        if !self.ips.contains(ip) {
+            return Box::default();
+        }
+        self.ranges.iter().filter(|range| range.is_v4() == ip.is_ipv4()).copied().collect()
+    }
+}
+
+/// What of `loadBalancerSourceRanges` is no range, and so ignored. Blanks around a range are allowed, and so is an empty
+/// text.
+pub fn invalid_source_ranges(service: &v1::Service) -> impl Iterator<Item = &str> {
+    let ranges = service.spec.iter().flat_map(source_ranges);
+    ranges.filter(|(text, range)| !text.is_empty() && range.is_none()).map(|(text, _)| text)
+}
+
+fn source_ranges(spec: &ServiceSpec) -> impl Iterator<Item = (&str, Option<SourceRange>)> {
+    let texts = spec.load_balancer_source_ranges.iter().flatten().map(|text| text.trim());
+    texts.map(|text| (text, source_range(text)))
+}
+
+/// ADDRESS/PREFIX. Old objects may have zeros before the numbers of an IPv4 address, which are decimal then too.
+fn source_range(text: &str) -> Option<SourceRange> {
+    let number = |digits: &str| -> Option<u8> {
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse().ok().filter(|_| is_number)
+    };
+    let (address, prefix) = text.split_once('/')?;
+    let ip = address.parse::<IpAddr>().ok().or_else(|| {
+        let octets: Option<Vec<u8>> = address.split('.').map(number).collect();
+        <[u8; 4]>::try_from(octets?).ok().map(IpAddr::from)
+    })?;
+    SourceRange::new(ip, number(prefix)?)
 }
 
 impl Slice {
@@ -258,16 +317,20 @@ fn is_local(policy: Option<&str>) -> bool {
 }
 
 fn external_ips(service: &v1::Service, spec: &ServiceSpec) -> BTreeSet<IpAddr> {
+    let of_spec = spec.external_ips.iter().flatten();
+    addresses(of_spec).chain(balancer_ips(service, spec)).collect()
+}
+
+fn balancer_ips(service: &v1::Service, spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
     let is_balanced = spec.type_.as_deref() == Some("LoadBalancer");
     let status = service.status.as_ref().filter(|_| is_balanced);
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
-    let of_status = ingress
-        .into_iter()
-        .flatten()
-        .filter(|ingress| ingress.ip_mode.as_deref().unwrap_or("VIP") == "VIP")
-        .filter_map(|ingress| ingress.ip.as_ref());
-    let all = spec.external_ips.iter().flatten().chain(of_status);
-    all.filter_map(|text| text.parse().ok()).filter(|ip| !is_wrong_target(*ip)).collect()
+    let vips = ingress.into_iter().flatten().filter(|at| at.ip_mode.as_deref().unwrap_or("VIP") == "VIP");
+    addresses(vips.filter_map(|ingress| ingress.ip.as_ref()))
+}
+
+fn addresses<'a>(texts: impl Iterator<Item = &'a String>) -> impl Iterator<Item = IpAddr> {
+    texts.filter_map(|text| text.parse().ok()).filter(|ip| !is_wrong_target(*ip))
 }
 
 /// Addresses that the API forbids as endpoints, since each node would take them for its own.

@@ -6,8 +6,7 @@
 //!
 //! Balanced are cluster IPs, node ports, externalIPs and addresses of load balancers, TCP and UDP, both families; ports
 //! of the node that lead to a pod (`hostPort`) stand among them.
-//! Deliberately absent: IO, clock, SCTP, loadBalancerSourceRanges, and the node's addresses: a node port is desired
-//! once, for any of them.
+//! Deliberately absent: IO, clock, SCTP, and the node's addresses: a node port is desired once, for any of them.
 
 mod endpoints;
 mod facts;
@@ -26,6 +25,7 @@ use ebpf_common::{
     desired::{self, Services},
 };
 use facts::Zones;
+pub use facts::invalid_source_ranges;
 pub use health::HealthCheck;
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},

@@ -35,12 +35,17 @@ pub(crate) fn frontends<'a>(
                     endpoints: choice.endpoints,
                     affinity_seconds: service.affinity_seconds,
                     has_endpoints: choice.has_endpoints,
+                    source_ranges: Box::default(),
                 }
             };
             if port.node_port.is_some() || !external.is_empty() {
                 let from_outside = desired(endpoints::external(&known, service.external_local, node));
                 let key = |ip: &IpAddr| FrontendKey::new(Address::from(*ip), port.number, protocol);
-                frontends.extend(external.iter().map(|ip| (key(ip), from_outside.clone())));
+                frontends.extend(external.iter().map(|ip| {
+                    let restricted = service.restricted.as_ref();
+                    let source_ranges = restricted.map(|some| some.ranges_of(ip)).unwrap_or_default();
+                    (key(ip), desired::Service { source_ranges, ..from_outside.clone() })
+                }));
                 let any = key(ip).of_any_address();
                 frontends.extend(
                     port.node_port.map(|port| (FrontendKey::new(any.address, port, protocol), from_outside)),

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use dataplane::services::Names;
 use dataplane::view::Element;
-use ebpf_common::{Address, Backend, BackendId, Call, Counter, Flow, Origin, Port, Range, ServiceId, Tuple};
+use ebpf_common::{
+    Address, Backend, BackendId, Call, Counter, Flow, Origin, Port, Range, ServiceId, SourceRangeKey, Tuple,
+};
 use serde_json::{Value, json};
 
 use super::hosts::Hosts;
@@ -100,6 +102,7 @@ impl<'a> Joins<'a> {
                 ("forBeyond", slots(frontend.slots(Origin::Beyond))),
                 ("affinitySeconds", json!(frontend.affinity_seconds)),
                 ("hasEndpoints", json!(frontend.has_endpoints())),
+                ("hasSourceRanges", json!(frontend.has_source_ranges())),
             ],
             Element::Slot(key, id) => vec![
                 ("serviceId", json!(key.service_id.0)),
@@ -138,6 +141,7 @@ impl<'a> Joins<'a> {
             ],
             Element::Buckets(buckets) => return (0..).zip(buckets).map(bucket_row).collect(),
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
+            Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
         }]
     }
@@ -182,6 +186,15 @@ impl<'a> Joins<'a> {
             ],
             other => plain_row(other),
         }
+    }
+
+    fn source_range_row(&self, key: &SourceRangeKey) -> Row {
+        let (address, prefix) = key.to_prefix();
+        vec![
+            ("serviceId", json!(key.source.service_id.0)),
+            ("service", self.service(key.source.service_id)),
+            ("clients", json!(format!("{address}/{prefix}"))),
+        ]
     }
 
     fn backend_row(&self, id: BackendId, backend: &Backend) -> Row {
@@ -265,7 +278,8 @@ fn plain_row(element: &Element) -> Row {
         | Element::NodeAddress(_)
         | Element::Pod(..)
         | Element::Buckets(_)
-        | Element::Ranges(_) => Row::new(),
+        | Element::Ranges(_)
+        | Element::SourceRange(_) => Row::new(),
     }
 }
 
@@ -277,6 +291,7 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         Element::Affinity(key, affinity) => (Some(key.service_id()), Some(affinity.backend_id)),
         Element::SocketForward(_, value) => (Some(value.service_id), Some(value.backend_id)),
         Element::SocketReverse(_, value) => (Some(value.service_id), None),
+        Element::SourceRange(key) => (Some(key.source.service_id), None),
         Element::Flow(_, flow) => (Some(flow.service_id), None),
         Element::Socket(..)
         | Element::Fragment(..)
@@ -343,7 +358,18 @@ mod tests {
             line(&element, names, &[]),
             "{\"address\":\"10.96.0.7\",\"port\":80,\"protocol\":\"TCP\",\"service\":\"default/web:http\",\
              \"serviceId\":9,\"forNode\":\"1..4\",\"forBeyond\":\"0..2\",\"affinitySeconds\":0,\
-             \"hasEndpoints\":true}\n"
+             \"hasEndpoints\":true,\"hasSourceRanges\":false}\n"
+        );
+    }
+
+    #[test]
+    fn a_source_range_is_shown_as_people_write_it() {
+        let mut names = Names::default();
+        names.by_id.insert(ServiceId(9), "default/web:http".to_owned());
+        let key = SourceRangeKey::new(ServiceId(9), Address::from_v4([10, 0, 0, 0]), 96 + 8);
+        assert_eq!(
+            line(&Element::SourceRange(key), names, &[]),
+            "{\"serviceId\":9,\"service\":\"default/web:http\",\"clients\":\"10.0.0.0/8\"}\n"
         );
     }
 

@@ -57,10 +57,12 @@ pub enum Counter {
     SocketNotNoted = 24,
     /// A packet was handed to a pod of this node, past the node's stack.
     Delivered = 25,
+    /// Dropped, or refused to a socket: the client is in none of the Service's source ranges.
+    DropSourceRange = 26,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 26;
+    pub const COUNT: u32 = 27;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -89,6 +91,7 @@ impl Counter {
         Self::AnswerLimited,
         Self::SocketNotNoted,
         Self::Delivered,
+        Self::DropSourceRange,
     ];
 
     /// The counter's name in metrics and command output.
@@ -120,6 +123,7 @@ impl Counter {
             Self::AnswerLimited => "answer_limited",
             Self::SocketNotNoted => "socket_not_noted",
             Self::Delivered => "delivered",
+            Self::DropSourceRange => "drop_source_range",
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the maps shall say, in plain data: Kubernetes knowledge ends here, kernel knowledge begins.
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, string::String, vec::Vec};
+use core::net::{IpAddr, Ipv6Addr};
 
 use crate::{Address, FrontendKey, Origin, Port};
 
@@ -20,6 +21,49 @@ pub struct Service {
     /// Somewhere in the cluster is an endpoint, be it one that no client here gets. A client that gets none is refused
     /// where there is none at all, and hears nothing where there is one elsewhere.
     pub has_endpoints: bool,
+    /// Clients in one of these are served and no others; without any, all are. In any order, without duplicates.
+    pub source_ranges: Box<[SourceRange]>,
+}
+
+/// The addresses of a family that share their first bits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SourceRange {
+    /// All bits behind the first are 0.
+    address: Address,
+    /// Of 128 in both families.
+    bits: u8,
+}
+
+impl SourceRange {
+    /// The addresses that share the first `prefix` bits with `ip`; `None` where its family has not so many.
+    pub fn new(ip: IpAddr, prefix: u8) -> Option<Self> {
+        let (held_before, family_bits) = if ip.is_ipv4() { (96, 32) } else { (0, 128) };
+        if prefix > family_bits {
+            return None;
+        }
+        let bits = held_before + prefix;
+        let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+        let masked = u128::from_be_bytes(Address::from(ip).octets()) & mask;
+        Some(Self { address: Address::from(IpAddr::V6(Ipv6Addr::from(masked))), bits })
+    }
+
+    pub const fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Of 128 in both families.
+    pub const fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    pub const fn is_v4(&self) -> bool {
+        self.bits >= 96 && self.address.is_v4()
+    }
+
+    /// Whether these are all addresses of the family.
+    pub const fn is_everything(&self) -> bool {
+        self.bits == if self.is_v4() { 96 } else { 0 }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

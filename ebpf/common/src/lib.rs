@@ -34,7 +34,7 @@ pub use counter::Counter;
 pub use node::{LocalPod, Node, Range, Ranges};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, Frontend, FrontendKey, Origin, ServiceId,
-    SlotKey, SocketForward, SocketKey, SocketReverse, pick_backend,
+    SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, SourceRangeKey, pick_backend,
 };
 
 /// Implements `aya::Pod` where the agent asks for it.

@@ -19,9 +19,10 @@ pub const RANGES: &str = "RANGES_1";
 pub const ANSWERS: &str = "ANSWERS_1";
 pub const PODS: &str = "PODS_1";
 pub const BEYOND: &str = "BEYOND_1";
+pub const SOURCE_RANGES: &str = "SRC_RANGES_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 18] = [
+pub const ALL: [&str; 19] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -40,6 +41,7 @@ pub const ALL: [&str; 18] = [
     ANSWERS,
     PODS,
     BEYOND,
+    SOURCE_RANGES,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -60,6 +62,7 @@ pub const FRAGMENTS_MAX: u32 = 1 << 13;
 pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
 pub const ADDRESSES_MAX: u32 = 1 << 17;
 pub const PODS_MAX: u32 = 1 << 14;
+pub const SOURCE_RANGES_MAX: u32 = 1 << 16;
 /// Room for calls to come.
 pub const CALLS_MAX: u32 = 16;
 /// Room for counters to come.

@@ -12,6 +12,8 @@
 //!
 //! Slots behind both ranges hold backends that nobody new is given and that still serve who has them.
 //!
+//! A frontend may be for some clients only: then their addresses are looked up among the source ranges first.
+//!
 //! A node port's key has no address ([`FrontendKey::of_any_address`]): it is looked up for every address of the node,
 //! so that the number of addresses multiplies nothing. A backend id belongs to one service and is never given to
 //! another, so an id that is still present is still right.
@@ -76,6 +78,8 @@ pub struct Frontend {
 impl Frontend {
     /// The Service has endpoints somewhere in the cluster.
     const HAS_ENDPOINTS: u32 = 1;
+    /// Only clients in the Service's source ranges are served. Agents that knew none wrote 0, which was right.
+    const HAS_SOURCE_RANGES: u32 = 2;
 
     pub const fn new(
         service_id: ServiceId,
@@ -87,6 +91,16 @@ impl Frontend {
         let flags = if has_endpoints { Self::HAS_ENDPOINTS } else { 0 };
         let node_count = node.end - node.start;
         Self { service_id, affinity_seconds, beyond_count, node_first: node.start, node_count, flags }
+    }
+
+    /// The same for clients in the Service's source ranges only.
+    pub const fn with_source_ranges(self) -> Self {
+        Self { flags: self.flags | Self::HAS_SOURCE_RANGES, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn has_source_ranges(&self) -> bool {
+        self.flags & Self::HAS_SOURCE_RANGES != 0
     }
 
     /// The first slot and the number of slots for clients that ask from `origin`.
@@ -108,6 +122,43 @@ impl Frontend {
     #[inline(always)]
     pub const fn has_endpoints(&self) -> bool {
         self.flags & Self::HAS_ENDPOINTS != 0
+    }
+}
+
+/// Clients whose addresses share their first bits, in a trie that finds the longest such prefix. The id stands first, so
+/// that a Service finds its own ranges only.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SourceRangeKey {
+    /// How many bits of `source` count, from its first.
+    pub prefix_bits: u32,
+    pub source: SourceAddress,
+}
+
+/// What a [`SourceRangeKey`] is a prefix of.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SourceAddress {
+    pub service_id: ServiceId,
+    pub address: Address,
+}
+
+impl SourceRangeKey {
+    const ID_BITS: u32 = 32;
+    /// The prefix of a key that is one address.
+    pub const ADDRESS_BITS: u32 = Self::ID_BITS + 128;
+
+    /// The first `bits` of `address`, of 128 in both families; those behind them must be 0.
+    pub const fn new(service_id: ServiceId, address: Address, bits: u8) -> Self {
+        let source = SourceAddress { service_id, address };
+        Self { prefix_bits: Self::ID_BITS + bits as u32, source }
+    }
+
+    /// The range as people write it: an address of its family, and how many of its bits count.
+    pub fn to_prefix(&self) -> (core::net::IpAddr, u8) {
+        let address = self.source.address;
+        let held_before = Self::ID_BITS + if address.is_v4() { 96 } else { 0 };
+        (address.to_ip(), self.prefix_bits.saturating_sub(held_before) as u8)
     }
 }
 
@@ -299,6 +350,8 @@ const _: () = {
     assert!(offset_of!(FrontendKey, protocol) == 18);
     assert!(size_of::<Frontend>() == 24 && offset_of!(Frontend, affinity_seconds) == 4);
     assert!(offset_of!(Frontend, node_first) == 12 && offset_of!(Frontend, flags) == 20);
+    assert!(size_of::<SourceRangeKey>() == 24 && offset_of!(SourceRangeKey, source) == 4);
+    assert!(size_of::<SourceAddress>() == 20 && offset_of!(SourceAddress, address) == 4);
     assert!(size_of::<SlotKey>() == 8 && size_of::<BackendId>() == 4);
     assert!(size_of::<Backend>() == 28 && offset_of!(Backend, port) == 16);
     assert!(offset_of!(Backend, flags) == 18);
@@ -318,6 +371,8 @@ crate::pod!(
     BackendId,
     FrontendKey,
     Frontend,
+    SourceRangeKey,
+    SourceAddress,
     SlotKey,
     Backend,
     AffinityKey,

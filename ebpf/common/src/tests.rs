@@ -199,3 +199,37 @@ fn only_an_address_that_one_host_has_is_answered() {
         assert!(!address(other).is_host(), "{other}");
     }
 }
+
+#[test]
+#[cfg(feature = "desired")]
+fn a_source_range_holds_nothing_behind_its_prefix() {
+    use desired::SourceRange;
+    let range = |ip: &str, prefix| SourceRange::new(ip.parse().unwrap(), prefix);
+    assert_eq!(range("10.1.2.3", 8), range("10.9.9.9", 8));
+    assert_ne!(range("10.1.2.3", 8), range("10.1.2.3", 9));
+    assert_eq!(range("::ffff:10.1.2.3", 104), range("10.0.0.0", 8));
+    for (ip, prefix, held, bits) in [
+        ("192.0.2.129", 25, "192.0.2.128", 121),
+        ("192.0.2.129", 32, "192.0.2.129", 128),
+        ("2001:db8:1::1", 32, "2001:db8::", 32),
+        ("2001:db8::1", 128, "2001:db8::1", 128),
+    ] {
+        let found = range(ip, prefix).unwrap();
+        assert_eq!((found.address().to_ip(), found.bits()), (held.parse().unwrap(), bits));
+        let key = SourceRangeKey::new(ServiceId(7), found.address(), found.bits());
+        assert_eq!(
+            (key.to_prefix(), key.prefix_bits),
+            ((found.address().to_ip(), prefix), 32 + u32::from(bits))
+        );
+    }
+    assert_eq!((range("10.0.0.0", 33), range("::", 129)), (None, None));
+    for (ip, prefix, everything) in [
+        ("0.0.0.0", 0, true),
+        ("10.0.0.0", 0, true),
+        ("::", 0, true),
+        ("0.0.0.0", 1, false),
+        ("::", 1, false),
+    ] {
+        assert_eq!(range(ip, prefix).unwrap().is_everything(), everything, "{ip}/{prefix}");
+    }
+}

@@ -8,6 +8,7 @@ mod packets;
 mod program_runs;
 mod refusal;
 mod sockets;
+mod source_ranges;
 mod stale;
 mod verifier;
 mod view;
@@ -53,7 +54,7 @@ fn service(backends: &[SocketAddr]) -> Service {
 
 fn leading_to(endpoints: Vec<Endpoint>) -> Service {
     let has_endpoints = !endpoints.is_empty();
-    Service { name: "default/web".into(), endpoints, affinity_seconds: 0, has_endpoints }
+    Service { name: "default/web".into(), endpoints, has_endpoints, ..Service::default() }
 }
 
 /// The node port of a family, which any address of the family names.

@@ -26,6 +26,8 @@ struct Frontend {
     port: u16,
     protocol: String,
     affinity_seconds: u64,
+    /// Whom it serves; `None` where all.
+    source_ranges: Option<Vec<String>>,
     backends: Vec<Backend>,
 }
 
@@ -140,9 +142,13 @@ pub fn show(answer: &Value, pods: &Value, wide: bool) -> anyhow::Result<String> 
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "Service:   {}\nFrontend:  {at}/{}\nAffinity:  {affinity}\nId:        {}\n",
+            "Service:   {}\nFrontend:  {at}/{}\nAffinity:  {affinity}\nId:        {}",
             frontend.name, frontend.protocol, frontend.id
         );
+        if let Some(ranges) = &frontend.source_ranges {
+            let _ = writeln!(text, "Sources:   {}", ranges.join(", "));
+        }
+        text.push('\n');
         let empty = "No backends: connections are refused.";
         let mut table = Table::new(&["BACKEND", "LOCAL", "POD"], &["ID", "CLIENTS"], empty);
         for backend in &frontend.backends {
@@ -201,6 +207,10 @@ mod tests {
              10.244.0.3:8080   yes     default/web-1\n\
              10.244.1.3:8080   no      -\n"
         );
+        let mut restricted = found.clone();
+        restricted[0]["sourceRanges"] = json!(["10.0.0.0/8", "192.0.2.0/24"]);
+        let shown = show(&restricted, &pods, false).unwrap();
+        assert!(shown.contains("\nId:        9\nSources:   10.0.0.0/8, 192.0.2.0/24\n\nBACKEND"), "{shown}");
         let dns = find(answer(), "kube-system", "kube-dns").unwrap();
         assert!(show(&dns, &json!([]), false).unwrap().ends_with("No backends: connections are refused.\n"));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ebpf_common::desired;
+use ebpf_common::desired::{self, SourceRange};
 
 use super::*;
 
@@ -90,6 +90,83 @@ fn addresses_of_a_balancer_that_is_no_longer_wanted_are_not_served() {
     let services = desired([&service], &[], &node());
     let served: BTreeSet<String> = services.keys().map(|key| key.address.to_ip().to_string()).collect();
     assert_eq!(served, ["10.96.0.7", "fd00:96::7", "198.51.100.1"].map(str::to_owned).into());
+}
+
+/// The source ranges of each frontend that has any.
+fn restricted(services: &Services) -> Vec<(String, Vec<String>)> {
+    let show = |range: &SourceRange| format!("{}/{}", range.address().to_ip(), range.bits());
+    let ranges = |service: &desired::Service| service.source_ranges.iter().map(show).collect::<Vec<_>>();
+    let all = services
+        .iter()
+        .map(|(key, service)| (format!("{} {}", key.address.to_ip(), key.port.get()), ranges(service)));
+    all.filter(|(_, ranges)| !ranges.is_empty()).collect()
+}
+
+fn for_clients_in(ranges: &[&str]) -> Service {
+    changed(balanced(), |spec| {
+        spec.load_balancer_source_ranges = Some(ranges.iter().map(|range| (*range).to_owned()).collect());
+    })
+}
+
+fn restricted_to(ranges: &[&str]) -> Vec<(String, Vec<String>)> {
+    restricted(&desired([&for_clients_in(ranges)], &[], &node()))
+}
+
+#[test]
+fn source_ranges_are_for_the_balancers_addresses_of_their_family_only() {
+    let of_v4 = |at: &str| (at.to_owned(), vec!["10.0.0.0/104".to_owned(), "198.51.100.7/128".to_owned()]);
+    let of_v6 = |at: &str| (at.to_owned(), vec!["2001:db8::/32".to_owned()]);
+    assert_eq!(
+        restricted_to(&["10.1.2.3/8", " 198.51.100.7/32 ", "2001:db8::/32", "010.0.0.0/8"]),
+        [of_v4("192.0.2.1 53"), of_v4("192.0.2.1 80"), of_v6("2001:db8::1 53"), of_v6("2001:db8::1 80")]
+    );
+}
+
+#[test]
+fn a_family_without_a_range_or_with_one_that_is_everything_is_open() {
+    let of = |ranges: &[&str]| restricted_to(ranges).into_iter().map(|(at, _)| at).collect::<Vec<_>>();
+    assert_eq!(of(&["2001:db8::/32"]), ["2001:db8::1 53", "2001:db8::1 80"]);
+    assert_eq!(of(&["10.0.0.0/8", "0.0.0.0/0", "::/1"]), ["2001:db8::1 53", "2001:db8::1 80"]);
+    assert!(restricted_to(&["::/0", "2001:db8::/32"]).is_empty());
+}
+
+#[test]
+fn invalid_source_ranges_are_named_and_ignored() {
+    let texts =
+        ["", " ", "10.0.0.0", "10.0.0.0/33", "300.0.0.0/8", "10.0.0.0/+8", "10.0.0/8", "web/8", "::/129"];
+    let service = for_clients_in(&texts);
+    assert!(restricted(&desired([&service], &[], &node())).is_empty());
+    assert!(crate::invalid_source_ranges(&service).eq(texts[2..].iter().copied()));
+    let mixed = for_clients_in(&[" 10.0.0.0/33 ", "10.0.0.0/8"]);
+    assert!(crate::invalid_source_ranges(&mixed).eq(["10.0.0.0/33"]));
+    assert_eq!(restricted(&desired([&mixed], &[], &node())).len(), 2);
+}
+
+#[test]
+fn an_address_that_is_external_and_the_balancers_is_restricted() {
+    let service = changed(for_clients_in(&["10.0.0.0/8"]), |spec| {
+        spec.external_ips = Some(vec!["192.0.2.1".into()]);
+    });
+    assert_eq!(restricted(&desired([&service], &[], &node())).len(), 2);
+}
+
+#[test]
+fn source_ranges_of_what_is_no_load_balancer_matter_to_nobody() {
+    let service = changed(for_clients_in(&["10.0.0.0/8"]), |spec| spec.type_ = Some("NodePort".into()));
+    assert!(restricted(&desired([&service], &[], &node())).is_empty());
+}
+
+#[test]
+fn other_source_ranges_change_the_frontends_that_have_them() {
+    let mut proxy = Proxy::new(node());
+    proxy.insert_service(&for_clients_in(&["10.0.0.0/8"]));
+    proxy.update();
+    proxy.insert_service(&for_clients_in(&["10.0.0.0/9"]));
+    let changes: Services = proxy.update().into_iter().filter_map(|(key, now)| Some((key, now?))).collect();
+    let ranges: Vec<Vec<String>> = restricted(&changes).into_iter().map(|(_, ranges)| ranges).collect();
+    assert_eq!(ranges, [["10.0.0.0/105"], ["10.0.0.0/105"]]);
+    proxy.insert_service(&for_clients_in(&[" 10.0.0.0/9"]));
+    assert!(proxy.update().is_empty(), "the same in other words");
 }
 
 #[test]

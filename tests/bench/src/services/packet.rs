@@ -123,8 +123,8 @@ fn leading_to(backend: Option<(&str, u16, bool)>) -> Service {
     Service {
         name: "bench".to_owned(),
         endpoints: backend.map(endpoint).into_iter().collect(),
-        affinity_seconds: 0,
         has_endpoints: backend.is_some(),
+        ..Service::default()
     }
 }
 
