@@ -4,6 +4,7 @@ mod bad_input;
 mod dual_stack;
 mod exposed;
 mod failures;
+mod health;
 mod kubectl;
 mod network;
 mod python;

@@ -82,6 +82,27 @@ pub(crate) async fn tcp(address: &str, line: &str) -> Result<()> {
     timeout(PATIENCE, exchange).await.context("no answer in 5 s")?
 }
 
+/// Fails where the socket is not ended in time.
+pub(crate) async fn hold(address: &str) -> Result<()> {
+    const HELD_MAX: Duration = Duration::from_secs(120);
+    let address = *resolve(address).await?.first().context("the name has no address")?;
+    let local: SocketAddr = if address.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let socket = UdpSocket::bind(local).await.context("binding")?;
+    socket.connect(address).await.context("connecting")?;
+    let mut buffer = vec![0; 64 * 1024];
+    let exchange = async {
+        socket.send(b"hold").await.context("sending")?;
+        socket.recv(&mut buffer).await.context("receiving")
+    };
+    let length = timeout(PATIENCE, exchange).await.context("no answer in 5 s")??;
+    println!("holding {}", String::from_utf8_lossy(&buffer[..length]));
+    match timeout(HELD_MAX, socket.recv(&mut buffer)).await.context("the socket was not ended")? {
+        Ok(length) => bail!("{length} octets that nobody asked for"),
+        Err(error) => println!("ended: {:?}", error.kind()),
+    }
+    Ok(())
+}
+
 pub(crate) async fn udp(address: &str, text: &str, unconnected: bool) -> Result<()> {
     let address = *resolve(address).await?.first().context("the name has no address")?;
     let local: SocketAddr = if address.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };

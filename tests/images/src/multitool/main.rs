@@ -36,6 +36,8 @@ enum Command {
         #[arg(long)]
         unconnected: bool,
     },
+    /// Connects a UDP socket to HOST:PORT, prints the answer to one datagram, and waits until the socket is ended
+    Hold { address: String },
     /// Prints the records of a name
     Dns {
         name: String,
@@ -60,6 +62,7 @@ async fn main() -> ExitCode {
         Command::Get { url } => client::get(&url).await,
         Command::Tcp { address, line } => client::tcp(&address, &line).await,
         Command::Udp { address, text, unconnected } => client::udp(&address, &text, unconnected).await,
+        Command::Hold { address } => client::hold(&address).await,
         Command::Dns { name, kind, tcp } => names::print(&name, &kind, tcp).await,
         Command::Registry(arguments) => registry::serve(arguments).await,
         Command::Sleep => serve::until_term().await,
