@@ -274,6 +274,7 @@ impl Agent {
             bgp: self.bgp.clone(),
             not_ready: self.not_ready.subscribe(),
             stale,
+            drops: status::Drops::new(self.network.clone(), self.nodes.subscribe()),
             nodes: self.nodes.subscribe(),
             started_at: Instant::now(),
         };

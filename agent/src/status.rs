@@ -3,10 +3,12 @@
 //! ```text
 //! /v1/peers /v1/routes /v1/services /v1/blocks /v1/pods /v1/counters /v1/maps /v1/status   /metrics   /healthz
 //! /v1/flows /v1/maps/NAME        one JSON object per line
+//! /v1/drops                      the same, as they occur
 //! ```
 //!
 //! Answers are made from snapshots or in pieces, so that asking never holds up the sessions.
 
+mod drops;
 mod flow;
 mod hosts;
 mod pieces;
@@ -25,10 +27,11 @@ use bgp::rib::Source;
 use bgp::{PeerStatus, RouteStatus, State};
 use dataplane::routes::Target;
 use ebpf_common::desired::Clients;
+use futures::Stream;
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
@@ -40,8 +43,9 @@ use crate::cni_server;
 use crate::network::Network;
 use crate::stale;
 
+pub use drops::Drops;
 use hosts::Hosts;
-use pieces::{Dump, FlowFilter, FlowPieces, Pieces};
+use pieces::{Dump, FlowFilter, FlowPieces};
 use query::Query;
 
 const NO_DATAPATH: &str = "this agent balances no Services (--router-only)";
@@ -55,6 +59,7 @@ pub struct Status {
     /// Why pods cannot be served now; empty when they can.
     pub not_ready: watch::Receiver<String>,
     pub stale: stale::Handle,
+    pub drops: Arc<Drops>,
     /// All nodes, this one among them.
     pub nodes: watch::Receiver<BTreeMap<String, Vec<IpAddr>>>,
     pub started_at: Instant,
@@ -105,9 +110,10 @@ impl Status {
             "/v1/pods" => self.pods(),
             "/v1/counters" => self.counters(),
             "/v1/maps" => self.maps().await,
-            "/v1/flows" => return lines(self.flows(request.uri().query())),
+            "/v1/flows" => return lines(self.flows(request.uri().query()).map(pieces::stream)),
+            "/v1/drops" => return lines(self.drops.follow()),
             path => match path.strip_prefix("/v1/maps/") {
-                Some(map) => return lines(self.dump(map, request.uri().query())),
+                Some(map) => return lines(self.dump(map, request.uri().query()).map(pieces::stream)),
                 None => return text(StatusCode::NOT_FOUND, format!("no such page: {path}\n")),
             },
         };
@@ -326,10 +332,12 @@ fn text(status: StatusCode, body: String) -> Response<Body> {
 }
 
 /// Lines of JSON as they come, or why there are none.
-fn lines(pieces: Result<impl Pieces, String>) -> Response<Body> {
-    match pieces {
-        Ok(pieces) => {
-            let mut response = Response::new(StreamBody::new(pieces::stream(pieces)).boxed_unsync());
+fn lines(
+    lines: Result<impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + 'static, String>,
+) -> Response<Body> {
+    match lines {
+        Ok(lines) => {
+            let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
             let json = http::HeaderValue::from_static("application/x-ndjson");
             response.headers_mut().insert(http::header::CONTENT_TYPE, json);
             response

@@ -17,6 +17,7 @@
 mod answer;
 mod connect;
 mod conntrack;
+mod drops;
 mod error;
 mod icmp;
 mod maps;
@@ -183,6 +184,7 @@ fn ingress_verdict(ctx: &TcContext, result: Result<Verdict, Error>) -> i32 {
 #[inline(always)]
 fn drop_for(ctx: &TcContext, error: Error) -> i32 {
     error.count();
+    drops::tell(ctx, error);
     aya_log_ebpf::warn!(ctx, "{}", error.name());
     TC_ACT_SHOT as i32
 }

@@ -5,13 +5,13 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     helpers::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     programs::TcContext,
 };
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, Flow, Fragment,
-    FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse,
-    SourceAddress, Tuple, maps::*,
+    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, DropGate,
+    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward,
+    SocketKey, SocketReverse, SourceAddress, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
@@ -93,6 +93,18 @@ static PODS: HashMap<Address, LocalPod> = HashMap::pinned(PODS_MAX, BPF_F_NO_PRE
 #[map(name = "BEYOND_1")]
 static BEYOND: Array<u32> = Array::pinned(1, 0);
 
+/// Written at a drop while somebody follows, read by the agent.
+#[map(name = "DROPS_1")]
+pub static DROPS: RingBuf = RingBuf::pinned(DROPS_BYTES, 0);
+
+/// Written and read here; what was missed is read by the agent.
+#[map(name = "DROP_GATES_1")]
+static DROP_GATES: PerCpuArray<DropGate> = PerCpuArray::pinned(1, 0);
+
+/// Written by the agent: until when drops are told, by CLOCK_MONOTONIC in nanoseconds; 0 while nobody follows.
+#[map(name = "DROP_FOLLOW_1")]
+static DROPS_FOLLOWED: Array<u64> = Array::pinned(1, 0);
+
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]
 static CALLS: ProgramArray = ProgramArray::pinned(CALLS_MAX, 0);
@@ -173,6 +185,33 @@ pub fn take_answer() -> bool {
         count(Counter::AnswerLimited);
     }
     granted
+}
+
+/// Until when drops are told; 0 for not at all.
+#[inline(always)]
+pub fn drops_followed_until() -> u64 {
+    DROPS_FOLLOWED.get(0).copied().unwrap_or(0)
+}
+
+/// Whether one more drop may be told. What is denied is counted.
+#[inline(always)]
+pub fn take_drop(now_ns: u64) -> bool {
+    let Some(gate) = DROP_GATES.get_ptr_mut(0) else { return false };
+    // SAFETY: the kernel gave this CPU's element, which no other CPU writes.
+    let granted = unsafe { (*gate).bucket.take(now_ns) };
+    if !granted {
+        miss_drop();
+    }
+    granted
+}
+
+/// Counts a drop that is not told.
+#[inline(always)]
+pub fn miss_drop() {
+    if let Some(gate) = DROP_GATES.get_ptr_mut(0) {
+        // SAFETY: the kernel gave this CPU's element, which no other CPU writes.
+        unsafe { (*gate).missed += 1 };
+    }
 }
 
 #[inline(always)]

@@ -59,6 +59,12 @@ pub enum Command {
     Pod(PodCommand),
     /// What the datapath has counted.
     Counters,
+    /// How many packets were dropped, by reason, or the drops as they occur.
+    Drop {
+        /// Shows each drop when it occurs, until interrupted. JSON is one object per line.
+        #[arg(short, long)]
+        follow: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

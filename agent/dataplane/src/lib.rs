@@ -6,6 +6,7 @@
 mod bpf;
 pub mod datapath;
 pub mod delta;
+pub mod drops;
 pub mod flows;
 pub mod links;
 pub mod maps;

@@ -12,9 +12,9 @@ use std::{
 
 use aya::Pod;
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, Flow, Fragment, FragmentKey,
-    Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey, SocketReverse,
-    SourceRangeKey, Tuple, maps,
+    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, DropGate, Flow, Fragment,
+    FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey,
+    SocketReverse, SourceRangeKey, Tuple, maps,
 };
 
 use crate::{
@@ -86,6 +86,10 @@ pub enum Element {
     SourceRange(SourceRangeKey),
     /// For each CPU.
     Buckets(Vec<Bucket>),
+    /// For each CPU.
+    DropGates(Vec<DropGate>),
+    /// Until when drops are told, by CLOCK_MONOTONIC in nanoseconds.
+    DropsFollowed(u64),
     Bytes(Vec<u8>, Vec<u8>),
 }
 
@@ -112,6 +116,8 @@ impl Element {
             | Self::Ranges(_)
             | Self::SourceRange(_)
             | Self::Buckets(_)
+            | Self::DropGates(_)
+            | Self::DropsFollowed(_)
             | Self::Bytes(..) => Vec::new(),
         }
     }
@@ -140,6 +146,8 @@ impl Element {
             maps::RANGES => read(value).map(Self::Ranges),
             maps::SOURCE_RANGES => read(key).map(Self::SourceRange),
             maps::ANSWERS => Some(Self::Buckets(value.chunks(16).filter_map(read).collect())),
+            maps::DROP_GATES => Some(Self::DropGates(value.chunks(24).filter_map(read).collect())),
+            maps::DROPS_FOLLOWED => read(value).map(Self::DropsFollowed),
             _ => None,
         };
         known.unwrap_or_else(|| Self::Bytes(key.to_vec(), value.to_vec()))

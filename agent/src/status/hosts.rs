@@ -12,6 +12,7 @@ use crate::network::Network;
 #[derive(Debug, Default)]
 pub struct Hosts {
     pod_by_address: HashMap<IpAddr, String>,
+    pod_by_interface: HashMap<u32, String>,
     node_by_address: HashMap<IpAddr, String>,
     /// Destinations behind other nodes, the longest prefix first.
     node_by_destination: Vec<(IpNetwork, String)>,
@@ -29,6 +30,7 @@ impl Hosts {
         let routes = network.routes();
         Hosts {
             pod_by_address: pods.iter().map(|pod| (pod.allocation.address, named(pod))).collect(),
+            pod_by_interface: pods.iter().filter_map(|pod| Some((pod.host_index?, named(pod)))).collect(),
             node_by_destination: behind(&node_by_address, routes.iter().map(|(to, target, _)| (*to, target))),
             node_by_address,
         }
@@ -44,6 +46,11 @@ impl Hosts {
         }
         let behind = self.node_by_destination.iter().find(|(to, _)| to.contains(address));
         behind.map(|(_, node)| format!("pod on {node}"))
+    }
+
+    /// The pod, `NAMESPACE/NAME`, at the other end of a link of the node.
+    pub fn pod_at(&self, interface_index: u32) -> Option<&str> {
+        self.pod_by_interface.get(&interface_index).map(String::as_str)
     }
 
     /// The addresses of a pod of this node, `NAMESPACE/NAME`.
@@ -85,6 +92,7 @@ mod tests {
         ];
         let hosts = Hosts {
             pod_by_address: HashMap::from([(ip("10.244.0.2"), "default/web-1".to_owned())]),
+            pod_by_interface: HashMap::from([(7, "default/web-1".to_owned())]),
             node_by_destination: behind(&node_by_address, routes.into_iter()),
             node_by_address,
         };
@@ -94,6 +102,7 @@ mod tests {
         assert_eq!(name("10.244.1.5").as_deref(), Some("pod on n3"));
         assert_eq!(name("10.244.9.5").as_deref(), Some("pod on n2"));
         assert_eq!(name("10.96.0.1"), None);
+        assert_eq!(hosts.pod_at(7), Some("default/web-1"));
         assert_eq!(hosts.addresses_of("default/web-1"), [ip("10.244.0.2")]);
         assert!(hosts.addresses_of("default/web").is_empty());
     }

@@ -140,6 +140,10 @@ impl<'a> Joins<'a> {
                 ("hasFlows", json!(pod.has_flows != 0)),
             ],
             Element::Buckets(buckets) => return (0..).zip(buckets).map(bucket_row).collect(),
+            Element::DropGates(gates) => return (0..).zip(gates).map(gate_row).collect(),
+            Element::DropsFollowed(until) => {
+                vec![("followedSeconds", json!(until.saturating_sub(self.now_ns) / NS_PER_SECOND))]
+            }
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
@@ -278,6 +282,8 @@ fn plain_row(element: &Element) -> Row {
         | Element::NodeAddress(_)
         | Element::Pod(..)
         | Element::Buckets(_)
+        | Element::DropGates(_)
+        | Element::DropsFollowed(_)
         | Element::Ranges(_)
         | Element::SourceRange(_) => Row::new(),
     }
@@ -304,12 +310,18 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         | Element::Address(..)
         | Element::Ranges(_)
         | Element::Buckets(_)
+        | Element::DropGates(_)
+        | Element::DropsFollowed(_)
         | Element::Bytes(..) => (None, None),
     }
 }
 
 fn bucket_row((cpu, bucket): (usize, &ebpf_common::Bucket)) -> Row {
     vec![("cpu", json!(cpu)), ("packetsLeft", json!(bucket.credit()))]
+}
+
+fn gate_row((cpu, gate): (usize, &ebpf_common::DropGate)) -> Row {
+    vec![("cpu", json!(cpu)), ("dropsLeft", json!(gate.bucket.credit())), ("missed", json!(gate.missed))]
 }
 
 fn slots((first, count): (u32, u32)) -> Value {

@@ -19,6 +19,7 @@ mod conntrack;
 mod counter;
 #[cfg(feature = "desired")]
 pub mod desired;
+mod drops;
 pub mod maps;
 mod node;
 pub mod retired;
@@ -31,6 +32,7 @@ pub use bucket::Bucket;
 pub use call::{Call, Reason};
 pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
 pub use counter::Counter;
+pub use drops::{DropGate, Dropped};
 pub use node::{LocalPod, Node, Range, Ranges};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, Frontend, FrontendKey, Origin, ServiceId,

@@ -20,9 +20,12 @@ pub const ANSWERS: &str = "ANSWERS_1";
 pub const PODS: &str = "PODS_1";
 pub const BEYOND: &str = "BEYOND_1";
 pub const SOURCE_RANGES: &str = "SRC_RANGES_1";
+pub const DROPS: &str = "DROPS_1";
+pub const DROP_GATES: &str = "DROP_GATES_1";
+pub const DROPS_FOLLOWED: &str = "DROP_FOLLOW_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 22] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -42,6 +45,9 @@ pub const ALL: [&str; 19] = [
     PODS,
     BEYOND,
     SOURCE_RANGES,
+    DROPS,
+    DROP_GATES,
+    DROPS_FOLLOWED,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -63,6 +69,8 @@ pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
 pub const ADDRESSES_MAX: u32 = 1 << 17;
 pub const PODS_MAX: u32 = 1 << 14;
 pub const SOURCE_RANGES_MAX: u32 = 1 << 16;
+/// A hundred milliseconds of what 16 CPUs may tell.
+pub const DROPS_BYTES: u32 = 1 << 17;
 /// Room for calls to come.
 pub const CALLS_MAX: u32 = 16;
 /// Room for counters to come.

@@ -1,6 +1,7 @@
 //! The datapath's programs and maps.
 
 mod delivery;
+mod drops;
 mod errors;
 mod frontends;
 mod node;

@@ -87,14 +87,17 @@ impl Agent {
         self.folder.path().join("run/cni.sock")
     }
 
+    /// `seaway`, to ask this agent.
+    pub fn asking(&self, arguments: &str) -> Command {
+        let mut seaway = Command::new(binary("seaway"));
+        seaway.args(arguments.split_whitespace()).arg("--socket");
+        seaway.arg(self.folder.path().join("run/agent.sock"));
+        seaway
+    }
+
     /// What `seaway` prints to its output, or else to its errors.
     pub fn seaway(&self, arguments: &str) -> Result<String, String> {
-        let output = Command::new(binary("seaway"))
-            .args(arguments.split_whitespace())
-            .arg("--socket")
-            .arg(self.folder.path().join("run/agent.sock"))
-            .output()
-            .expect("running seaway");
+        let output = self.asking(arguments).output().expect("running seaway");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }

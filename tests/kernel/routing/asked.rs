@@ -1,8 +1,11 @@
 //! What `seaway` shows of a node whose API server cannot be reached.
 
+use std::process::{Child, Stdio};
+
 use serde_json::Value;
 
 use super::{agent::Agent, peers::wire};
+use crate::netns::eventually;
 
 #[test]
 fn maps_and_flows_are_shown_while_the_api_server_is_away() {
@@ -35,4 +38,44 @@ fn maps_and_flows_are_shown_while_the_api_server_is_away() {
     assert!(unknown.contains("no Service \"default/web\" is balanced here"), "{unknown}");
     assert!(refusal("flow show").contains("there is no such flow"), "{}", refusal("flow show"));
     assert!(agent.seaway("flow list").expect("no flows").starts_with("No flows"));
+}
+
+/// Ended when dropped.
+struct Follower(Child);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn drops_are_told_for_as_long_as_anybody_follows() {
+    let (host, _other) = wire();
+    let agent = Agent::start(&host, &[]);
+    let follow = || {
+        let mut seaway = agent.asking("drop -f -o json");
+        Follower(seaway.stdout(Stdio::null()).spawn().expect("running seaway"))
+    };
+    let is_followed = |wanted: bool| {
+        let text = agent.seaway("map dump drop_follow -o json").expect("the map");
+        let line: Value = serde_json::from_str(text.trim()).expect("an object");
+        (line["followedSeconds"].as_u64().expect("a number") > 0) == wanted
+    };
+    assert!(is_followed(false));
+    let (first, second) = (follow(), follow());
+    eventually("the datapath tells drops", || is_followed(true).then_some(()));
+    drop(first);
+    assert!(is_followed(true), "one is left");
+    drop(second);
+    eventually("the datapath tells no drops", || is_followed(false).then_some(()));
+    let _third = follow();
+    eventually("the datapath tells drops again", || is_followed(true).then_some(()));
+
+    let counted = agent.seaway("drop").expect("the counters");
+    assert!(counted.contains("drop_no_backend") && !counted.contains("flow_new"), "{counted}");
+    let refused = agent.seaway("map dump drops").expect_err("no elements");
+    assert!(refused.contains("the map DROPS_1 is a ring buffer"), "{refused}");
 }

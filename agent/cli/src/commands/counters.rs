@@ -12,6 +12,14 @@ struct Counter {
     drop: bool,
 }
 
+/// Those that count drops.
+pub fn drops(answer: Value) -> Value {
+    match answer {
+        Value::Array(counters) => counters.into_iter().filter(|counter| counter["drop"] == true).collect(),
+        other => other,
+    }
+}
+
 /// Those that count drops come first where they are not zero.
 pub fn list(answer: &Value, wide: bool) -> anyhow::Result<String> {
     if let Some(error) = answer["error"].as_str() {
@@ -49,5 +57,6 @@ mod tests {
              flow_new          5       -\n\
              drop_fragment     0       yes\n"
         );
+        assert!(!list(&drops(answer), false).unwrap().contains("flow_new"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod block;
 mod counters;
+mod drops;
 mod flow;
 mod map;
 mod peer;
@@ -51,6 +52,11 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
         Command::Pod(PodCommand::List { namespace }) => {
             let found = pod::of_namespace(agent.ask("/v1/pods").await?, namespace.as_deref());
             shown(found, output, pod::list)
+        }
+        Command::Drop { follow: true } => drops::follow(agent, output).await,
+        Command::Drop { follow: false } => {
+            let found = counters::drops(agent.ask("/v1/counters").await?);
+            shown(found, output, counters::list)
         }
         Command::Counters => listed(agent, "/v1/counters", output, counters::list).await,
     }
