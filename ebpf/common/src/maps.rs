@@ -67,7 +67,7 @@ pub const CONNTRACK_MAX: u32 = 1 << 19;
 pub const FRAGMENTS_MAX: u32 = 1 << 13;
 pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
 pub const ADDRESSES_MAX: u32 = 1 << 17;
-pub const PODS_MAX: u32 = 1 << 14;
+pub const PODS_MAX: u32 = 1 << 12;
 pub const SOURCE_RANGES_MAX: u32 = 1 << 16;
 /// A hundred milliseconds of what 16 CPUs may tell.
 pub const DROPS_BYTES: u32 = 1 << 17;
