@@ -228,7 +228,7 @@ impl Network {
             if !released.is_empty() {
                 self.save(&state)?;
             }
-            self.forget(&released)?;
+            self.forget(&released);
             for allocation in &released {
                 state.set_own(allocation.address.into(), None);
             }
@@ -336,7 +336,7 @@ impl Network {
         let lost = state.allocator.remove_block(block);
         self.save(&state)?;
         state.set_own(block, None);
-        self.forget(&lost)?;
+        self.forget(&lost);
         for allocation in &lost {
             state.set_own(allocation.address.into(), None);
         }
@@ -346,11 +346,13 @@ impl Network {
         Ok(())
     }
 
-    /// Nothing is handed over to these pods any more.
-    fn forget(&self, pods: &[Allocation]) -> anyhow::Result<()> {
-        let Some(datapath) = &self.datapath else { return Ok(()) };
+    /// Nothing is handed over to these pods any more. What fails stays due, and keeps no route from being withdrawn.
+    fn forget(&self, pods: &[Allocation]) {
+        let Some(datapath) = &self.datapath else { return };
         let addresses: Vec<IpAddr> = pods.iter().map(|pod| pod.address).collect();
-        lock(datapath).remove_pod(&addresses).context("telling the datapath that pods are gone")
+        if let Err(error) = lock(datapath).remove_pod(&addresses) {
+            tracing::warn!(error = crate::watch::chain(&error), "telling the datapath that pods are gone");
+        }
     }
 
     fn announce(&self, state: &mut State) {
