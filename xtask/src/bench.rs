@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{build, ebpf, install, run};
+use crate::{build, cluster::Store, ebpf, install, run};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
@@ -37,12 +37,12 @@ pub(crate) struct BenchArguments {
     services: ServicesArguments,
 }
 
-/// What only `bench apiserver` takes; `seaway-bench apiserver --help` says more of each.
+/// What `bench apiserver` takes; `seaway-bench apiserver --help` says more of each.
 #[derive(Args)]
 struct ApiserverArguments {
-    /// apiserver: embedded or etcd
-    #[arg(long)]
-    store: Option<String>,
+    /// apiserver and cluster: where objects are kept
+    #[arg(long, value_enum, default_value = "embedded")]
+    store: Store,
     /// apiserver: how many pods
     #[arg(long)]
     objects: Option<u32>,
@@ -79,7 +79,8 @@ struct ServicesArguments {
 
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     match arguments.name {
-        Bench::Cluster => crate::root_only("bench cluster").and_then(|()| crate::cluster::measure()),
+        Bench::Cluster => crate::root_only("bench cluster")
+            .and_then(|()| crate::cluster::measure(arguments.apiserver.store)),
         Bench::Apiserver => apiserver(arguments),
         Bench::Services => crate::root_only("bench services").and_then(|()| services(arguments)),
     }
@@ -87,7 +88,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
 
 fn apiserver(arguments: &BenchArguments) -> Result<()> {
     let of = &arguments.apiserver;
-    if arguments.peer.is_some() || of.store.as_deref() == Some("etcd") {
+    if arguments.peer.is_some() || of.store == Store::Etcd {
         install::ensure(&[install::ETCD])?;
     }
     let load = release("bench", "seaway-bench")?;
@@ -98,7 +99,7 @@ fn apiserver(arguments: &BenchArguments) -> Result<()> {
         &mut command,
         [
             ("--peer", arguments.peer.clone()),
-            ("--store", of.store.clone()),
+            ("--store", of.store.to_possible_value().map(|value| value.get_name().to_owned())),
             ("--objects", number(of.objects)),
             ("--watchers", number(of.watchers)),
             ("--http", of.http.clone()),

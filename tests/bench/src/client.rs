@@ -91,7 +91,7 @@ impl Answer {
     }
 }
 
-/// One connection; requests go one after the other.
+/// One connection; requests of one value go one after the other.
 pub(crate) struct Connection {
     sender: Sender,
     host: String,
@@ -172,6 +172,16 @@ impl Client {
 }
 
 impl Connection {
+    /// Another value for requests on the same connection, which only HTTP/2 can carry side by side.
+    pub(crate) fn share(&self) -> Option<Self> {
+        match &self.sender {
+            Sender::One(_) => None,
+            Sender::Two(sender) => {
+                Some(Self { sender: Sender::Two(sender.clone()), host: self.host.clone() })
+            }
+        }
+    }
+
     /// Sends a request and reads the whole answer.
     pub(crate) async fn send(&mut self, request: Request) -> Result<Answer> {
         let keep = request.keep;

@@ -33,6 +33,7 @@ const GOALS: &[(&str, &str, f64)] = &[
     ("list of all", "us CPU", 30.0),
     ("list by label", "us CPU", 10.0),
     ("watch event", "us CPU", 8.0),
+    ("watch event, one connection", "us CPU", 8.0),
     ("memory of the server", "MB", 8.0),
 ];
 

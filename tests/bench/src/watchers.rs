@@ -52,14 +52,41 @@ pub(crate) async fn measure(
     let (alone, kernel_alone) = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
     figures.put("patch", "us CPU", alone / f64::from(WRITES) * 1e6);
 
+    for (name, one_connection) in [("watch event", false), ("watch event, one connection", true)] {
+        if one_connection && writer.share().is_none() {
+            continue;
+        }
+        let (with_watchers, with_kernel, took) =
+            watched(subject, client, &mut writer, options, one_connection).await?;
+        let events = f64::from(WRITES) * f64::from(options.watchers);
+        figures.put(name, "us CPU", (with_watchers - alone).max(0.0) / events * 1e6);
+        figures.put(name, "us CPU in the kernel", (with_kernel - kernel_alone).max(0.0) / events * 1e6);
+        figures.latencies(name, took);
+    }
+    Ok(())
+}
+
+/// CPU time, of it in the kernel, and the latency of each event, of the writes while all watch: each on a connection of its
+/// own as nodes do, or all on one as the informers of one process do.
+async fn watched(
+    subject: &Subject,
+    client: &Client,
+    writer: &mut Connection,
+    options: &Options,
+    one_connection: bool,
+) -> Result<(f64, f64, Vec<Duration>)> {
     let list = writer.send(Request::get("/api/v1/pods?limit=1").keep()).await?.good()?;
     let list: Value = serde_json::from_slice(&list.body)?;
     let version = list["metadata"]["resourceVersion"].as_str().context("a list without a resourceVersion")?;
     let shared = Arc::new(Shared::default());
     let began = Instant::now();
     let mut watchers = tokio::task::JoinSet::new();
+    let all = if one_connection { Some(client.connect().await?) } else { None };
     for _ in 0..options.watchers {
-        let mut connection = client.connect().await?;
+        let mut connection = match all.as_ref().and_then(Connection::share) {
+            Some(shared) => shared,
+            None => client.connect().await?,
+        };
         let path = format!("/api/v1/pods?watch=1&resourceVersion={version}");
         let (status, body) = connection.open(Request::get(path)).await?;
         if status != 200 {
@@ -69,16 +96,13 @@ pub(crate) async fn measure(
         watchers.spawn(follow(connection, body, Arc::clone(&shared), began));
     }
     // The first event is on its way while the last watchers begin.
-    deliver(&mut writer, &shared, began, 0, options.watchers, "first").await?;
+    deliver(writer, &shared, began, 0, options.watchers, "first").await?;
     let (cpu, kernel) = (subject.cpu()?, subject.cpu_of_kernel()?);
     for index in 0..WRITES {
         let index = index % options.objects;
-        deliver(&mut writer, &shared, began, index, options.watchers, "watched").await?;
+        deliver(writer, &shared, began, index, options.watchers, "watched").await?;
     }
-    let (with_watchers, kernel) = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
-    let events = f64::from(WRITES) * f64::from(options.watchers);
-    figures.put("watch event", "us CPU", (with_watchers - alone).max(0.0) / events * 1e6);
-    figures.put("watch event", "us CPU in the kernel", (kernel - kernel_alone).max(0.0) / events * 1e6);
+    let used = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
     // Closes their connections.
     watchers.abort_all();
     while let Some(ended) = watchers.join_next().await {
@@ -89,8 +113,7 @@ pub(crate) async fn measure(
         }
     }
     let took = std::mem::take(&mut *shared.latencies.lock().unwrap_or_else(PoisonError::into_inner));
-    figures.latencies("watch event", took);
-    Ok(())
+    Ok((used.0, used.1, took))
 }
 
 async fn write(writer: &mut Connection, index: u32, value: &str) -> Result<()> {

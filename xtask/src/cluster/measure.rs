@@ -16,14 +16,18 @@ const PODS: usize = 20;
 const IDLE: Duration = Duration::from_secs(30);
 
 #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
-pub(crate) fn measure() -> Result<()> {
-    up(&UpArguments { nodes: NODES, store: Store::Embedded, ip_family: IpFamily::Dual, release: true })?;
+pub(crate) fn measure(store: Store) -> Result<()> {
+    up(&UpArguments { nodes: NODES, store, ip_family: IpFamily::Dual, release: true })?;
     run::say("    letting the cluster come to rest");
     std::thread::sleep(Duration::from_secs(10));
     let mut processes = vec![(SERVER.to_owned(), "server")];
     processes.extend((1..=NODES).map(|index| (node_name(index), "agent")));
+    if store == Store::Etcd {
+        processes.push((SERVER.to_owned(), "etcd"));
+    }
     let mut agents = idle(&processes)?;
     let server = agents.remove(0);
+    let etcd = if store == Store::Etcd { agents.pop() } else { None };
     let ready = run::step(&format!("starting {PODS} pods, one after the other"), apply_to_ready)?;
     let routes = run::step("filling the nodes, so that they announce more blocks", routes::measure)?;
     let agent_memory = median(agents.iter().map(|(memory, _)| *memory).collect());
@@ -31,6 +35,10 @@ pub(crate) fn measure() -> Result<()> {
     println!("\n| figure | value |\n|---|---|");
     println!("| seaway-server, resident memory, {NODES} idle nodes | {:.1} MB |", server.0);
     println!("| seaway-server, idle CPU | {:.2} % of one core |", server.1);
+    if let Some((memory, cpu)) = etcd {
+        println!("| etcd beside it, resident memory | {memory:.1} MB |");
+        println!("| etcd beside it, idle CPU | {cpu:.2} % of one core |");
+    }
     println!("| seaway-agent with kubelet, resident memory | {agent_memory:.1} MB |");
     println!("| seaway-agent with kubelet, idle CPU | {agent_cpu:.2} % of one core |");
     println!("| `kubectl apply` of one pod to Ready, median of {PODS} | {:.0} ms |", median(ready));
