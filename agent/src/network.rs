@@ -401,6 +401,7 @@ impl Network {
         let Some(mut datapath) = self.datapath() else { return Ok(()) };
         let node = NodeConfig {
             service_ranges: self.service_cidrs.clone(),
+            pod_ranges: self.pools.iter().map(Pool::cidr).collect(),
             ..NodeConfig::of_namespace(&self.node_ips).context("reading the node's addresses")?
         };
         datapath.set_node(&node).context("telling the datapath the node's addresses")

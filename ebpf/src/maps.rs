@@ -79,6 +79,10 @@ static ADDRESSES: HashMap<Address, u32> = HashMap::pinned(ADDRESSES_MAX, BPF_F_N
 #[map(name = "RANGES_1")]
 static RANGES: Array<Ranges> = Array::pinned(1, 0);
 
+/// Written by the agent: where addresses of the cluster's pods are. Zeros, which are nowhere, before.
+#[map(name = "POD_RANGES_1")]
+static POD_RANGES: Array<Ranges> = Array::pinned(1, 0);
+
 /// Written and read here.
 #[map(name = "ANSWERS_1")]
 static ANSWERS: PerCpuArray<Bucket> = PerCpuArray::pinned(1, 0);
@@ -166,6 +170,12 @@ pub fn local_pod(address: &Address) -> Option<&'static LocalPod> {
 #[inline(always)]
 pub fn is_in_ranges(address: &Address) -> bool {
     RANGES.get(0).is_some_and(|ranges| ranges.contains(address))
+}
+
+/// Whether the address is where those of the cluster's pods are.
+#[inline(always)]
+pub fn is_in_pod_ranges(address: &Address) -> bool {
+    POD_RANGES.get(0).is_some_and(|ranges| ranges.contains(address))
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@
 //!   client pod ==ingress==> DNAT -> FIB -> backend (this host, another node)
 //!   client pod <==egress=== un-DNAT <- FIB <- backend
 //!   to a pod of this node: ingress -> DNAT or un-DNAT -> into the pod, past the node's stack and the pod's egress
+//!   from a pod to one of another node: ingress -> DNAT -> kernel's route -> out of that link, past the node's stack
 //!   hairpin: ingress -> full NAT -> out of the same link, both ways
 //!   forwarded: client beyond ==ingress==> full NAT -> out of the same link -> backend beyond, and the same way back
 //! ```
@@ -14,7 +15,9 @@
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, programs::TcContext};
 use aya_log_ebpf::debug;
-use ebpf_common::{Address, Backend, Call, Counter, Direction, Flow, Fragment, FrontendKey, LocalPod, Origin};
+use ebpf_common::{
+    Address, Backend, Call, Counter, Direction, Flow, Fragment, FrontendKey, LocalPod, Origin,
+};
 
 use crate::{
     conntrack,
@@ -34,15 +37,21 @@ pub enum Verdict {
 }
 
 /// A packet for a pod of this node none of whose flows is translated: it is handed over as it is, and nothing is looked
-/// up but the pod. So nobody takes a pod's address away from it on its own node, as an externalIP.
+/// up but the pod. So is what a pod sends to one of another node, nothing but the route. So nobody takes a pod's
+/// address away from it, as an externalIP.
 #[inline(always)]
-pub fn untranslated(ctx: &TcContext) -> Option<i32> {
-    let action = hand_over_untranslated(ctx);
-    if action == OTHERS { None } else { Some(action) }
+pub fn untranslated(ctx: &TcContext, origin: Origin) -> Option<i32> {
+    match (hand_over_untranslated(ctx), origin) {
+        // From here, as the stack has no room for one more call there.
+        (ON_ANOTHER_NODE, Origin::Node) => Some(packet::route(ctx)),
+        (OTHERS | ON_ANOTHER_NODE, _) => None,
+        (action, _) => Some(action),
+    }
 }
 
-/// No action of tc.
+/// No actions of tc.
 const OTHERS: i32 = i32::MIN;
+const ON_ANOTHER_NODE: i32 = i32::MIN + 1;
 
 #[inline(never)]
 fn hand_over_untranslated(ctx: &TcContext) -> i32 {
@@ -50,6 +59,7 @@ fn hand_over_untranslated(ctx: &TcContext) -> i32 {
     let Some(destination) = packet::destination(ctx, &head) else { return OTHERS };
     match maps::local_pod(&destination) {
         Some(pod) if pod.has_flows == 0 => packet::hand_over(ctx, &mut head, destination.is_v4(), pod),
+        None if maps::is_in_pod_ranges(&destination) => ON_ANOTHER_NODE,
         _ => OTHERS,
     }
 }
@@ -80,7 +90,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         } else if flow.is_forward() || flow.turns_around() {
             conntrack::touch(found, &packet);
             translate(ctx, &packet, flow, true)?;
-            return finish(ctx, &packet, flow);
+            return finish(ctx, &packet, flow, origin);
         } else {
             return answered(ctx, &packet, found);
         }
@@ -92,7 +102,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     service::select(&mut key, origin, &client, &mut selected)?;
     let Some(backend) = selected else {
         service::stray(&packet.tuple.destination)?;
-        return Ok(deliver(ctx, &packet, &packet.tuple.destination));
+        return Ok(deliver(ctx, &packet, &packet.tuple.destination, origin));
     };
     match origin {
         Origin::Node => maps::note_client(&packet.tuple.source),
@@ -107,7 +117,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     maps::count(Counter::FlowNew);
     log_new(ctx, &packet, &backend);
     translate(ctx, &packet, &flow, true)?;
-    finish(ctx, &packet, &flow)
+    finish(ctx, &packet, &flow, origin)
 }
 
 /// A backend's answer is translated at its client's edge: here, where it is handed over to the client from here.
@@ -127,11 +137,17 @@ fn local_pod(packet: &Packet, destination: &Address) -> Option<&'static LocalPod
 }
 
 #[inline(always)]
-fn deliver(ctx: &TcContext, packet: &Packet, destination: &Address) -> Verdict {
-    match local_pod(packet, destination) {
-        Some(pod) => Verdict::Return(hand_over(ctx, packet.is_v4, pod)),
-        None => Verdict::Pass,
+fn deliver(ctx: &TcContext, packet: &Packet, destination: &Address, origin: Origin) -> Verdict {
+    if let Some(pod) = local_pod(packet, destination) {
+        return Verdict::Return(hand_over(ctx, packet.is_v4, pod));
     }
+    if matches!(origin, Origin::Node)
+        && matches!(packet.part, Part::Whole)
+        && maps::is_in_pod_ranges(destination)
+    {
+        return Verdict::Return(packet::route(ctx));
+    }
+    Verdict::Pass
 }
 
 #[inline(never)]
@@ -182,12 +198,12 @@ fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> R
 }
 
 #[inline(always)]
-fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow) -> Result<Verdict, Error> {
+fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow, origin: Origin) -> Result<Verdict, Error> {
     if flow.is_forwarded() {
         return Ok(Verdict::Return(packet::send_on(ctx)));
     }
     if !flow.is_hairpin() {
-        return Ok(deliver(ctx, packet, &flow.translated.destination));
+        return Ok(deliver(ctx, packet, &flow.translated.destination, origin));
     }
     maps::count(Counter::Hairpin);
     packet::turn_around(ctx).map(Verdict::Return)

@@ -4,8 +4,15 @@
 //! (which has crashed kernels on fragment-list GSO packets).
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC},
-    helpers::{bpf_csum_diff, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
+    EbpfContext as _,
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_UNSPEC, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
+        bpf_fib_lookup as FibQuery, bpf_redir_neigh,
+    },
+    helpers::{
+        bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    },
     programs::TcContext,
 };
 use ebpf_common::{Address, Counter, Fragment, FragmentKey, LocalPod, Port, Protocol, Tuple};
@@ -283,6 +290,12 @@ pub fn send_on(ctx: &TcContext) -> i32 {
 pub type Head = [u8; HEAD_BYTES];
 const HEAD_BYTES: usize = ETHERNET_BYTES + 20;
 
+const V4_TTL: usize = ETHERNET_BYTES + 8;
+const V4_CHECKSUM: usize = ETHERNET_BYTES + 10;
+const V6_HOPS: usize = ETHERNET_BYTES + 7;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
 /// The destination of what begins with `head`.
 #[inline(always)]
 pub fn destination(ctx: &TcContext, head: &Head) -> Option<Address> {
@@ -301,9 +314,6 @@ pub fn destination(ctx: &TcContext, head: &Head) -> Option<Address> {
 #[inline(always)]
 pub fn hand_over(ctx: &TcContext, head: &mut Head, is_v4: bool, pod: &LocalPod) -> i32 {
     const STATIONS_BYTES: usize = 12;
-    const V4_TTL: usize = ETHERNET_BYTES + 8;
-    const V4_CHECKSUM: usize = ETHERNET_BYTES + 10;
-    const V6_HOPS: usize = ETHERNET_BYTES + 7;
     let hops = head[if is_v4 { V4_TTL } else { V6_HOPS }];
     if hops <= 1 {
         return TC_ACT_UNSPEC;
@@ -312,13 +322,7 @@ pub fn hand_over(ctx: &TcContext, head: &mut Head, is_v4: bool, pod: &LocalPod) 
     head[..6].copy_from_slice(&to);
     head[6..STATIONS_BYTES].copy_from_slice(&from);
     let stored = if is_v4 {
-        head[V4_TTL] = hops - 1;
-        // RFC 1141: a hop less is a sum of the header that is 0x100 less, and a complement that much more.
-        let (sum, carry) =
-            u16::from_be_bytes([head[V4_CHECKSUM], head[V4_CHECKSUM + 1]]).overflowing_add(0x100);
-        let sum = sum.wrapping_add(carry as u16).to_be_bytes();
-        head[V4_CHECKSUM] = sum[0];
-        head[V4_CHECKSUM + 1] = sum[1];
+        take_hop_of_head(head);
         ctx.store(0, head, 0)
     } else {
         // The hop limit is part of what a device may have summed up; the Ethernet header is not.
@@ -331,6 +335,111 @@ pub fn hand_over(ctx: &TcContext, head: &mut Head, is_v4: bool, pod: &LocalPod) 
     maps::count(Counter::Delivered);
     // SAFETY: a helper without pointers.
     unsafe { bpf_redirect_peer(pod.interface_index, 0) as i32 }
+}
+
+/// Takes a hop in the header of IPv4, whose checksum follows.
+#[inline(always)]
+fn take_hop_of_head(head: &mut Head) {
+    head[V4_TTL] -= 1;
+    // RFC 1141: a hop less is a sum of the header that is 0x100 less, and a complement that much more.
+    let (sum, carry) = u16::from_be_bytes([head[V4_CHECKSUM], head[V4_CHECKSUM + 1]]).overflowing_add(0x100);
+    let sum = sum.wrapping_add(carry as u16).to_be_bytes();
+    head[V4_CHECKSUM] = sum[0];
+    head[V4_CHECKSUM + 1] = sum[1];
+}
+
+/// Sends the packet on by the kernel's routes and rules, past the rest of its stack. Returns the action: the stack gets
+/// what has no hop left, what no link takes in one piece, what has options, and what leads nowhere, so that it tells
+/// the sender. The MTU of a route of IPv6 counts where it is locked.
+#[inline(never)]
+pub fn route(ctx: &TcContext) -> i32 {
+    const V4_WITHOUT_OPTIONS: u8 = 0x45;
+    let Ok(mut head) = load::<Head>(ctx, 0) else { return TC_ACT_UNSPEC };
+    let is_v4 = ctx.skb.protocol() == ETHERTYPE_V4;
+    let hops = head[if is_v4 { V4_TTL } else { V6_HOPS }];
+    if hops <= 1 || (is_v4 && head[ETHERNET_BYTES] != V4_WITHOUT_OPTIONS) {
+        return TC_ACT_UNSPEC;
+    }
+    // SAFETY: all zeros is a value of it.
+    let mut next_hop = unsafe { core::mem::zeroed::<bpf_redir_neigh>() };
+    let interface_index = next_hop_of(ctx, &head, is_v4, &mut next_hop);
+    if interface_index == 0 {
+        return TC_ACT_UNSPEC;
+    }
+    let stored = if is_v4 {
+        take_hop_of_head(&mut head);
+        ctx.store(V4_TTL, &[head[V4_TTL], head[V4_TTL + 1], head[V4_CHECKSUM], head[V4_CHECKSUM + 1]], 0)
+    } else {
+        ctx.store(V6_HOPS, &(hops - 1), BPF_F_RECOMPUTE_CSUM as u64)
+    };
+    if stored.is_err() {
+        return TC_ACT_UNSPEC;
+    }
+    maps::count(Counter::Routed);
+    // SAFETY: the helper reads the parameters, whose size it is told.
+    unsafe {
+        bpf_redirect_neigh(interface_index, &mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+    }
+}
+
+/// The interface that the kernel would send the packet out of, and the neighbour there; 0 for none.
+#[inline(always)]
+fn next_hop_of(ctx: &TcContext, head: &Head, is_v4: bool, next_hop: &mut bpf_redir_neigh) -> u32 {
+    // SAFETY: all zeros is a value of it.
+    let mut query: FibQuery = unsafe { core::mem::zeroed() };
+    // SAFETY: fields of the context.
+    let gso = unsafe {
+        query.ifindex = (*ctx.skb.skb).ifindex;
+        (*ctx.skb.skb).gso_size != 0
+    };
+    if !gso {
+        query.__bindgen_anon_1.tot_len = ctx.len().saturating_sub(ETHERNET_BYTES as u32) as u16;
+    }
+    let (ports_at, has_ports);
+    if is_v4 {
+        query.family = AF_INET;
+        query.__bindgen_anon_2.tos = head[ETHERNET_BYTES + 1];
+        query.l4_protocol = head[ETHERNET_BYTES + 9];
+        query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes([head[26], head[27], head[28], head[29]]);
+        query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes([head[30], head[31], head[32], head[33]]);
+        // A fragment's ports say nothing.
+        (ports_at, has_ports) = (HEAD_BYTES, head[20] & 0x3f == 0 && head[21] == 0);
+    } else {
+        let Ok(addresses) = load::<[[u32; 4]; 2]>(ctx, ETHERNET_BYTES + 8) else { return 0 };
+        query.family = AF_INET6;
+        query.__bindgen_anon_2.flowinfo = u32::from_ne_bytes([head[14] & 0x0f, head[15], head[16], head[17]]);
+        query.l4_protocol = head[ETHERNET_BYTES + 6];
+        query.__bindgen_anon_3.ipv6_src = addresses[0];
+        query.__bindgen_anon_4.ipv6_dst = addresses[1];
+        (ports_at, has_ports) = (ETHERNET_BYTES + 40, true);
+    }
+    if has_ports && (query.l4_protocol == Protocol::TCP.0 || query.l4_protocol == Protocol::UDP.0) {
+        let Ok([source, destination]) = load::<[u16; 2]>(ctx, ports_at) else { return 0 };
+        query.sport = source;
+        query.dport = destination;
+    }
+    // SAFETY: the helper reads and writes a query of the size that it is told.
+    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &mut query, size_of::<FibQuery>() as i32, 0) };
+    // A neighbour that is not known yet is asked for when the packet is sent.
+    if result != BPF_FIB_LKUP_RET_SUCCESS as i64 && result != BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
+        return 0;
+    }
+    let mut mtu = 0;
+    // SAFETY: the helper writes the link's MTU.
+    if gso && unsafe { bpf_check_mtu(ctx.as_ptr(), query.ifindex, &mut mtu, 0, BPF_MTU_CHK_SEGS as u64) } != 0
+    {
+        return 0;
+    }
+    next_hop.nh_family = query.family as u32;
+    // SAFETY: the kernel wrote what the family says; the rest is zeros.
+    unsafe {
+        if query.family == AF_INET {
+            next_hop.__bindgen_anon_1.ipv4_nh = query.__bindgen_anon_4.ipv4_dst;
+        } else {
+            next_hop.__bindgen_anon_1.ipv6_nh = query.__bindgen_anon_4.ipv6_dst;
+        }
+    }
+    query.ifindex
 }
 
 /// Takes a hop of a packet that is going to be sent on.

@@ -60,9 +60,11 @@ pub(crate) fn dist(output: &Path) -> Result<()> {
             .append_path_with_name(from, format!("{name}/bin/{binary}"))
             .with_context(|| format!("packing {}", from.display()))?;
     }
-    archive
-        .append_path_with_name(run::root().join(".license/Apache-2.0.txt"), format!("{name}/LICENSE"))
-        .context("packing the licence")?;
+    for (licence, packed) in [("Apache-2.0.txt", "LICENSE"), ("MIT.txt", "LICENSE-MIT-ebpf")] {
+        archive
+            .append_path_with_name(run::root().join(".license").join(licence), format!("{name}/{packed}"))
+            .context("packing a licence")?;
+    }
     for (unit, text) in [("seaway-server.service", SERVER_UNIT), ("seaway-agent.service", AGENT_UNIT)] {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);

@@ -27,6 +27,9 @@ pub struct NodeConfig {
     /// Where cluster IPs are, of which one per family is minded: ports that no Service has are refused there, and only
     /// there.
     pub service_ranges: Vec<IpNetwork>,
+    /// Where pods of the cluster are, of which one per family is minded: what a pod of this node sends there takes the
+    /// kernel's route and no other step through its stack.
+    pub pod_ranges: Vec<IpNetwork>,
 }
 
 impl NodeConfig {
@@ -38,7 +41,7 @@ impl NodeConfig {
         let mut addresses = Links::open()?.node_addresses()?;
         addresses.extend(sources);
         let netns_cookie = netns_cookie()?;
-        Ok(Self { sources: sources.to_vec(), addresses, netns_cookie, service_ranges: Vec::new() })
+        Ok(Self { sources: sources.to_vec(), addresses, netns_cookie, ..Self::default() })
     }
 }
 
@@ -46,6 +49,7 @@ impl NodeConfig {
 pub(crate) struct NodeMaps {
     node_map: PinnedMap<u32, Node>,
     ranges_map: PinnedMap<u32, Ranges>,
+    pod_ranges_map: PinnedMap<u32, Ranges>,
     addresses_map: PinnedMap<Address, u32>,
     addresses: Delta<Address, u32>,
 }
@@ -56,7 +60,8 @@ impl NodeMaps {
         let addresses = Delta::from_actual(addresses_map.read_all()?);
         let node_map = PinnedMap::open(directory, maps::NODE)?;
         let ranges_map = PinnedMap::open(directory, maps::RANGES)?;
-        Ok(Self { node_map, ranges_map, addresses_map, addresses })
+        let pod_ranges_map = PinnedMap::open(directory, maps::POD_RANGES)?;
+        Ok(Self { node_map, ranges_map, pod_ranges_map, addresses_map, addresses })
     }
 
     pub(crate) fn set(&mut self, config: &NodeConfig) -> Result<(), MapError> {
@@ -69,13 +74,13 @@ impl NodeMaps {
         if self.node_map.get(&INDEX)? != Some(node) {
             self.node_map.insert(&INDEX, &node)?;
         }
-        let range = |v4: bool| {
-            let found = config.service_ranges.iter().find(|range| range.is_ipv4() == v4);
-            found.map_or(Range::NONE, |range| Range::new(Address::from(range.network()), range.prefix()))
-        };
-        let ranges = Ranges { v4: range(true), v6: range(false) };
-        if self.ranges_map.get(&INDEX)? != Some(ranges) {
-            self.ranges_map.insert(&INDEX, &ranges)?;
+        for (map, networks) in
+            [(&self.ranges_map, &config.service_ranges), (&self.pod_ranges_map, &config.pod_ranges)]
+        {
+            let ranges = ranges_of(networks);
+            if map.get(&INDEX)? != Some(ranges) {
+                map.insert(&INDEX, &ranges)?;
+            }
         }
         self.addresses.set_desired(config.addresses.iter().map(|address| (Address::from(*address), 0)));
         let new = self.addresses.upserts();
@@ -83,6 +88,15 @@ impl NodeMaps {
         let gone = self.addresses.deletes();
         self.addresses_map.remove_all(&gone, |address| self.addresses.deleted(address))
     }
+}
+
+/// The first of each family.
+fn ranges_of(networks: &[IpNetwork]) -> Ranges {
+    let range = |v4: bool| {
+        let found = networks.iter().find(|range| range.is_ipv4() == v4);
+        found.map_or(Range::NONE, |range| Range::new(Address::from(range.network()), range.prefix()))
+    };
+    Ranges { v4: range(true), v6: range(false) }
 }
 
 /// The cookie of the calling thread's network namespace, as the programs see it.

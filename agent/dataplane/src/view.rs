@@ -143,7 +143,7 @@ impl Element {
             maps::BEYOND => read(value).map(Self::Beyond),
             maps::CALLS => both(key, value, Self::Call),
             maps::ADDRESSES => both(key, value, Self::Address),
-            maps::RANGES => read(value).map(Self::Ranges),
+            maps::RANGES | maps::POD_RANGES => read(value).map(Self::Ranges),
             maps::SOURCE_RANGES => read(key).map(Self::SourceRange),
             maps::ANSWERS => Some(Self::Buckets(value.chunks(16).filter_map(read).collect())),
             maps::DROP_GATES => Some(Self::DropGates(value.chunks(24).filter_map(read).collect())),

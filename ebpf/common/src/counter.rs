@@ -59,10 +59,12 @@ pub enum Counter {
     Delivered = 25,
     /// Dropped, or refused to a socket: the client is in none of the Service's source ranges.
     DropSourceRange = 26,
+    /// A packet was sent on to another node, past the node's stack.
+    Routed = 27,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 27;
+    pub const COUNT: u32 = 28;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -92,6 +94,7 @@ impl Counter {
         Self::SocketNotNoted,
         Self::Delivered,
         Self::DropSourceRange,
+        Self::Routed,
     ];
 
     /// The counter's name in metrics and command output.
@@ -124,6 +127,7 @@ impl Counter {
             Self::SocketNotNoted => "socket_not_noted",
             Self::Delivered => "delivered",
             Self::DropSourceRange => "drop_source_range",
+            Self::Routed => "routed",
         }
     }
 
@@ -142,6 +146,7 @@ impl Counter {
                 | Self::AnswerLimited
                 | Self::SocketNotNoted
                 | Self::Delivered
+                | Self::Routed
         );
         self as u32 >= Self::DropNoBackend as u32 && !other
     }

@@ -16,6 +16,7 @@ pub const NODE_ADDRESSES: &str = "NODE_ADDRS_1";
 pub const CALLS: &str = "CALLS_1";
 pub const ADDRESSES: &str = "ADDRESSES_1";
 pub const RANGES: &str = "RANGES_1";
+pub const POD_RANGES: &str = "POD_RANGES_1";
 pub const ANSWERS: &str = "ANSWERS_1";
 pub const PODS: &str = "PODS_1";
 pub const BEYOND: &str = "BEYOND_1";
@@ -25,7 +26,7 @@ pub const DROP_GATES: &str = "DROP_GATES_1";
 pub const DROPS_FOLLOWED: &str = "DROP_FOLLOW_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 22] = [
+pub const ALL: [&str; 23] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -41,6 +42,7 @@ pub const ALL: [&str; 22] = [
     CALLS,
     ADDRESSES,
     RANGES,
+    POD_RANGES,
     ANSWERS,
     PODS,
     BEYOND,

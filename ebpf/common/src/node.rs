@@ -67,7 +67,7 @@ impl Range {
     }
 }
 
-/// Where the addresses of Services are, per family. The one element of its map, at 0.
+/// Where the addresses of Services are, or those of pods, per family. The one element of its map, at 0.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ranges {

@@ -334,7 +334,7 @@ fn a_client_learns_the_path_mtu_to_the_service_from_a_router_that_knows_only_the
     const SIZE: usize = 1400;
     let mut node = Node::new();
     node.namespace.ip("route replace 10.244.1.0/24 via 10.89.0.12 mtu lock 1300");
-    node.namespace.ip("-6 route replace fd00:244:1::/64 via fd00:89::12 mtu 1300");
+    node.namespace.ip("-6 route replace fd00:244:1::/64 via fd00:89::12 mtu lock 1300");
     for family in &FAMILIES {
         let (server, bound) = udp(&node.beyond, family.elsewhere);
         let (listener, _) = listen(&node.beyond, family.elsewhere);

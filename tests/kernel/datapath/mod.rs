@@ -8,6 +8,7 @@ mod node;
 mod packets;
 mod program_runs;
 mod refusal;
+mod routing;
 mod sockets;
 mod source_ranges;
 mod stale;

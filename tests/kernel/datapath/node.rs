@@ -152,11 +152,12 @@ pub fn to(backends: &[SocketAddr]) -> Service {
     leading_to(backends.iter().map(|b| endpoint(b.ip(), b.port(), here(b.ip()))).collect())
 }
 
-/// The calling thread's namespace as a node, with the ranges that the tests' cluster IPs are in.
+/// The calling thread's namespace as a node, with the ranges that the tests' cluster IPs and pods are in.
 pub fn node_config() -> NodeConfig {
-    let ranges = ["10.96.0.0/16", "fd00:96::/64"].map(|range| range.parse().expect("a range"));
+    let [services, pods] = [["10.96.0.0/16", "fd00:96::/64"], ["10.244.0.0/16", "fd00:244::/32"]]
+        .map(|ranges| ranges.map(|range| range.parse().expect("a range")).to_vec());
     let node = NodeConfig::of_namespace(&SOURCES).expect("the node's addresses");
-    NodeConfig { service_ranges: ranges.to_vec(), ..node }
+    NodeConfig { service_ranges: services, pod_ranges: pods, ..node }
 }
 
 fn open(directory: &BpfDir, tc_mode: TcMode) -> Datapath {

@@ -296,7 +296,12 @@ impl Node {
                 datapath.add_pod(&[*address], link).context("telling of a pod")?;
             }
             datapath.attach_uplink(uplink).context("serving the uplink")?;
-            datapath.set_node(&NodeConfig::of_namespace(&[address])?).context("telling what the node is")
+            let node = NodeConfig {
+                service_ranges: vec![objects::SERVICE_CIDR.parse()?],
+                pod_ranges: vec![objects::CLUSTER_CIDR.parse()?],
+                ..NodeConfig::of_namespace(&[address])?
+            };
+            datapath.set_node(&node).context("telling what the node is")
         })?;
         self.datapath = Some((datapath, directory.to_owned()));
         Ok(Served { computed, written })
