@@ -103,12 +103,12 @@ pub fn show_frontend(ctx: &SockAddrContext, family: Family) {
     maps::count(Counter::SocketReverse);
 }
 
-/// The key to look up. A loopback address means the node only to the node's own sockets; a pod means itself. A port of
-/// the node may be open at a loopback address only.
+/// The key to look up, which for a pod's address there is none. A loopback address means the node only to the node's own
+/// sockets; a pod means itself. A port of the node may be open at a loopback address only.
 #[inline(always)]
 fn sought(ctx: &SockAddrContext, key: &FrontendKey) -> Option<FrontendKey> {
     if !key.address.is_own() {
-        return Some(*key);
+        return if maps::is_in_pod_ranges(&key.address) { None } else { Some(*key) };
     }
     if maps::node()?.netns_cookie != netns_cookie(ctx) {
         return None;

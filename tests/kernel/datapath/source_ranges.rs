@@ -234,10 +234,10 @@ fn a_socket_of_the_node_asks_as_the_node_unless_it_is_bound_to_another_address()
             let wanted = services(both(family, ranges, service(&[bound])));
             host.datapath.set_services(wanted).expect("setting the services");
         };
-        let vip = SocketAddr::new(key(family.frontend, Protocol::UDP).address.to_ip(), 0).to_string();
-        let length = if bound.is_ipv4() { 32 } else { 128 };
-        host.namespace
-            .ip(&format!("addr add {}/{length} dev lo", key(family.frontend, Protocol::UDP).address.to_ip()));
+        let vip_address = key(family.frontend, Protocol::UDP).address.to_ip();
+        let mask = if bound.is_ipv4() { "32 dev lo" } else { "128 dev lo nodad" };
+        host.namespace.ip(&format!("addr add {vip_address}/{mask}"));
+        let vip = SocketAddr::new(vip_address, 0).to_string();
         let cases = |asked: &dyn Fn(&str) -> [Result<(), ErrorKind>; 2]| [family.any, own, &vip].map(asked);
         let asked = |source: &str| from(&host.namespace, source, family.frontend);
 
