@@ -2,16 +2,16 @@
 //! new agent or a new program goes on with the old contents.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf},
     programs::TcContext,
 };
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, DropGate,
-    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward,
-    SocketKey, SocketReverse, SourceAddress, Tuple, maps::*,
+    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, ServiceCount, ServiceId,
+    SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
@@ -108,6 +108,12 @@ static DROP_GATES: PerCpuArray<DropGate> = PerCpuArray::pinned(1, 0);
 /// Written by the agent: until when drops are told, by CLOCK_MONOTONIC in nanoseconds; 0 while nobody follows.
 #[map(name = "DROP_FOLLOW_1")]
 static DROPS_FOLLOWED: Array<u64> = Array::pinned(1, 0);
+
+/// Written here at the first who asks for a Service, read by the agent, and deleted by it with the Service. Each CPU has its
+/// own numbers: those who connect at once share no cache line.
+#[map(name = "SVC_COUNTS_1")]
+static SERVICE_COUNTS: PerCpuHashMap<ServiceId, ServiceCount> =
+    PerCpuHashMap::pinned(SERVICE_COUNTS_MAX, BPF_F_NO_PREALLOC);
 
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]
@@ -234,5 +240,36 @@ pub fn add(index: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: the kernel gave this CPU's element, which no other CPU writes.
         unsafe { *value += 1 };
+    }
+}
+
+/// Counts one who asked for a Service, and was given a backend or found none.
+#[inline(never)]
+pub fn count_asked(service_id: ServiceId, refused: bool) {
+    let count = match SERVICE_COUNTS.get_ptr_mut(service_id) {
+        Some(count) => count,
+        None => match first_count(service_id) {
+            Some(count) => count,
+            None => return,
+        },
+    };
+    // SAFETY: the kernel gave this CPU's value, which no other CPU writes.
+    unsafe {
+        if refused {
+            (*count).refused += 1;
+        } else {
+            (*count).chosen += 1;
+        }
+    }
+}
+
+/// Where the map is full, all that it has no room for has one place.
+#[inline(always)]
+fn first_count(service_id: ServiceId) -> Option<*mut ServiceCount> {
+    // It may be there by now: then that stays.
+    let _ = SERVICE_COUNTS.insert(service_id, ServiceCount::ZERO, BPF_NOEXIST as u64);
+    match SERVICE_COUNTS.get_ptr_mut(service_id) {
+        Some(count) => Some(count),
+        None => SERVICE_COUNTS.get_ptr_mut(ServiceCount::REST),
     }
 }

@@ -99,6 +99,7 @@ pub fn select(
     }
     if frontend.affinity_seconds != 0 {
         if let Some(backend) = remembered(&frontend, origin, client) {
+            maps::count_asked(frontend.service_id, false);
             *selected = Some(backend);
             return Ok(());
         }
@@ -108,12 +109,14 @@ pub fn select(
         // SAFETY: a helper without arguments.
         let random = unsafe { bpf_get_prandom_u32() };
         let Some(slot) = pick_backend(random, count) else {
+            maps::count_asked(frontend.service_id, true);
             return Err(if frontend.has_endpoints() { Error::NoLocalBackend } else { Error::NoBackend });
         };
         if let Some(backend) = in_slot(frontend.service_id, first + slot) {
             if frontend.affinity_seconds != 0 {
                 remember(frontend.service_id, backend.id, client);
             }
+            maps::count_asked(frontend.service_id, false);
             *selected = Some(backend);
             return Ok(());
         }

@@ -252,10 +252,19 @@ pub(crate) unsafe fn lookup_at(map: BorrowedFd<'_>, key: *const u8, value: *mut 
 /// # Safety
 /// `K` and `V` must have the map's sizes.
 pub(crate) unsafe fn update<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    // SAFETY: as the caller promises.
+    unsafe { update_at(map, key, core::ptr::from_ref(value).cast()) }
+}
+
+/// The same with a value of which the caller knows the size (for per-CPU maps, that of all CPUs').
+///
+/// # Safety
+/// `K` must have the map's key size, and there must be as much at `value` as the map takes.
+pub(crate) unsafe fn update_at<K>(map: BorrowedFd<'_>, key: &K, value: *const u8) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: raw(map),
         key: core::ptr::from_ref(key) as u64,
-        value: core::ptr::from_ref(value) as u64,
+        value: value as u64,
         ..ElementAttr::default()
     };
     // SAFETY: as the caller promises.

@@ -3,7 +3,7 @@
 //! Dropping it changes nothing in the kernel: programs, links and maps are pinned and go on without the agent.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,6 +16,7 @@ use ebpf_common::{
 };
 
 use crate::{
+    counts::ServiceCounts,
     flows::{self, FlowEntry, Flows, Swept},
     links::PodLink,
     maps::{MapError, PinnedCounters},
@@ -64,6 +65,7 @@ pub struct Datapath {
     pods: PodMap,
     flows: Arc<Flows>,
     counters: PinnedCounters,
+    service_counts: Arc<ServiceCounts>,
 }
 
 impl Datapath {
@@ -79,6 +81,7 @@ impl Datapath {
             pods: PodMap::open(&maps)?,
             flows: Arc::new(Flows::open(&maps)?),
             counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
+            service_counts: Arc::new(ServiceCounts::open(&maps)?),
             maps_dir: maps,
         })
     }
@@ -219,6 +222,29 @@ impl Datapath {
     /// Each counter with its sum over all CPUs, since the map was made.
     pub fn counters(&self) -> Result<Vec<(Counter, u64)>, Error> {
         Counter::ALL.iter().map(|counter| Ok((*counter, self.counters.sum(*counter as u32)?))).collect()
+    }
+
+    /// How often clients asked for each frontend, to be read without holding up anything else.
+    pub fn service_counts(&self) -> Arc<ServiceCounts> {
+        Arc::clone(&self.service_counts)
+    }
+
+    /// Of these ids those that frontends have, with the names of their Services as far as they are known.
+    pub fn named(&self, ids: &HashSet<ServiceId>) -> HashMap<ServiceId, Option<Box<str>>> {
+        self.services.named(ids)
+    }
+
+    /// A number that changes when what [`Self::named`] says may have changed.
+    pub fn names_generation(&self) -> u64 {
+        self.services.generation()
+    }
+
+    /// The number of elements of each map that only the agent writes ([`crate::pressure::WRITTEN_BY_AGENT`]).
+    pub fn map_entries(&self) -> Vec<(&'static str, usize)> {
+        let mut entries = self.services.map_entries().to_vec();
+        entries.push((maps::NODE_ADDRESSES, self.node.address_count()));
+        entries.push((maps::PODS, self.pods.count()));
+        entries
     }
 
     pub fn programs_mut(&mut self) -> &mut Programs {

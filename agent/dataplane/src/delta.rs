@@ -56,6 +56,20 @@ impl<K: Eq + Hash + Clone, V: PartialEq + Clone> Delta<K, V> {
         as_desired.chain(self.differing.iter().filter_map(|(key, actual)| Some((key, actual.as_ref()?))))
     }
 
+    /// How many entries the table holds. Costs the number of differences.
+    pub fn actual_count(&self) -> usize {
+        let differing = |(key, actual): (&K, &Option<V>)| (self.desired.contains_key(key), actual.is_some());
+        let mut count = self.desired.len();
+        for difference in self.differing.iter().map(differing) {
+            match difference {
+                (true, false) => count -= 1,
+                (false, true) => count += 1,
+                (true, true) | (false, false) => {}
+            }
+        }
+        count
+    }
+
     /// What is desired of `key`, or else what the table holds.
     pub fn known(&self, key: &K) -> Option<&V> {
         self.desired.get(key).or_else(|| self.actual(key))
@@ -238,6 +252,7 @@ mod tests {
                 prop_assert_eq!(delta.desired(), &wanted);
                 let actual: HashMap<u8, u8> = delta.actuals().map(|(key, value)| (*key, *value)).collect();
                 prop_assert_eq!(&actual, &table);
+                prop_assert_eq!(delta.actual_count(), table.len());
                 prop_assert!((0..20).all(|key| delta.actual(&key) == table.get(&key)));
                 prop_assert_eq!(delta.is_settled(), table == wanted);
                 if settles {

@@ -12,6 +12,7 @@ use std::{
 use ebpf_common::{Backend, BackendId, Flow, Protocol, Tuple, maps, timeout_seconds};
 
 use crate::{
+    census::{Census, FlowState},
     maps::{MapError, PinnedMap},
     view::{Element, Walk},
 };
@@ -22,10 +23,12 @@ const LONE_SECONDS: u64 = 10;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// What a sweep saw and did, in map entries.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Swept {
     pub seen: usize,
     pub deleted: usize,
+    /// Flows that are left.
+    pub census: Census,
 }
 
 /// A flow from its client's side.
@@ -80,15 +83,9 @@ pub struct Half {
 impl FlowEntry {
     /// In the words of a connection where it is one.
     pub fn state(&self) -> &'static str {
-        let halves = || std::iter::once(&self.from_client).chain(&self.from_backend);
-        match self.protocol {
-            Protocol::TCP if halves().any(|half| half.rst) => "reset",
-            Protocol::TCP if halves().count() == 2 && halves().all(|half| half.fin) => "closed",
-            _ if self.closing => "closing",
-            Protocol::TCP if self.answered => "established",
-            _ if self.answered => "answered",
-            _ => "new",
-        }
+        let ends = |half: &Half| (half.fin, half.rst);
+        let from_backend = self.from_backend.as_ref().map(ends);
+        FlowState::of(self.protocol, self.answered, ends(&self.from_client), from_backend).name()
     }
 }
 
@@ -145,16 +142,16 @@ impl Flows {
 
     /// Forgets what is due at `now_ns` of CLOCK_MONOTONIC, and datagrams' flows whose backend is none any more.
     pub fn sweep(&self, now_ns: u64) -> Result<Swept, MapError> {
-        let all: HashMap<Tuple, Flow> = self.map.read_all()?.into_iter().collect();
+        let mut all: HashMap<Tuple, Flow> = self.map.read_all()?.into_iter().collect();
         let gone = self.gone_backends(&all)?;
-        let mut swept = Swept { seen: all.len(), deleted: 0 };
+        let seen = all.len();
         for tuple in due(&all, now_ns, &gone) {
             if self.map.get(&tuple)?.as_ref() == all.get(&tuple) {
                 self.map.remove(&tuple)?;
-                swept.deleted += 1;
+                all.remove(&tuple);
             }
         }
-        Ok(swept)
+        Ok(Swept { seen, deleted: seen - all.len(), census: Census::of(&all) })
     }
 
     /// The backends of datagrams' flows that are none any more. An id is never given to another, so they stay that.
@@ -291,6 +288,29 @@ mod tests {
             assert!(due(&all, 14 * SECOND, &HashSet::new()).is_empty());
             assert_eq!(due(&all, 15 * SECOND, &HashSet::new()), [lone.0]);
         }
+    }
+
+    #[test]
+    fn flows_are_counted_once_by_protocol_and_state() {
+        let counts = |all: &[(Tuple, Flow)]| {
+            let census = Census::of(&all.iter().copied().collect());
+            let of = |protocol| FlowState::ALL.map(|state| census.count(protocol, state));
+            (of(Protocol::TCP), of(Protocol::UDP), census.protocols())
+        };
+        let [forward, reverse] = flow(Protocol::TCP, (0, 0));
+        assert_eq!(counts(&[forward]).0, [1, 0, 0, 0, 0, 0], "half a flow is a new one");
+        assert_eq!(counts(&[reverse]).0, [0; 6], "answers belong to a flow");
+        assert_eq!(counts(&[forward, reverse]).0, [0, 1, 0, 0, 0, 0]);
+        let (mut done, mut gone) = (forward, reverse);
+        done.1.fin = 1;
+        assert_eq!(counts(&[done, reverse]).0, [0, 0, 0, 1, 0, 0]);
+        gone.1.fin = 1;
+        assert_eq!(counts(&[done, gone]).0, [0, 0, 0, 0, 1, 0]);
+        gone.1.rst = 1;
+        assert_eq!(counts(&[done, gone]).0, [0, 0, 0, 0, 0, 1]);
+        let [asked, answer] = flow(Protocol::UDP, (0, 0));
+        let both = counts(&[forward, reverse, asked, answer]);
+        assert_eq!(both, ([0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], vec![Protocol::TCP, Protocol::UDP]));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! match; what is in the kernel stays there when the process ends, and is recognised when it starts again.
 
 mod bpf;
+pub mod census;
+pub mod counts;
 pub mod datapath;
 pub mod delta;
 pub mod drops;
@@ -14,6 +16,7 @@ mod namespaces;
 mod netlink;
 pub mod node;
 mod pods;
+pub mod pressure;
 pub mod programs;
 pub mod routes;
 pub mod services;

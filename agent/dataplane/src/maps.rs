@@ -7,7 +7,7 @@ use std::{
     hash::Hash,
     io,
     marker::PhantomData,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -202,7 +202,11 @@ impl<K: Pod, V: Pod> PinnedMap<K, V> {
         }
     }
 
-    fn error(&self, operation: &'static str, source: io::Error) -> MapError {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn error(&self, operation: &'static str, source: io::Error) -> MapError {
         match source.raw_os_error() {
             // A hash says the first, a trie the second.
             Some(libc::E2BIG | libc::ENOSPC) => MapError::Full { name: self.name.clone() },

@@ -64,6 +64,11 @@ impl NodeMaps {
         Ok(Self { node_map, ranges_map, pod_ranges_map, addresses_map, addresses })
     }
 
+    /// Elements of the map of addresses.
+    pub(crate) fn address_count(&self) -> usize {
+        self.addresses.actual_count()
+    }
+
     pub(crate) fn set(&mut self, config: &NodeConfig) -> Result<(), MapError> {
         let source = |v4: bool| {
             let found = config.sources.iter().find(|source| source.is_ipv4() == v4);

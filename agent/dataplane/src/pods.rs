@@ -62,6 +62,11 @@ impl PodMap {
         self.apply()
     }
 
+    /// Elements of the map.
+    pub(crate) fn count(&self) -> usize {
+        self.pods.actual_count()
+    }
+
     fn apply(&mut self) -> Result<(), MapError> {
         let gone = self.pods.deletes();
         self.map.remove_all(&gone, |address| self.pods.deleted(address))?;

@@ -89,6 +89,8 @@ pub struct ServiceMaps {
     last_backend_id: u32,
     /// The last ids as the backends' map has them.
     kept_ids: Option<(u32, u32)>,
+    /// Changes with the names that frontends and their ids have.
+    generation: u64,
     /// What the next apply says of them; an earlier agent may have gone before it could say so.
     datagram_backends_gone: bool,
 }
@@ -134,6 +136,7 @@ impl ServiceMaps {
             last_service_id,
             last_backend_id,
             kept_ids: None,
+            generation: 0,
             datagram_backends_gone: true,
         })
     }
@@ -186,6 +189,7 @@ impl ServiceMaps {
         self.frontends.insert_desired(key, frontend);
         if self.name_by_frontend.get(&key).is_none_or(|name| **name != *service.name) {
             self.name_by_frontend.insert(key, service.name.as_str().into());
+            self.generation += 1;
         }
     }
 
@@ -194,6 +198,7 @@ impl ServiceMaps {
         let Some(service_id) = self.frontends.desired().get(key).map(|frontend| frontend.service_id) else {
             return;
         };
+        self.generation += 1;
         self.frontends.remove_desired(key);
         self.release_address(key);
         self.name_by_frontend.remove(key);
@@ -245,7 +250,9 @@ impl ServiceMaps {
         }
         applied.written += self.write_new()?;
         applied.deleted += delete(&self.addresses_map, &mut self.addresses)?;
-        applied.deleted += delete(&self.frontends_map, &mut self.frontends)?;
+        let frontends_deleted = delete(&self.frontends_map, &mut self.frontends)?;
+        self.generation += frontends_deleted as u64;
+        applied.deleted += frontends_deleted;
         applied.deleted += delete(&self.ranges_map, &mut self.source_ranges)?;
         applied.deleted += delete(&self.slots_map, &mut self.slots)?;
         applied.deleted += delete(&self.backends_map, &mut self.backends)?;

@@ -13,8 +13,8 @@ use std::{
 use aya::Pod;
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, DropGate, Flow, Fragment,
-    FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, SlotKey, SocketForward, SocketKey,
-    SocketReverse, SourceRangeKey, Tuple, maps,
+    FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, ServiceCount, ServiceId, SlotKey,
+    SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple, maps,
 };
 
 use crate::{
@@ -90,6 +90,8 @@ pub enum Element {
     DropGates(Vec<DropGate>),
     /// Until when drops are told, by CLOCK_MONOTONIC in nanoseconds.
     DropsFollowed(u64),
+    /// The sum over all CPUs.
+    ServiceCount(ServiceId, ServiceCount),
     Bytes(Vec<u8>, Vec<u8>),
 }
 
@@ -118,6 +120,7 @@ impl Element {
             | Self::Buckets(_)
             | Self::DropGates(_)
             | Self::DropsFollowed(_)
+            | Self::ServiceCount(..)
             | Self::Bytes(..) => Vec::new(),
         }
     }
@@ -148,6 +151,10 @@ impl Element {
             maps::ANSWERS => Some(Self::Buckets(value.chunks(16).filter_map(read).collect())),
             maps::DROP_GATES => Some(Self::DropGates(value.chunks(24).filter_map(read).collect())),
             maps::DROPS_FOLLOWED => read(value).map(Self::DropsFollowed),
+            maps::SERVICE_COUNTS => {
+                let sum = value.chunks(size_of::<ServiceCount>()).filter_map(read).sum();
+                read(key).map(|id| Self::ServiceCount(id, sum))
+            }
             _ => None,
         };
         known.unwrap_or_else(|| Self::Bytes(key.to_vec(), value.to_vec()))
@@ -172,7 +179,7 @@ pub fn find<'a>(names: &'a [String], wanted: &str) -> Option<&'a str> {
 }
 
 /// `SLOTS_1` is `SLOTS` in layout 1.
-fn split_version(name: &str) -> (&str, Option<u32>) {
+pub(crate) fn split_version(name: &str) -> (&str, Option<u32>) {
     match name.rsplit_once('_').map(|(base, version)| (base, version.parse().ok())) {
         Some((base, Some(version))) => (base, Some(version)),
         _ => (name, None),
@@ -240,7 +247,7 @@ impl Walk {
         };
         let next = match info.kind {
             RINGBUF => Next::End,
-            HASH | LRU_HASH => Next::Batch(None),
+            HASH | LRU_HASH | PERCPU_HASH => Next::Batch(None),
             _ => Next::Key(None, 2 * u64::from(info.max_entries)),
         };
         Ok(Self {
@@ -259,6 +266,20 @@ impl Walk {
     /// Whether the map is one that has elements.
     pub fn has_elements(&self) -> bool {
         self.info.kind != RINGBUF
+    }
+
+    /// How many elements it may hold, where they come and go: an array always has all of them.
+    pub fn room(&self) -> Option<u32> {
+        let may_fill = matches!(
+            self.info.kind,
+            HASH | PERCPU_HASH | LRU_HASH | LRU_PERCPU_HASH | LPM_TRIE | HASH_OF_MAPS
+        );
+        may_fill.then_some(self.info.max_entries)
+    }
+
+    /// The map's type, as bpftool calls it.
+    pub fn kind(&self) -> String {
+        kind_name(self.info.kind)
     }
 
     /// The map as the kernel has it; goes over the rest of the walk to count.

@@ -144,6 +144,12 @@ impl<'a> Joins<'a> {
             Element::DropsFollowed(until) => {
                 vec![("followedSeconds", json!(until.saturating_sub(self.now_ns) / NS_PER_SECOND))]
             }
+            Element::ServiceCount(id, count) => vec![
+                ("serviceId", json!(id.0)),
+                ("service", self.service(*id)),
+                ("connections", json!(count.chosen)),
+                ("refused", json!(count.refused)),
+            ],
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
@@ -285,6 +291,7 @@ fn plain_row(element: &Element) -> Row {
         | Element::DropGates(_)
         | Element::DropsFollowed(_)
         | Element::Ranges(_)
+        | Element::ServiceCount(..)
         | Element::SourceRange(_) => Row::new(),
     }
 }
@@ -298,6 +305,7 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         Element::SocketForward(_, value) => (Some(value.service_id), Some(value.backend_id)),
         Element::SocketReverse(_, value) => (Some(value.service_id), None),
         Element::SourceRange(key) => (Some(key.source.service_id), None),
+        Element::ServiceCount(id, _) => (Some(*id), None),
         Element::Flow(_, flow) => (Some(flow.service_id), None),
         Element::Socket(..)
         | Element::Fragment(..)

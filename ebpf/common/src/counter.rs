@@ -1,5 +1,7 @@
 //! What the programs count, per CPU: each verdict and each reason to drop has one counter.
 
+use crate::ServiceId;
+
 /// An index into the counters map. New counters are added at the end, numbers are never reused.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,3 +153,51 @@ impl Counter {
         self as u32 >= Self::DropNoBackend as u32 && !other
     }
 }
+
+/// What became of those who asked for one frontend of a Service, on one CPU; found by the frontend's id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServiceCount {
+    /// Given a backend: calls of connect(), first datagrams of other sockets, packets that opened a flow.
+    pub chosen: u64,
+    /// Refused or dropped, since there was no endpoint for them: the same, each time that a client tries.
+    pub refused: u64,
+}
+
+impl ServiceCount {
+    /// No Service has this id. What was asked for while the map had no room for another one is counted here.
+    pub const REST: ServiceId = ServiceId(0);
+    pub const ZERO: Self = Self { chosen: 0, refused: 0 };
+}
+
+impl core::ops::AddAssign for ServiceCount {
+    fn add_assign(&mut self, other: Self) {
+        self.chosen += other.chosen;
+        self.refused += other.refused;
+    }
+}
+
+impl core::ops::Sub for ServiceCount {
+    type Output = Self;
+
+    /// At least 0.
+    fn sub(self, other: Self) -> Self {
+        Self {
+            chosen: self.chosen.saturating_sub(other.chosen),
+            refused: self.refused.saturating_sub(other.refused),
+        }
+    }
+}
+
+impl core::iter::Sum for ServiceCount {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::ZERO, |mut sum, count| {
+            sum += count;
+            sum
+        })
+    }
+}
+
+const _: () = assert!(size_of::<ServiceCount>() == 16 && core::mem::offset_of!(ServiceCount, refused) == 8);
+
+crate::pod!(ServiceCount);

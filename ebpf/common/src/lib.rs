@@ -31,7 +31,7 @@ pub use address::{Address, Port, Protocol};
 pub use bucket::Bucket;
 pub use call::{Call, Reason};
 pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
-pub use counter::Counter;
+pub use counter::{Counter, ServiceCount};
 pub use drops::{DropGate, Dropped};
 pub use node::{LocalPod, Node, Range, Ranges};
 pub use service::{

@@ -24,9 +24,10 @@ pub const SOURCE_RANGES: &str = "SRC_RANGES_1";
 pub const DROPS: &str = "DROPS_1";
 pub const DROP_GATES: &str = "DROP_GATES_1";
 pub const DROPS_FOLLOWED: &str = "DROP_FOLLOW_1";
+pub const SERVICE_COUNTS: &str = "SVC_COUNTS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 23] = [
+pub const ALL: [&str; 24] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -50,6 +51,7 @@ pub const ALL: [&str; 23] = [
     DROPS,
     DROP_GATES,
     DROPS_FOLLOWED,
+    SERVICE_COUNTS,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -71,6 +73,8 @@ pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
 pub const ADDRESSES_MAX: u32 = 1 << 17;
 pub const PODS_MAX: u32 = 1 << 12;
 pub const SOURCE_RANGES_MAX: u32 = 1 << 16;
+/// Frontends that are asked for; the agent makes room, and what finds none is counted together.
+pub const SERVICE_COUNTS_MAX: u32 = 1 << 12;
 /// A hundred milliseconds of what 16 CPUs may tell.
 pub const DROPS_BYTES: u32 = 1 << 17;
 /// Room for calls to come.

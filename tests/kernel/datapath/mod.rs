@@ -4,6 +4,7 @@ mod delivery;
 mod drops;
 mod errors;
 mod frontends;
+mod metrics;
 mod node;
 mod packets;
 mod program_runs;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ebpf_common::{Address, Backend, BackendId, FrontendKey, ServiceId};
+use ebpf_common::{Address, Backend, BackendId, FrontendKey, ServiceId, maps};
 
 use super::ServiceMaps;
 
@@ -41,6 +41,34 @@ impl ServiceMaps {
             }
         }
         names
+    }
+
+    /// Of these ids those that frontends have, with their names as far as they are known. Goes over all frontends once.
+    pub(crate) fn named(&self, ids: &HashSet<ServiceId>) -> HashMap<ServiceId, Option<Box<str>>> {
+        let actual = self.frontends.actuals();
+        let known = actual.chain(self.frontends.desired()).filter(|(_, f)| ids.contains(&f.service_id));
+        known.map(|(key, f)| (f.service_id, self.name_by_frontend.get(key).cloned())).collect()
+    }
+
+    /// Changes when what [`Self::named`] says may have changed.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Elements of the maps, by the maps' names.
+    pub(crate) fn map_entries(&self) -> [(&'static str, usize); 5] {
+        [
+            (maps::FRONTENDS, self.frontends.actual_count()),
+            (maps::SLOTS, self.slots.actual_count()),
+            // The last ids stand among them.
+            (
+                maps::BACKENDS,
+                self.backends.actual_count()
+                    + usize::from(self.last_service_id != 0 || self.last_backend_id != 0),
+            ),
+            (maps::ADDRESSES, self.addresses.actual_count()),
+            (maps::SOURCE_RANGES, self.source_ranges.actual_count()),
+        ]
     }
 
     pub(crate) fn ids_of(&self, service: &str) -> HashSet<ServiceId> {
