@@ -116,6 +116,14 @@ pub struct Config {
     #[arg(long, env = "SEAWAY_HEALTHZ_PORT", default_value_t = 10256)]
     pub healthz_port: u16,
 
+    /// Where /metrics is answered over TCP, besides the agent's socket.
+    #[arg(long, env = "SEAWAY_METRICS_BIND_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub metrics_bind_address: Option<SocketAddr>,
+
+    /// How many ports of Services have series of their own among the metrics; those asked for less share one.
+    #[arg(long, env = "SEAWAY_METRICS_SERVICES", default_value_t = 1000, value_name = "N")]
+    pub metrics_services: usize,
+
     /// TCP port of the kubelet's server.
     #[arg(long, env = "SEAWAY_KUBELET_PORT", default_value_t = 10250)]
     pub kubelet_port: u16,

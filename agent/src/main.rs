@@ -17,6 +17,7 @@ mod config;
 mod dns_endpoints;
 mod health;
 mod health_ports;
+mod metrics;
 mod network;
 mod persist;
 mod run;

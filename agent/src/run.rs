@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::allocator;
 use crate::config::Config;
 use crate::health::{Family, Health};
+use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
@@ -67,7 +68,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let node = NodeView { name: config.node_name.clone(), zone: String::new(), api_servers };
     let family = |ip: &IpAddr| if ip.is_ipv4() { Family::V4 } else { Family::V6 };
     let health = Arc::new(Health::new(config.node_ips.iter().map(family).collect()));
-    let mut services = Services::new(node, &config.cluster_domain, health.clone());
+    let metrics = Arc::new(Metrics::new(config.metrics_services));
+    let mut services = Services::new(node, &config.cluster_domain, health.clone(), metrics.clone());
     let mut events = follow(&client, &config);
     let (datapath, of_nodes) = if config.router_only {
         (None, Vec::new())
@@ -76,7 +78,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         (Some(datapath), of_nodes)
     };
     let network = Arc::new(Network::open(&config, datapath, bgp.clone())?);
-    let mut agent = Agent::new(config, network, bgp, client, services, health)?;
+    let mut agent = Agent::new(config, network, bgp, client, services, health, metrics)?;
     agent.start(&cancel).await?;
     of_nodes.into_iter().for_each(|event| agent.event(event));
     agent.run(events, bgp_events, cancel).await
@@ -220,6 +222,7 @@ struct Agent {
     client: Client,
     services: Services,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
     peers_file: PathBuf,
     address_by_node: BTreeMap<String, Vec<IpAddr>>,
     /// The same, for who shows names.
@@ -241,12 +244,14 @@ impl Agent {
         client: Client,
         services: Services,
         health: Arc<Health>,
+        metrics: Arc<Metrics>,
     ) -> anyhow::Result<Agent> {
         let peers_file = config.state_dir.join("nodes.json");
         let address_by_node = persist::read(&peers_file)?.unwrap_or_default();
         Ok(Agent {
             services,
             health,
+            metrics,
             config,
             network,
             bgp,
@@ -274,11 +279,13 @@ impl Agent {
             bgp: self.bgp.clone(),
             not_ready: self.not_ready.subscribe(),
             stale,
+            metrics: self.metrics.clone(),
             drops: status::Drops::new(self.network.clone(), self.nodes.subscribe()),
             nodes: self.nodes.subscribe(),
             started_at: Instant::now(),
         };
-        status::start(status, &self.config.run_dir.join("agent.sock"), cancel.clone())?;
+        let (socket, metrics) = (self.config.run_dir.join("agent.sock"), self.config.metrics_bind_address);
+        status::start(status, &socket, metrics, cancel.clone())?;
         if self.config.router_only {
             return Ok(());
         }
@@ -485,10 +492,13 @@ impl Agent {
             return;
         }
         let Some(flows) = self.network.datapath().map(|datapath| datapath.flow_table()) else { return };
+        let (network, metrics) = (self.network.clone(), self.metrics.clone());
         self.sweeping = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = flows.sweep(dataplane::flows::now_ns()) {
-                tracing::warn!(error = watch::chain(&error), "sweeping flows");
+            match flows.sweep(dataplane::flows::now_ns()) {
+                Ok(swept) => metrics.swept(swept),
+                Err(error) => tracing::warn!(error = watch::chain(&error), "sweeping flows"),
             }
+            metrics.collect(&network, Instant::now());
         }));
     }
 
@@ -548,7 +558,8 @@ fn node_addresses(node: &Node) -> (String, Vec<IpAddr>) {
 /// Runs the kubelet until cancelled; when it fails, it is started again: the network does not depend on it.
 /// Without a network of ours the Services are followed for the variables of containers only.
 fn follow_services(client: &Client, config: &Config) -> Arc<Links> {
-    let mut services = Services::new(NodeView::default(), &config.cluster_domain, Arc::default());
+    let metrics = Arc::new(Metrics::new(config.metrics_services));
+    let mut services = Services::new(NodeView::default(), &config.cluster_domain, Arc::default(), metrics);
     let links = services.links();
     let (sender, mut events) = watch::channel();
     watch::spawn(Api::all(client.clone()), watcher::Config::default().any_semantic(), sender, |event| event);

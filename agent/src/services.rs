@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch as signal};
 
 use crate::allocator;
 use crate::health::Health;
+use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::watch::{self, Named, Step, Steps};
 
@@ -40,12 +41,15 @@ pub struct Services {
     dirty: bool,
     /// Told when backends of datagram Services have gone.
     datagram_backends_gone: Arc<Notify>,
+    /// Since when the maps have not been told all.
+    changed_at: Option<Instant>,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
     checks: signal::Sender<Arc<BTreeMap<ObjectName, HealthCheck>>>,
 }
 
 impl Services {
-    pub fn new(node: NodeView, cluster_domain: &str, health: Arc<Health>) -> Services {
+    pub fn new(node: NodeView, cluster_domain: &str, health: Arc<Health>, metrics: Arc<Metrics>) -> Services {
         let zone = Arc::new(RwLock::new(Zone::new(cluster_domain)));
         Services {
             proxy: Proxy::new(node),
@@ -56,7 +60,9 @@ impl Services {
             applied: false,
             dirty: false,
             datagram_backends_gone: Arc::new(Notify::new()),
+            changed_at: None,
             health,
+            metrics,
             checks: signal::Sender::default(),
         }
     }
@@ -92,6 +98,7 @@ impl Services {
     }
 
     pub fn service(&mut self, event: watcher::Event<Service>) {
+        self.changed_at.get_or_insert_with(Instant::now);
         match self.services.step(event) {
             None => {}
             Some(Step::Apply(service)) => {
@@ -113,6 +120,7 @@ impl Services {
     }
 
     pub fn slice(&mut self, event: watcher::Event<EndpointSlice>) {
+        self.changed_at.get_or_insert_with(Instant::now);
         match self.slices.step(event) {
             None => {}
             Some(Step::Apply(slice)) => {
@@ -153,12 +161,16 @@ impl Services {
             changed
         });
         if !self.dirty {
+            // What came was nothing to the maps.
+            self.changed_at = None;
             return;
         }
         self.health.queued(Instant::now());
         match datapath.apply_services() {
             Ok(applied) => {
                 self.dirty = false;
+                let changed_at = self.changed_at.take().filter(|_| self.applied);
+                self.metrics.synced(self.proxy.service_count(), changed_at.map(|at| at.elapsed()));
                 if !std::mem::replace(&mut self.applied, true) {
                     allocator::give_back();
                 }
@@ -167,7 +179,10 @@ impl Services {
                     self.datagram_backends_gone.notify_one();
                 }
             }
-            Err(error) => tracing::warn!(error = watch::chain(&error), "writing Services to the datapath"),
+            Err(error) => {
+                self.metrics.sync_failed();
+                tracing::warn!(error = watch::chain(&error), "writing Services to the datapath");
+            }
         }
     }
 

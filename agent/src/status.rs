@@ -11,22 +11,22 @@
 mod drops;
 mod flow;
 mod hosts;
+mod metrics;
 mod pieces;
 mod query;
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
-use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bgp::rib::Source;
-use bgp::{PeerStatus, RouteStatus, State};
+use bgp::{PeerStatus, RouteStatus};
 use dataplane::routes::Target;
-use ebpf_common::desired::Clients;
+use ebpf_common::{ServiceId, desired::Clients};
 use futures::Stream;
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -35,13 +35,15 @@ use hyper::body::{Bytes, Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::bgp_io;
 use crate::cni_server;
+use crate::metrics::{Metrics, text as metrics_text};
 use crate::network::Network;
 use crate::stale;
+use crate::watch;
 
 pub use drops::Drops;
 use hosts::Hosts;
@@ -57,18 +59,27 @@ pub struct Status {
     pub network: Arc<Network>,
     pub bgp: bgp_io::Handle,
     /// Why pods cannot be served now; empty when they can.
-    pub not_ready: watch::Receiver<String>,
+    pub not_ready: signal::Receiver<String>,
     pub stale: stale::Handle,
     pub drops: Arc<Drops>,
+    pub metrics: Arc<Metrics>,
     /// All nodes, this one among them.
-    pub nodes: watch::Receiver<BTreeMap<String, Vec<IpAddr>>>,
+    pub nodes: signal::Receiver<BTreeMap<String, Vec<IpAddr>>>,
     pub started_at: Instant,
 }
 
-/// Serves until cancelled.
-pub fn start(status: Status, socket: &Path, cancel: CancellationToken) -> anyhow::Result<()> {
+/// Serves until cancelled, metrics at `metrics_address` too.
+pub fn start(
+    status: Status,
+    socket: &Path,
+    metrics_address: Option<SocketAddr>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
     let listener = cni_server::bind(socket)?;
     let status = Arc::new(status);
+    if let Some(address) = metrics_address {
+        tokio::spawn(metrics::serve(status.clone(), address, cancel.clone()));
+    }
     tokio::spawn(async move {
         loop {
             let stream = tokio::select! {
@@ -101,7 +112,7 @@ impl Status {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let value = match request.uri().path() {
             "/healthz" => return text(StatusCode::OK, "ok\n".to_owned()),
-            "/metrics" => return text(StatusCode::OK, self.metrics().await),
+            "/metrics" => return page(self.metrics().await),
             "/v1/status" => self.status(),
             "/v1/peers" => self.peers().await,
             "/v1/routes" => self.routes().await,
@@ -192,8 +203,13 @@ impl Status {
 
     fn services(&self) -> Value {
         let Some(datapath) = self.network.datapath() else { return json!([]) };
-        let entries = datapath.services();
+        let (entries, counts) = (datapath.services(), datapath.service_counts());
         drop(datapath);
+        // Without them the rest is still worth telling.
+        let counts = counts.all().unwrap_or_else(|error| {
+            tracing::warn!(error = watch::chain(&error), "reading the counts of Services");
+            HashMap::new()
+        });
         entries
             .iter()
             .map(|entry| {
@@ -210,6 +226,7 @@ impl Status {
                         })
                     })
                     .collect();
+                let count = counts.get(&ServiceId(entry.service_id)).copied().unwrap_or_default();
                 json!({
                     "name": entry.name,
                     "id": entry.service_id,
@@ -218,6 +235,8 @@ impl Status {
                     "protocol": protocol_name(entry.protocol),
                     "affinitySeconds": entry.affinity_seconds,
                     "sourceRanges": entry.source_ranges.as_ref().map(|ranges| ranges_text(ranges)),
+                    "connections": count.chosen,
+                    "refused": count.refused,
                     "backends": backends,
                 })
             })
@@ -264,65 +283,13 @@ impl Status {
             .map(|(counter, count)| json!({ "name": counter.name(), "count": count, "drop": counter.is_drop() }))
             .collect()
     }
+}
 
-    async fn metrics(&self) -> String {
-        let mut out = String::new();
-        let mut gauge = |name: &str, help: &str, samples: Vec<(String, f64)>| {
-            // Writing to a String does not fail.
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
-            for (labels, value) in samples {
-                let _ = writeln!(out, "{name}{labels} {value}");
-            }
-        };
-        if let Some(snapshot) = self.bgp.snapshot().await {
-            let by_peer = |value: fn(&PeerStatus) -> f64| {
-                snapshot.peers.iter().map(|p| (format!("{{peer=\"{}\"}}", p.address), value(p))).collect()
-            };
-            let up = by_peer(|p| f64::from(u8::from(p.state == State::Established)));
-            gauge("seaway_bgp_peer_established", "Whether the session is established.", up);
-            gauge("seaway_bgp_peer_routes", "Routes held from a peer.", by_peer(|p| p.routes as f64));
-            let stale = by_peer(|p| p.routes_stale as f64);
-            gauge("seaway_bgp_peer_routes_stale", "Routes kept over a peer's restart.", stale);
-            let routes = vec![(String::new(), snapshot.routes.len() as f64)];
-            let converged = vec![(String::new(), f64::from(u8::from(snapshot.converged)))];
-            gauge("seaway_bgp_converged", "Whether the routes are complete after the start.", converged);
-            gauge("seaway_bgp_routes", "Destinations in the routing table.", routes);
-        }
-        let kernel = self.network.routes();
-        let missing = kernel.iter().filter(|(_, _, installed)| !installed).count();
-        gauge(
-            "seaway_routes_desired",
-            "Routes wanted in the kernel.",
-            vec![(String::new(), kernel.len() as f64)],
-        );
-        gauge(
-            "seaway_routes_missing",
-            "Routes wanted but not in the kernel.",
-            vec![(String::new(), missing as f64)],
-        );
-        let allocator = self.network.allocator();
-        let usage: Vec<(IpNetwork, (usize, usize))> =
-            allocator.blocks().map(|block| (block, allocator.usage(block).unwrap_or_default())).collect();
-        let used = usage.iter().map(|(b, u)| (format!("{{block=\"{b}\"}}"), u.0 as f64)).collect();
-        gauge("seaway_ipam_addresses_used", "Addresses of pods.", used);
-        let free = usage.iter().map(|(b, u)| (format!("{{block=\"{b}\"}}"), u.1 as f64)).collect();
-        gauge("seaway_ipam_addresses_free", "Addresses free or cooling down.", free);
-        let destroyed = self.stale.destroyed.load(std::sync::atomic::Ordering::Relaxed) as f64;
-        gauge(
-            "seaway_stale_sockets_destroyed",
-            "UDP sockets ended with their backend since the start.",
-            vec![(String::new(), destroyed)],
-        );
-        let counters = self.network.datapath().map(|datapath| datapath.counters());
-        if let Some(Ok(counters)) = counters {
-            let samples = counters
-                .iter()
-                .map(|(counter, value)| (format!("{{event=\"{}\"}}", counter.name()), *value as f64))
-                .collect();
-            gauge("seaway_datapath_events", "Events counted in eBPF since the maps were made.", samples);
-        }
-        out
-    }
+fn page(body: String) -> Response<Body> {
+    let mut response = text(StatusCode::OK, body);
+    let kind = http::HeaderValue::from_static(metrics_text::CONTENT_TYPE);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response<Body> {
@@ -378,7 +345,7 @@ fn ranges_text(ranges: &[(std::net::IpAddr, u8)]) -> Vec<String> {
     ranges.iter().map(|(address, prefix)| format!("{address}/{prefix}")).collect()
 }
 
-fn protocol_name(protocol: ebpf_common::Protocol) -> String {
+pub fn protocol_name(protocol: ebpf_common::Protocol) -> String {
     match protocol {
         ebpf_common::Protocol::TCP => "TCP".to_owned(),
         ebpf_common::Protocol::UDP => "UDP".to_owned(),

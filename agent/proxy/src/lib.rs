@@ -86,6 +86,8 @@ pub type Changes = BTreeMap<FrontendKey, Option<desired::Service>>;
 pub struct Proxy {
     node: NodeView,
     known_by_service: HashMap<Arc<ObjectName>, Known>,
+    /// Those of them that are there, and not only slices of them.
+    service_count: usize,
     /// By a slice's namespace, which is its Service's too, and its name.
     service_by_slice: HashMap<Box<str>, HashMap<Arc<str>, Arc<ObjectName>>>,
     /// Who claims an address and port, by name. Two Services never should; then the first has it.
@@ -125,6 +127,7 @@ impl Proxy {
         Self {
             node,
             known_by_service: HashMap::new(),
+            service_count: 0,
             service_by_slice: HashMap::new(),
             claims_by_frontend: HashMap::new(),
             api_server: BTreeMap::new(),
@@ -144,6 +147,11 @@ impl Proxy {
         }
     }
 
+    /// How many Services there are, without those that are not balanced.
+    pub fn service_count(&self) -> usize {
+        self.service_count
+    }
+
     /// A Service was added or changed.
     pub fn insert_service(&mut self, service: &Service) {
         let name = ObjectName::of(&service.metadata);
@@ -153,6 +161,7 @@ impl Proxy {
                 let name = self.shared(name);
                 let known = self.known_by_service.entry(Arc::clone(&name)).or_default();
                 if known.service.as_deref() != Some(&facts) {
+                    self.service_count += usize::from(known.service.is_none());
                     known.service = Some(Box::new(facts));
                     self.due.insert(name);
                 }
@@ -165,6 +174,7 @@ impl Proxy {
         if let Some(known) = self.known_by_service.get_mut(name)
             && known.service.take().is_some()
         {
+            self.service_count -= 1;
             self.due.insert(self.shared(name.clone()));
         }
     }

@@ -438,6 +438,8 @@ proptest! {
         let fresh = desired(&services, &slices, &node());
         prop_assert_eq!(&proxy.desired(), &fresh);
         prop_assert_eq!(&follower.0, &fresh);
+        let balanced = services.iter().filter(|service| crate::facts::Service::of(service).is_some());
+        prop_assert_eq!(proxy.service_count(), balanced.count());
 
         let doubled: Vec<Event> = events.iter().flat_map(|event| [event.clone(), event.clone()]).collect();
         let (again, _, _, _) = replay(&doubled);

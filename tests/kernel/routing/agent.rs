@@ -102,7 +102,7 @@ impl Agent {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    fn get(&self, page: &str) -> Option<String> {
+    pub fn get(&self, page: &str) -> Option<String> {
         let mut stream = UnixStream::connect(self.folder.path().join("run/agent.sock")).ok()?;
         let request = format!("GET {page} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;

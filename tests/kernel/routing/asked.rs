@@ -1,5 +1,7 @@
 //! What `seaway` shows of a node whose API server cannot be reached.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Stdio};
 
 use serde_json::Value;
@@ -38,6 +40,48 @@ fn maps_and_flows_are_shown_while_the_api_server_is_away() {
     assert!(unknown.contains("no Service \"default/web\" is balanced here"), "{unknown}");
     assert!(refusal("flow show").contains("there is no such flow"), "{}", refusal("flow show"));
     assert!(agent.seaway("flow list").expect("no flows").starts_with("No flows"));
+}
+
+#[test]
+fn metrics_are_told_over_the_socket_and_a_port() {
+    let (host, _other) = wire();
+    let mut agent = Agent::start(&host, &["--metrics-bind-address", "127.0.0.1:10249"]);
+    let over_tcp = |page: &str| {
+        host.run(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:10249").ok()?;
+            let request = format!("GET {page} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            Some(answer)
+        })
+    };
+    let answer = eventually("the sweep has counted the maps", || {
+        over_tcp("/metrics").filter(|answer| answer.contains("seaway_map_entries{map=\"AFFINITY\""))
+    });
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{answer}");
+    for line in [
+        "# TYPE seaway_datapath_events_total counter",
+        "seaway_datapath_events_total{event=\"flow_new\"} 0",
+        "seaway_datapath_drops_total{reason=\"no_backend\"} 0",
+        "seaway_service_connections_total{namespace=\"_other\",service=\"_other\",port=\"\"} 0",
+        "seaway_map_entries{map=\"FRONTENDS\",type=\"hash\"} 0",
+        "seaway_map_entries{map=\"SVC_COUNTS\",type=\"percpu_hash\"} 1",
+        "seaway_map_entries{map=\"AFFINITY\",type=\"lru_hash\"} 0",
+        "seaway_map_max_entries{map=\"CONNTRACK\",type=\"hash\"} 524288",
+        "seaway_flows{protocol=\"UDP\",state=\"answered\"} 0",
+        "seaway_service_syncs_total 0",
+        "# TYPE seaway_bgp_converged gauge",
+    ] {
+        assert!(answer.lines().any(|found| found == line), "{line} is not in {answer}");
+    }
+    let agents = agent.get("/metrics").expect("the page");
+    let families = |text: &str| text.lines().filter(|line| line.starts_with("# TYPE ")).count();
+    assert_eq!(families(&agents), families(&answer));
+    let other = over_tcp("/v1/pods").expect("an answer");
+    assert!(other.starts_with("HTTP/1.1 404 Not Found\r\n"), "the port tells nothing else: {other}");
+    assert!(agent.is_running());
 }
 
 /// Ended when dropped.

@@ -28,6 +28,10 @@ struct Frontend {
     affinity_seconds: u64,
     /// Whom it serves; `None` where all.
     source_ranges: Option<Vec<String>>,
+    /// Clients that were given a backend on this node.
+    connections: u64,
+    /// Clients for whom there was none, each time that they tried.
+    refused: u64,
     backends: Vec<Backend>,
 }
 
@@ -142,8 +146,9 @@ pub fn show(answer: &Value, pods: &Value, wide: bool) -> anyhow::Result<String> 
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "Service:   {}\nFrontend:  {at}/{}\nAffinity:  {affinity}\nId:        {}",
-            frontend.name, frontend.protocol, frontend.id
+            "Service:   {}\nFrontend:  {at}/{}\nAffinity:  {affinity}\nId:        {}\nClients:   \
+             {} given a backend here, {} refused",
+            frontend.name, frontend.protocol, frontend.id, frontend.connections, frontend.refused
         );
         if let Some(ranges) = &frontend.source_ranges {
             let _ = writeln!(text, "Sources:   {}", ranges.join(", "));
@@ -175,9 +180,9 @@ mod tests {
         let backend = |id: u32, address: &str, local: bool| json!({ "id": id, "address": address, "port": 8080, "local": local, "clients": "all" });
         json!([
             { "name": "kube-system/kube-dns:dns", "id": 2, "address": "10.96.0.10", "port": 53, "protocol": "UDP",
-              "affinitySeconds": 0, "backends": [] },
+              "affinitySeconds": 0, "connections": 0, "refused": 3, "backends": [] },
             { "name": "default/web", "id": 9, "address": "10.96.7.1", "port": 80, "protocol": "TCP",
-              "affinitySeconds": 10800, "backends": [backend(4, "10.244.0.3", true), backend(5, "10.244.1.3", false)] },
+              "affinitySeconds": 10800, "connections": 12, "refused": 0, "backends": [backend(4, "10.244.0.3", true), backend(5, "10.244.1.3", false)] },
         ])
     }
 
@@ -202,7 +207,8 @@ mod tests {
         let found = find(answer(), "default", "web").unwrap();
         assert_eq!(
             show(&found, &pods, false).unwrap(),
-            "Service:   default/web\nFrontend:  10.96.7.1:80/TCP\nAffinity:  ClientIP, 3h\nId:        9\n\n\
+            "Service:   default/web\nFrontend:  10.96.7.1:80/TCP\nAffinity:  ClientIP, 3h\nId:        9\n\
+             Clients:   12 given a backend here, 0 refused\n\n\
              BACKEND           LOCAL   POD\n\
              10.244.0.3:8080   yes     default/web-1\n\
              10.244.1.3:8080   no      -\n"
@@ -210,7 +216,7 @@ mod tests {
         let mut restricted = found.clone();
         restricted[0]["sourceRanges"] = json!(["10.0.0.0/8", "192.0.2.0/24"]);
         let shown = show(&restricted, &pods, false).unwrap();
-        assert!(shown.contains("\nId:        9\nSources:   10.0.0.0/8, 192.0.2.0/24\n\nBACKEND"), "{shown}");
+        assert!(shown.contains(" refused\nSources:   10.0.0.0/8, 192.0.2.0/24\n\nBACKEND"), "{shown}");
         let dns = find(answer(), "kube-system", "kube-dns").unwrap();
         assert!(show(&dns, &json!([]), false).unwrap().ends_with("No backends: connections are refused.\n"));
     }
