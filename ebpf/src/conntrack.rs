@@ -92,24 +92,25 @@ pub fn open(tuple: &Tuple, backend: &Backend, opened: &mut Flow) -> Result<(), E
     let hairpin = tuple.source == backend.address;
     // A pod does not accept packets from its own address, so it sees the frontend's.
     let source = if hairpin { tuple.destination } else { tuple.source };
-    let mut translated = Tuple::new(source, tuple.source_port, backend.address, backend.port, tuple.protocol);
+    // The tuple of the answer, never a copy turned round, and the one flow of the caller for both entries in turn: the
+    // stack has no room for more.
+    let mut answer = Tuple::new(backend.address, backend.port, source, tuple.source_port, tuple.protocol);
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
-    // The one flow of the caller serves for both entries in turn: the stack has no room for more.
-    *opened = Flow::new(Direction::Reverse, tuple.reversed(), backend.service_id, backend.id, hairpin, now);
+    let (service_id, id) = (backend.service_id, backend.id);
+    *opened = Flow::new(Direction::Reverse, tuple.reversed(), service_id, id, hairpin, now);
     for _ in 0..PORT_ATTEMPTS {
-        match insert_reverse(&translated.reversed(), opened) {
+        match insert_reverse(&answer, opened) {
             Ok(()) => {
-                *opened =
-                    Flow::new(Direction::Forward, translated, backend.service_id, backend.id, hairpin, now);
+                *opened = Flow::new(Direction::Forward, answer.reversed(), service_id, id, hairpin, now);
                 if CONNTRACK.insert(tuple, &*opened, 0).is_err() {
-                    let _ = CONNTRACK.remove(translated.reversed());
+                    let _ = CONNTRACK.remove(&answer);
                     return Err(Error::ConntrackFull);
                 }
                 return Ok(());
             }
             Err(EEXIST) => {
-                translated.source_port = random_port(PORT_FIRST, PORT_COUNT);
+                answer.destination_port = random_port(PORT_FIRST, PORT_COUNT);
             }
             Err(_) => return Err(Error::ConntrackFull),
         }

@@ -100,7 +100,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     let client = Client::of_packet(packet.tuple.source);
     let mut selected = None;
     service::select(&mut key, origin, &client, &mut selected)?;
-    let Some(backend) = selected else {
+    let Some(backend) = &selected else {
         service::stray(&packet.tuple.destination)?;
         return Ok(deliver(ctx, &packet, &packet.tuple.destination, origin));
     };
@@ -109,13 +109,13 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         Origin::Beyond => maps::note_beyond(),
     }
     let mut flow = Flow::new(Direction::Forward, packet.tuple, backend.service_id, backend.id, false, 0);
-    if is_beyond(origin, &backend) {
-        conntrack::open_forwarded(ctx, &packet.tuple, &backend, &mut flow)?;
+    if is_beyond(origin, backend) {
+        conntrack::open_forwarded(ctx, &packet.tuple, backend, &mut flow)?;
     } else {
-        conntrack::open(&packet.tuple, &backend, &mut flow)?;
+        conntrack::open(&packet.tuple, backend, &mut flow)?;
     }
     maps::count(Counter::FlowNew);
-    log_new(ctx, &packet, &backend);
+    log_new(ctx, &packet, backend);
     translate(ctx, &packet, &flow, true)?;
     finish(ctx, &packet, &flow, origin)
 }
@@ -210,7 +210,7 @@ fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow, origin: Origin) -> Resu
 }
 
 /// A later fragment follows its first one, or passes as it is where that was not translated.
-#[inline(always)]
+#[inline(never)]
 fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Result<Verdict, Error> {
     // SAFETY: copied at once.
     let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key(entering)) }.copied() else {

@@ -269,7 +269,7 @@ pub fn rewrite_addresses(
 }
 
 /// Sends the packet back out of the link it came in on, to the station that sent it.
-#[inline(always)]
+#[inline(never)]
 pub fn turn_around(ctx: &TcContext) -> Result<i32, Error> {
     let stations: [[u8; 6]; 2] = load(ctx, 0)?;
     ctx.store(0, &[stations[1], stations[0]], 0).map_err(|_| Error::Rewrite)?;

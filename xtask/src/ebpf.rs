@@ -4,6 +4,8 @@
 //! the same parts serve: its rustc with the library sources, told to allow unstable features, and a bpf-linker built
 //! once against its LLVM. Each thing that is installed is named.
 
+mod stack;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,6 +59,11 @@ pub(crate) fn build() -> Result<PathBuf> {
     run::output(&mut cargo).context("compiling the BPF programs")?;
     let built = target_dir.join(TARGET).join("release/seaway");
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let deepest = stack::deepest(&bytes).context("measuring the stack of the BPF programs")?;
+    run::say(&format!("    deepest stack of the BPF programs: {deepest}"));
+    if deepest.bytes > stack::LIMIT {
+        run::say("    warning: kernels below 6.8 will refuse that; `cargo xtask test emulated` shows it");
+    }
     if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
         replace(&object, &bytes)?;
     }

@@ -188,7 +188,7 @@ const NGINX_PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Welcome to nginx!<
 <body><h1>Welcome to nginx!</h1></body></html>\n";
 
 /// What the dynamic linker would load, the linker itself among them.
-fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
+pub(crate) fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     let listed = run::output(Command::new("ldd").arg(program))?;
     Ok(listed
         .lines()

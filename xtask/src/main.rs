@@ -7,6 +7,7 @@ mod check;
 mod cluster;
 mod dist;
 mod ebpf;
+mod emulated;
 mod images;
 mod install;
 mod run;
@@ -46,7 +47,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Runs the tests: all tiers, or one of unit, sim, kernel, cluster
+    /// Runs the tests: all tiers, or one of unit, fuzz, sim, kernel, cluster, emulated
     Test(test::TestArguments),
     /// fmt, clippy, doc and tidy
     Check {
@@ -75,6 +76,9 @@ enum Command {
     /// The first process of a host of the cluster; `up` starts it
     #[command(hide = true)]
     Host { spec: PathBuf },
+    /// The first process of an emulated machine; `test emulated` boots it
+    #[command(hide = true)]
+    Guest,
 }
 
 fn main() -> ExitCode {
@@ -89,6 +93,9 @@ fn main() -> ExitCode {
 }
 
 fn obey(command: Command) -> Result<()> {
+    if matches!(command, Command::Guest) {
+        return emulated::guest();
+    }
     std::env::set_current_dir(run::root())?;
     match command {
         Command::Up(arguments) => root_only("up").and_then(|()| cluster::up(&arguments)),
@@ -103,6 +110,7 @@ fn obey(command: Command) -> Result<()> {
         Command::Ebpf => ebpf::build().map(|object| run::say(&format!("BPF object: {}", object.display()))),
         Command::Images => images::build().map(|_| ()),
         Command::Host { spec } => cluster::host(&spec),
+        Command::Guest => emulated::guest(),
     }
 }
 

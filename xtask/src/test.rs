@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::cluster::{self, IpFamily, Store, UpArguments};
-use crate::{build, ebpf, install, root_only, run};
+use crate::emulated::OLDEST;
+use crate::{build, ebpf, emulated, install, root_only, run};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
@@ -21,6 +22,8 @@ pub(crate) enum Tier {
     Kernel,
     /// The developer's cluster, on both stores
     Cluster,
+    /// The kernel tier's tests of the datapath on Debian's kernels, in emulation; only where it is named
+    Emulated,
 }
 
 #[derive(Args)]
@@ -36,13 +39,16 @@ pub(crate) struct TestArguments {
     /// How long each target of the fuzz tier runs
     #[arg(long, default_value_t = 20)]
     fuzz_seconds: u64,
+    /// The kernels of the tier emulated, such as 6.12; several by naming it again
+    #[arg(long, value_name = "VERSION", default_value = OLDEST)]
+    kernel: Vec<String>,
 }
 
 /// What test binaries reported.
 #[derive(Default)]
-struct Count {
+pub(crate) struct Count {
     passed: u64,
-    failed: u64,
+    pub(crate) failed: u64,
     ignored: u64,
 }
 
@@ -63,6 +69,7 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<()> {
             Tier::Sim => sim(filter),
             Tier::Kernel => kernel(filter),
             Tier::Cluster => on_clusters(arguments.store, filter),
+            Tier::Emulated => emulated::run(&arguments.kernel, filter),
         }?;
         rows.push(format!(
             "{:<8} {:>5} passed {:>4} failed {:>4} ignored {:>7.0} s",
@@ -72,11 +79,14 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<()> {
             count.ignored,
             start.elapsed().as_secs_f64()
         ));
-        all.passed += count.passed;
-        all.failed += count.failed;
-        all.ignored += count.ignored;
+        all.add_all(&count);
     }
     println!("\n{}", rows.join("\n"));
+    if arguments.tier.is_none() {
+        println!(
+            "emulated did not run: `cargo xtask test emulated` boots Linux {OLDEST} and tests the datapath there"
+        );
+    }
     println!("\n{} passed, {} failed, {} skipped", all.passed, all.failed, all.ignored);
     if all.failed > 0 {
         bail!("{} tests failed", all.failed);
@@ -95,6 +105,7 @@ impl Tier {
             Self::Sim => "sim",
             Self::Kernel => "kernel",
             Self::Cluster => "cluster",
+            Self::Emulated => "emulated",
         }
     }
 }
@@ -137,9 +148,7 @@ fn on_clusters(store: Option<Store>, filter: Option<&str>) -> Result<Count> {
             cluster::print_logs()?;
         }
         let count = count?;
-        all.passed += count.passed;
-        all.failed += count.failed;
-        all.ignored += count.ignored;
+        all.add_all(&count);
         if count.failed > 0 {
             break;
         }
@@ -189,8 +198,19 @@ fn counted(mut cargo: Command) -> Result<Count> {
 }
 
 impl Count {
+    /// How many ran.
+    pub(crate) fn all(&self) -> u64 {
+        self.passed + self.failed
+    }
+
+    pub(crate) fn add_all(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+
     /// Adds `ok. 3 passed; 0 failed; 1 ignored; ...`.
-    fn add(&mut self, summary: &str) {
+    pub(crate) fn add(&mut self, summary: &str) {
         for part in summary.split(['.', ';']) {
             let words: Vec<&str> = part.split_whitespace().collect();
             if let [number, what] = words.as_slice()

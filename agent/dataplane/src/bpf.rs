@@ -17,6 +17,7 @@ const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_PROG_QUERY: u32 = 16;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_MAP_DELETE_BATCH: u32 = 27;
@@ -95,6 +96,18 @@ struct LinkInfo {
     zero: u32,
     target: u64,
     rest: [u64; 6],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_count: u32,
+    zero: u32,
 }
 
 /// What the kernel says of a map: the beginning of `struct bpf_map_info`.
@@ -180,6 +193,14 @@ pub(crate) fn link_create(
     };
     // SAFETY: no addresses in it; a successful call gives a new descriptor that is ours.
     unsafe { bpf(BPF_LINK_CREATE, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd as i32)) }
+}
+
+/// Whether the kernel has such hooks on interfaces, asked of loopback, which has index 1 in every namespace.
+pub(crate) fn has_interface_hook(attach_type: AttachType) -> bool {
+    let mut attr = QueryAttr { target: 1, attach_type: attach_type as u32, ..QueryAttr::default() };
+    // SAFETY: no addresses in it, as there is room for no program.
+    let answer = unsafe { bpf(BPF_PROG_QUERY, &mut attr) };
+    !answer.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// Replaces a link's program atomically.

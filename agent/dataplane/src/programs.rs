@@ -12,7 +12,8 @@
 //!
 //! A new agent loads its programs, fills maps whose layout is new from the old ones, makes the programs that others call
 //! known, and updates each link: the kernel changes the pointer, and no packet or call passes without a program. Below
-//! Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same.
+//! Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same, and their programs are
+//! replaced when the new agent attaches to the interface again.
 
 use std::{
     fs::{self, File},
@@ -28,7 +29,6 @@ use aya::{
         Program, SchedClassifier, TcAttachType,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
-    util::KernelVersion,
 };
 
 use ebpf_common::{Call, maps};
@@ -140,19 +140,16 @@ impl Hook {
 /// How tc programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TcMode {
-    /// By links, Linux 6.6 and newer.
+    /// By links; upstream since Linux 6.6.
     Tcx,
     /// By filters of the clsact qdisc.
     Clsact,
 }
 
 impl TcMode {
-    /// The best that the running kernel has.
+    /// The best that the running kernel has, which is asked: a distribution's may have more than its version says.
     pub fn of_kernel() -> Self {
-        match KernelVersion::current() {
-            Ok(version) if version >= KernelVersion::new(6, 6, 0) => Self::Tcx,
-            Ok(_) | Err(_) => Self::Clsact,
-        }
+        if bpf::has_interface_hook(AttachType::TcxIngress) { Self::Tcx } else { Self::Clsact }
     }
 }
 

@@ -2,10 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use dataplane::{
-    links::{HOST_MAC, PodLink},
-    programs::TcMode,
-};
+use dataplane::links::{HOST_MAC, PodLink};
 use ebpf_common::{Counter, Protocol, checksum};
 
 use super::{
@@ -13,6 +10,7 @@ use super::{
     node::{Node, to},
     packets::{ask, connect, exchange, listen, talk, udp},
     program_runs::{BACKEND, BACKEND_V6, CLIENT, CLIENT_V6, PASS, REDIRECT, datapath, frame, run},
+    tc_modes,
 };
 use crate::netns::BpfDir;
 
@@ -28,7 +26,7 @@ fn stop_forwarding(node: &Node) {
 
 #[test]
 fn pods_of_a_node_reach_each_other_past_its_stack() {
-    for mode in [TcMode::Tcx, TcMode::Clsact] {
+    for mode in tc_modes() {
         let mut node = Node::with_mode(mode);
         stop_forwarding(&node);
         for server in ["10.244.0.3:8080", "[fd00:244::3]:8080"] {

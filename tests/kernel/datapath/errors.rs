@@ -6,7 +6,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use dataplane::{node::NodeConfig, programs::TcMode};
+use dataplane::node::NodeConfig;
 use ebpf_common::{Counter, FrontendKey, Protocol, checksum, desired::Service};
 
 use super::{
@@ -17,6 +17,7 @@ use super::{
         BACKEND, BACKEND_V6, CLIENT, CLIENT_V6, PASS, REDIRECT, datapath, enclosed, frame, run,
         transport_checksum,
     },
+    tc_modes,
 };
 use crate::netns::{BpfDir, NetNs, eventually};
 
@@ -278,7 +279,7 @@ fn assert_refused(socket: &UdpSocket, what: &str) {
 
 #[test]
 fn a_backend_that_does_not_listen_refuses_through_the_service() {
-    for tc_mode in [TcMode::Tcx, TcMode::Clsact] {
+    for tc_mode in tc_modes() {
         let mut node = Node::with_mode(tc_mode);
         for family in &FAMILIES {
             for backend in [family.here, family.elsewhere] {

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use dataplane::programs::TcMode;
 use ebpf_common::{
     Counter, FORWARD_PORTS, FrontendKey, Protocol,
     desired::{Clients, Endpoint, Service},
@@ -20,6 +19,7 @@ use super::{
     node::{Node, to},
     node_port,
     packets::{ask, ask_and_stay, connect, drops, exchange, listen, talk, udp},
+    tc_modes,
 };
 
 const NOTHING: Duration = Duration::from_millis(300);
@@ -122,7 +122,7 @@ fn a_client_beyond_the_node_is_seen_by_a_backend_on_it() {
 
 #[test]
 fn a_client_beyond_the_node_reaches_a_backend_beyond_it_by_an_address_of_the_node() {
-    for tc_mode in [TcMode::Tcx, TcMode::Clsact] {
+    for tc_mode in tc_modes() {
         let mut node = Node::with_mode(tc_mode);
         for family in &FAMILIES {
             let (listener, bound) = listen(&node.beyond, family.elsewhere);

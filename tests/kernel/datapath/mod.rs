@@ -18,7 +18,10 @@ mod view;
 
 use std::net::{IpAddr, SocketAddr};
 
-use dataplane::datapath::{Config, Datapath};
+use dataplane::{
+    datapath::{Config, Datapath},
+    programs::TcMode,
+};
 use ebpf_common::{
     Address, Counter, FrontendKey, Port, Protocol,
     desired::{Clients, Endpoint, Service, Services},
@@ -28,6 +31,14 @@ use crate::netns::BpfDir;
 
 fn open(directory: &BpfDir) -> Datapath {
     Datapath::open(&Config::new(&directory.path)).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+/// Every way to attach to interfaces that the running kernel has, the best first.
+fn tc_modes() -> Vec<TcMode> {
+    match TcMode::of_kernel() {
+        TcMode::Tcx => vec![TcMode::Tcx, TcMode::Clsact],
+        TcMode::Clsact => vec![TcMode::Clsact],
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -41,7 +41,7 @@ const HOST_MAC: &str = "02:00:00:00:00:02";
 
 impl Node {
     pub fn new() -> Self {
-        Self::with_mode(TcMode::Tcx)
+        Self::with_mode(TcMode::of_kernel())
     }
 
     pub fn with_mode(tc_mode: TcMode) -> Self {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use dataplane::{datapath::Datapath, maps::PinnedMap, node::NodeConfig, programs::TcMode};
+use dataplane::{datapath::Datapath, maps::PinnedMap, node::NodeConfig};
 use ebpf_common::{
     Counter, Frontend, FrontendKey, Protocol, ServiceId, checksum,
     desired::{Clients, Endpoint, Service},
@@ -23,7 +23,7 @@ use super::{
     node_port, open,
     packets::{connect, drops, receive, udp},
     program_runs::{CLIENT, CLIENT_V6, PASS, REDIRECT, SHOT, enclosed, frame, run, transport_checksum},
-    services,
+    services, tc_modes,
 };
 use crate::netns::{BpfDir, NetNs, eventually};
 
@@ -291,7 +291,7 @@ fn assert_refused(client: &NetNs, family: &Family, frontend: &str) {
 
 #[test]
 fn a_service_without_endpoints_refuses_pods_and_clients_beyond_the_node() {
-    for tc_mode in [TcMode::Tcx, TcMode::Clsact] {
+    for tc_mode in tc_modes() {
         let mut node = Node::with_mode(tc_mode);
         let mut refused = 0;
         for family in &FAMILIES {

@@ -2,7 +2,6 @@
 
 use std::{io::ErrorKind, net::IpAddr};
 
-use dataplane::programs::TcMode;
 use ebpf_common::{Counter, Protocol, checksum};
 
 use super::{
@@ -10,6 +9,7 @@ use super::{
     node::{Node, to},
     packets::{ask, connect, exchange, listen, talk, udp},
     program_runs::{BACKEND, BACKEND_V6, CLIENT, CLIENT_V6, PASS, REDIRECT, frame, run},
+    tc_modes,
 };
 
 const SERVERS: [&str; 2] = ["10.244.1.2:8080", "[fd00:244:1::2]:8080"];
@@ -29,7 +29,7 @@ fn forwarded(node: &Node) -> u64 {
 
 #[test]
 fn pods_reach_pods_of_other_nodes_past_the_nodes_stack() {
-    for mode in [TcMode::Tcx, TcMode::Clsact] {
+    for mode in tc_modes() {
         let mut node = Node::with_mode(mode);
         let frontends = ["10.96.0.7:80", "[fd00:96::7]:80"];
         for (frontend, server) in frontends.into_iter().zip(SERVERS) {
