@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
+use dataplane::masquerade::MasqueradeConfig;
 use ipam::Pool;
 use ipnetwork::IpNetwork;
 
@@ -71,6 +72,20 @@ pub struct Config {
 
     #[arg(long, env = "SEAWAY_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
+
+    /// Whose packets from pods to hosts outside of the cluster leave with this node's address. Nobody there need know the
+    /// way to a pod then. Answers of a pod to who asked it at its own address keep that.
+    #[arg(long, env = "SEAWAY_MASQUERADE", value_enum, default_value = "ipv4", value_name = "FAMILIES")]
+    pub masquerade: Masquerade,
+
+    /// Where pods are seen under their own addresses all the same, as other pods and nodes always see them. Repeatable.
+    #[arg(
+        long = "no-masquerade-cidr",
+        env = "SEAWAY_NO_MASQUERADE_CIDR",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub no_masquerade_cidrs: Vec<IpNetwork>,
 
     /// Autonomous system of the cluster.
     #[arg(long, env = "SEAWAY_ASN", default_value_t = 64512)]
@@ -160,6 +175,28 @@ pub struct Config {
     pub static_pod_dir: Option<PathBuf>,
 }
 
+/// Address families in which pods get the node's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Masquerade {
+    /// None: pods are seen under their own addresses everywhere, and routers outside need to know the way to them.
+    Off,
+    Ipv4,
+    Ipv6,
+    Both,
+}
+
+impl Masquerade {
+    /// Whether it is so in the family of `range`.
+    fn covers(self, range: &IpNetwork) -> bool {
+        match self {
+            Masquerade::Off => false,
+            Masquerade::Ipv4 => range.is_ipv4(),
+            Masquerade::Ipv6 => range.is_ipv6(),
+            Masquerade::Both => true,
+        }
+    }
+}
+
 /// A peer from the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StaticPeer {
@@ -214,6 +251,18 @@ impl Config {
             .iter()
             .map(|cidr| Pool::with_default_blocks(*cidr).context("--cluster-cidr"))
             .collect()
+    }
+
+    /// What leaves with the node's address, as far as it is known before any other node is.
+    pub fn masquerade(&self) -> MasqueradeConfig {
+        let pods = self.cluster_cidrs.iter().filter(|cidr| self.masquerade.covers(cidr)).copied();
+        let except = self.no_masquerade_cidrs.iter().copied();
+        let own = self.node_ips.iter().copied().map(IpNetwork::from);
+        MasqueradeConfig {
+            pods: pods.collect(),
+            except: except.chain(own).collect(),
+            ..MasqueradeConfig::default()
+        }
     }
 
     pub fn node_ip(&self) -> IpAddr {

@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use bgp::Prefix;
 use dataplane::datapath::Datapath;
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
+use dataplane::masquerade::MasqueradeConfig;
 use dataplane::node::NodeConfig;
 use dataplane::routes::{Routes, RoutesConfig, Target};
 use ebpf_common::desired::{Clients, Endpoint, Service, Services};
@@ -75,6 +76,7 @@ pub struct Network {
     mtu: u32,
     node_ips: Vec<IpAddr>,
     service_cidrs: Vec<IpNetwork>,
+    masquerade: MasqueradeConfig,
     state: Mutex<State>,
     datapath: Option<Mutex<Datapath>>,
     bgp: bgp_io::Handle,
@@ -113,6 +115,7 @@ impl Network {
             mtu: uplink.mtu,
             node_ips: config.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
+            masquerade: config.masquerade(),
             state: Mutex::new(state),
             datapath: datapath.map(Mutex::new),
             bgp,
@@ -405,6 +408,14 @@ impl Network {
             ..NodeConfig::of_namespace(&self.node_ips).context("reading the node's addresses")?
         };
         datapath.set_node(&node).context("telling the datapath the node's addresses")
+    }
+
+    /// Tells the datapath what leaves with the node's address: nothing that is for one of these nodes.
+    pub fn set_masquerade(&self, nodes: impl Iterator<Item = IpAddr>) -> anyhow::Result<()> {
+        let Some(mut datapath) = self.datapath() else { return Ok(()) };
+        let mut masquerade = self.masquerade.clone();
+        masquerade.except.extend(nodes.map(IpNetwork::from));
+        datapath.set_masquerade(&masquerade).context("telling the datapath whose address is exchanged")
     }
 
     /// Whether a pod could be given an address now.

@@ -442,6 +442,7 @@ impl Agent {
     /// All other nodes, by their address of our primary family, and the peers of the command line.
     fn set_peers(&self) {
         self.nodes.send_replace(self.address_by_node.clone());
+        self.set_masquerade();
         let mut peers = BTreeMap::new();
         let primary = self.config.node_ip();
         for (name, addresses) in &self.address_by_node {
@@ -457,6 +458,13 @@ impl Agent {
         let configure =
             |asn: u32| PeerConfig { asn: Some(asn), passive: false, route_reflector_client: false };
         self.bgp.set_peers(peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect());
+    }
+
+    fn set_masquerade(&self) {
+        let nodes = self.address_by_node.values().flatten().copied();
+        if let Err(error) = self.network.set_masquerade(nodes) {
+            tracing::warn!("{error:#}");
+        }
     }
 
     fn bgp_events(&self, first: bgp_io::Event, more: &mut mpsc::UnboundedReceiver<bgp_io::Event>) {
@@ -484,6 +492,7 @@ impl Agent {
         if let Err(error) = self.network.refresh_node() {
             tracing::warn!("{error:#}");
         }
+        self.set_masquerade();
     }
 
     /// On a thread of its own: a change of a Service does not wait for half a million flows.

@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use ebpf_common::{Address, Backend, Direction, FORWARD_PORTS, Flow, Port, Protocol, Tuple, pick_backend};
+use ebpf_common::{Address, Backend, Direction, FORWARD_PORTS, Flow, Masquerade, Port, Protocol, Tuple, pick_backend};
 
 use crate::{
     error::Error,
@@ -30,6 +30,10 @@ const PORT_ATTEMPTS: u32 = 8;
 
 /// With half of the ports towards one backend in use, one flow in 65,536 finds none.
 const FORWARD_ATTEMPTS: u32 = 16;
+const FORWARD_PORT_COUNT: u32 = FORWARD_PORTS.1 as u32 - FORWARD_PORTS.0 as u32 + 1;
+/// 2^32 over the golden ratio: steps of it lie evenly over all ports from wherever they begin, so that none of a few ports
+/// is left out.
+const GOLDEN: u32 = 0x9e37_79b9;
 
 #[inline(always)]
 pub fn find(tuple: &Tuple) -> Option<*mut Flow> {
@@ -72,6 +76,18 @@ pub fn is_stale(flow: &Flow, packet: &Packet) -> bool {
         return closing || flow.is_closing() || service::backend(flow.backend_id).is_none();
     }
     packet.tuple.protocol == Protocol::UDP && service::backend(flow.backend_id).is_none()
+}
+
+/// Whether a packet opens a flow without a Service anew: a SYN where either side has said that it is done.
+#[inline(never)]
+pub fn is_over(flow: &Flow, packet: &Packet) -> bool {
+    if !packet.is_initial_syn() {
+        return false;
+    }
+    // SAFETY: read at once.
+    let closing =
+        find(&flow.translated.reversed()).is_none_or(|reverse| unsafe { (*reverse).is_closing() });
+    closing || flow.is_closing()
 }
 
 /// Forgets both directions, the client's first: what it sends meanwhile opens a new flow. Whether both were there.
@@ -137,27 +153,65 @@ pub fn open_forwarded(
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let (service_id, id) = (backend.service_id, backend.id);
     *opened = Flow::new(Direction::Reverse, tuple.reversed(), service_id, id, false, now).forwarded();
+    claim_port(ctx, &mut answer, opened, FORWARD_PORTS.0, FORWARD_PORT_COUNT)?;
+    *opened = Flow::new(Direction::Forward, answer.reversed(), service_id, id, false, now).forwarded();
+    finish_opening(tuple, &answer, opened)
+}
+
+/// Opens a flow from a pod of this node to a host outside of the cluster. That sees the node at `source` and a port, or
+/// an ICMP identifier, that no other flow to it has and no socket of the node.
+#[inline(never)]
+pub fn open_masqueraded(
+    ctx: &TcContext,
+    tuple: &Tuple,
+    source: &Address,
+    ports: &Masquerade,
+    opened: &mut Flow,
+) -> Result<(), Error> {
+    let mut answer =
+        Tuple::new(tuple.destination, tuple.destination_port, *source, Port::new(0), tuple.protocol);
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    *opened = Flow::masqueraded(Direction::Reverse, tuple.reversed(), now);
+    claim_port(ctx, &mut answer, opened, ports.first_port, ports.port_count())?;
+    *opened = Flow::masqueraded(Direction::Forward, answer.reversed(), now);
+    finish_opening(tuple, &answer, opened)
+}
+
+/// Finds a port of the node for the flow whose reverse entry is `reverse`, and writes that. `answer` gets the port.
+#[inline(always)]
+fn claim_port(
+    ctx: &TcContext,
+    answer: &mut Tuple,
+    reverse: &Flow,
+    first: u16,
+    count: u32,
+) -> Result<(), Error> {
+    // SAFETY: a helper without arguments.
+    let mut random = unsafe { bpf_get_prandom_u32() };
     for _ in 0..FORWARD_ATTEMPTS {
-        answer.destination_port =
-            random_port(FORWARD_PORTS.0, FORWARD_PORTS.1 as u32 - FORWARD_PORTS.0 as u32 + 1);
-        if has_socket(ctx, &answer) {
+        answer.destination_port = Port::new(first + pick_backend(random, count).unwrap_or(0) as u16);
+        random = random.wrapping_add(GOLDEN);
+        if has_socket(ctx, answer) {
             continue;
         }
-        match insert_reverse(&answer, opened) {
-            Ok(()) => {
-                *opened =
-                    Flow::new(Direction::Forward, answer.reversed(), service_id, id, false, now).forwarded();
-                if CONNTRACK.insert(tuple, &*opened, 0).is_err() {
-                    let _ = CONNTRACK.remove(&answer);
-                    return Err(Error::ConntrackFull);
-                }
-                return Ok(());
-            }
+        match insert_reverse(answer, reverse) {
+            Ok(()) => return Ok(()),
             Err(EEXIST) => {}
             Err(_) => return Err(Error::ConntrackFull),
         }
     }
     Err(Error::PortsExhausted)
+}
+
+/// Writes the forward entry; the reverse one is there.
+#[inline(always)]
+fn finish_opening(tuple: &Tuple, answer: &Tuple, forward: &Flow) -> Result<(), Error> {
+    if CONNTRACK.insert(tuple, forward, 0).is_err() {
+        let _ = CONNTRACK.remove(answer);
+        return Err(Error::ConntrackFull);
+    }
+    Ok(())
 }
 
 /// Whether a packet with this tuple would be for a socket of the node.
@@ -166,6 +220,10 @@ fn has_socket(ctx: &TcContext, tuple: &Tuple) -> bool {
     const CURRENT_NAMESPACE: u64 = u64::MAX;
     const V4_BYTES: u32 = 12;
     const V6_BYTES: u32 = 36;
+    // Of who waits for an answer to an ICMP message nothing is known.
+    if tuple.protocol != Protocol::TCP && tuple.protocol != Protocol::UDP {
+        return false;
+    }
     let [source, destination] = [tuple.source.to_words()[3], tuple.destination.to_words()[3]];
     let ports = [tuple.source_port.to_network(), tuple.destination_port.to_network()];
     let ports = u32::from_ne_bytes([ports[0][0], ports[0][1], ports[1][0], ports[1][1]]);

@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     maps,
     nat::Verdict,
-    packet::{self, ETHERNET_BYTES, ETHERTYPE_V4, ETHERTYPE_V6, ICMP, ICMP_V6, load},
+    packet::{self, ETHERNET_BYTES, ETHERTYPE_V4, ETHERTYPE_V6, ICMP, ICMP_V6, Packet, Part, load},
 };
 
 /// An ICMP error as it came.
@@ -25,7 +25,7 @@ struct Quoting {
     is_v4: bool,
     /// Offset of the ICMP header.
     icmp: usize,
-    /// Offset of the quoted TCP or UDP header.
+    /// Offset of the quoted ports, or of an echo's identifier.
     transport: usize,
 }
 
@@ -53,7 +53,12 @@ pub fn relay(ctx: &TcContext, entering: bool) -> Result<Verdict, Error> {
     let Some(found) = conntrack::find(&quoting.tuple.reversed()) else { return Ok(Verdict::Pass) };
     // SAFETY: an element of the map, alive for this run of the program.
     let flow = unsafe { &*found };
-    let translated_here = if flow.turns_around() { entering } else { flow.is_forward() == entering };
+    let translated_here = if flow.turns_around() {
+        entering
+    } else {
+        // A pod's packets to hosts outside of the cluster are translated where they leave.
+        (flow.is_forward() != flow.is_masqueraded()) == entering
+    };
     if !translated_here {
         return Ok(Verdict::Pass);
     }
@@ -69,6 +74,97 @@ pub fn relay(ctx: &TcContext, entering: bool) -> Result<Verdict, Error> {
     } else {
         Ok(Verdict::Pass)
     }
+}
+
+/// Where an echo's identifier is in its header.
+const IDENTIFIER_AT: usize = 4;
+
+/// An echo message (RFC 792, RFC 4443 4). A flow of them has the identifier where others have the port of who asks, and 0
+/// for the other one.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    None,
+    Request,
+    Reply,
+}
+
+#[inline(always)]
+const fn is_request(kind: u8, is_v4: bool) -> bool {
+    kind == if is_v4 { 8 } else { 128 }
+}
+
+/// Reads an echo message, a whole packet without extension headers, into `packet`, of which nothing else is known.
+#[inline(never)]
+pub fn parse_echo(ctx: &TcContext, packet: &mut Packet) -> Echo {
+    read_echo(ctx, packet).unwrap_or(Echo::None)
+}
+
+#[inline(always)]
+fn read_echo(ctx: &TcContext, packet: &mut Packet) -> Result<Echo, Error> {
+    let is_v4 = ctx.skb.protocol() == ETHERTYPE_V4;
+    let transport = if is_v4 {
+        let header: [u32; 5] = load(ctx, ETHERNET_BYTES)?;
+        packet.tuple.source = Address::from_v4_word(header[3]);
+        packet.tuple.destination = Address::from_v4_word(header[4]);
+        packet.tuple.protocol = Protocol::ICMP;
+        ETHERNET_BYTES + header_bytes(header[0])
+    } else {
+        let next: u8 = load(ctx, ETHERNET_BYTES + 6)?;
+        if next != ICMP_V6 {
+            return Ok(Echo::None);
+        }
+        let addresses: [Address; 2] = load(ctx, ETHERNET_BYTES + 8)?;
+        [packet.tuple.source, packet.tuple.destination] = addresses;
+        packet.tuple.protocol = Protocol::ICMP_V6;
+        ETHERNET_BYTES + V6_BYTES
+    };
+    let message: [u8; HEADER_BYTES] = load(ctx, transport)?;
+    let identifier = Port::from_network([message[IDENTIFIER_AT], message[IDENTIFIER_AT + 1]]);
+    packet.is_v4 = is_v4;
+    packet.transport = transport;
+    packet.part = Part::Whole;
+    if is_request(message[0], is_v4) {
+        packet.tuple.source_port = identifier;
+        Ok(Echo::Request)
+    } else if message[0] == if is_v4 { 0 } else { 129 } {
+        packet.tuple.destination_port = identifier;
+        Ok(Echo::Reply)
+    } else {
+        Ok(Echo::None)
+    }
+}
+
+/// Gives an echo message the addresses and the identifier of `to`, and the checksums that follow.
+#[inline(never)]
+pub fn rewrite_echo(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result<(), Error> {
+    let from = &packet.tuple;
+    let difference = packet::difference(from, to)?;
+    let checksum = packet.transport + 2;
+    if !packet.is_v4 {
+        // ICMPv6 covers the addresses (RFC 4443 2.3).
+        ctx.l4_csum_replace(checksum, 0, difference, 0).map_err(|_| Error::Rewrite)?;
+    }
+    let at = packet.transport + IDENTIFIER_AT;
+    if from.source_port != to.source_port {
+        rewrite_identifier(ctx, checksum, at, from.source_port, to.source_port)?;
+    } else {
+        rewrite_identifier(ctx, checksum, at, from.destination_port, to.destination_port)?;
+    }
+    packet::rewrite_addresses(ctx, packet.is_v4, difference, &to.source, &to.destination)
+}
+
+#[inline(always)]
+fn rewrite_identifier(
+    ctx: &TcContext,
+    checksum: usize,
+    at: usize,
+    from: Port,
+    to: Port,
+) -> Result<(), Error> {
+    let (from, to) = (u16::from_ne_bytes(from.to_network()), u16::from_ne_bytes(to.to_network()));
+    ctx.l4_csum_replace(checksum, from as u64, to as u64, 2).map_err(|_| Error::Rewrite)?;
+    ctx.store(at, &to, 0).map_err(|_| Error::Rewrite)
 }
 
 /// Whether this is an error that quotes a packet with ports. What is cut short is not for us to judge.
@@ -155,6 +251,12 @@ fn parse_v6(ctx: &TcContext, quoting: &mut Quoting) -> Result<bool, Error> {
 
 #[inline(always)]
 fn read_ports(ctx: &TcContext, quoting: &mut Quoting) -> Result<bool, Error> {
+    if quoting.tuple.protocol == Protocol::ICMP || quoting.tuple.protocol == Protocol::ICMP_V6 {
+        let header: [u8; HEADER_BYTES] = load(ctx, quoting.transport)?;
+        quoting.tuple.source_port = Port::from_network([header[4], header[5]]);
+        quoting.transport += IDENTIFIER_AT;
+        return Ok(is_request(header[0], quoting.is_v4));
+    }
     if quoting.tuple.protocol != Protocol::TCP && quoting.tuple.protocol != Protocol::UDP {
         return Ok(false);
     }
@@ -167,7 +269,6 @@ fn read_ports(ctx: &TcContext, quoting: &mut Quoting) -> Result<bool, Error> {
 #[inline(never)]
 fn rewrite(ctx: &TcContext, quoting: &Quoting, quoted: &Tuple) -> Result<(), Error> {
     let addresses = packet::difference(&quoting.tuple, quoted)?;
-    let (from, to) = (ports(&quoting.tuple), ports(quoted));
     let checksum = quoting.icmp + 2;
     let inner = quoting.icmp + HEADER_BYTES;
     if quoting.is_v4 {
@@ -180,8 +281,14 @@ fn rewrite(ctx: &TcContext, quoting: &Quoting, quoted: &Tuple) -> Result<(), Err
         ctx.store(inner + 8, &quoted.source, 0).map_err(|_| Error::Rewrite)?;
         ctx.store(inner + 24, &quoted.destination, 0).map_err(|_| Error::Rewrite)?;
     }
-    ctx.l4_csum_replace(checksum, from as u64, to as u64, 4).map_err(|_| Error::Rewrite)?;
-    ctx.store(quoting.transport, &to, 0).map_err(|_| Error::Rewrite)?;
+    if quoted.protocol == Protocol::TCP || quoted.protocol == Protocol::UDP {
+        let (from, to) = (ports(&quoting.tuple), ports(quoted));
+        ctx.l4_csum_replace(checksum, from as u64, to as u64, 4).map_err(|_| Error::Rewrite)?;
+        ctx.store(quoting.transport, &to, 0).map_err(|_| Error::Rewrite)?;
+    } else {
+        let (from, to) = (quoting.tuple.source_port, quoted.source_port);
+        rewrite_identifier(ctx, checksum, quoting.transport, from, to)?;
+    }
     rewrite_outer(ctx, quoting, quoted)
 }
 

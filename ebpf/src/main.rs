@@ -7,6 +7,7 @@
 //! | sock_release | cgroup | what was remembered of a socket goes with it |
 //! | pod_ingress, pod_egress | tc on the host's end of a pod's link | what did not pass the socket programs |
 //! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it and beyond |
+//! | masquerade, unmasquerade | called by those of the uplink | pods' traffic to hosts outside of the cluster, and back |
 //! | relay_entering, relay_leaving | called by those of tc | ICMP errors about packets that were translated |
 //! | answer | called by those of tc that packets enter by | resets and ICMP errors, for packets that nobody takes |
 //!
@@ -21,6 +22,7 @@ mod drops;
 mod error;
 mod icmp;
 mod maps;
+mod masquerade;
 mod nat;
 mod packet;
 mod service;
@@ -32,7 +34,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext, TcContext},
 };
 
-use ebpf_common::Origin;
+use ebpf_common::{Call, Origin};
 
 use crate::{connect::Family, error::Error, nat::Verdict};
 
@@ -118,10 +120,23 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
+    if masquerade::may_concern(&ctx) {
+        maps::call(&ctx, Call::Masquerade);
+    }
     if !maps::has_beyond() {
         return TC_ACT_UNSPEC;
     }
     tc_verdict(&ctx, nat::towards_client(&ctx))
+}
+
+#[classifier]
+pub fn masquerade(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, masquerade::leave(&ctx))
+}
+
+#[classifier]
+pub fn unmasquerade(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, masquerade::come_back(&ctx))
 }
 
 #[classifier]

@@ -5,13 +5,15 @@ use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf, lpm_trie::Key,
+    },
     programs::TcContext,
 };
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, DropGate,
-    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, ServiceCount, ServiceId,
-    SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple, maps::*,
+    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges,
+    ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple, maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
@@ -115,6 +117,21 @@ static DROPS_FOLLOWED: Array<u64> = Array::pinned(1, 0);
 static SERVICE_COUNTS: PerCpuHashMap<ServiceId, ServiceCount> =
     PerCpuHashMap::pinned(SERVICE_COUNTS_MAX, BPF_F_NO_PREALLOC);
 
+/// Written by the agent: whose traffic gets the node's address. Zeros, which are nobody's, before.
+#[map(name = "MASQ_1")]
+static MASQUERADE: Array<Masquerade> = Array::pinned(1, 0);
+
+/// Written by the agent before MASQUERADE, read at each new flow to a host outside of the cluster: where a pod is seen
+/// under its own address. The value says nothing.
+#[map(name = "UNMASQ_1")]
+static UNMASQUERADED: LpmTrie<Address, u32> = LpmTrie::pinned(UNMASQUERADED_MAX, 0);
+
+/// Datagrams from outside of the cluster to a pod's own address, and when the last one of either direction was seen.
+/// Written where they enter, read where a datagram leaves that belongs to no flow. LRU: who asks again is recent, and a
+/// flood costs nobody anything else.
+#[map(name = "INBOUND_1")]
+pub static INBOUND: LruHashMap<Tuple, u64> = LruHashMap::pinned(INBOUND_MAX, 0);
+
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]
 static CALLS: ProgramArray = ProgramArray::pinned(CALLS_MAX, 0);
@@ -170,6 +187,17 @@ pub fn has_beyond() -> bool {
 pub fn local_pod(address: &Address) -> Option<&'static LocalPod> {
     // SAFETY: alive for this run of the program; values are replaced as a whole, never written in place.
     unsafe { PODS.get(address) }
+}
+
+#[inline(always)]
+pub fn masquerade() -> Option<&'static Masquerade> {
+    MASQUERADE.get(0)
+}
+
+/// Whether pods are seen there under their own addresses.
+#[inline(always)]
+pub fn is_unmasqueraded(address: &Address) -> bool {
+    UNMASQUERADED.get(Key::new(Prefix::ADDRESS_BITS, *address)).is_some()
 }
 
 /// Whether the address is where those of Services are.

@@ -8,6 +8,7 @@
 //!   from a pod to one of another node: ingress -> DNAT -> kernel's route -> out of that link, past the node's stack
 //!   hairpin: ingress -> full NAT -> out of the same link, both ways
 //!   forwarded: client beyond ==ingress==> full NAT -> out of the same link -> backend beyond, and the same way back
+//!   masqueraded (`masquerade`): pod -> FIB -> uplink ==egress==> SNAT -> host outside of the cluster, and back there
 //! ```
 //!
 //! A forwarded packet has an address of this node as its source, in one direction at least. The kernel takes that for a
@@ -23,6 +24,7 @@ use crate::{
     conntrack,
     error::Error,
     maps::{self, FRAGMENTS},
+    masquerade,
     packet::{self, Packet, Part},
     service::{self, Client},
 };
@@ -41,7 +43,12 @@ pub enum Verdict {
 /// address away from it, as an externalIP.
 #[inline(always)]
 pub fn untranslated(ctx: &TcContext, origin: Origin) -> Option<i32> {
-    match (hand_over_untranslated(ctx), origin) {
+    let mut action = hand_over_untranslated(ctx, matches!(origin, Origin::Beyond));
+    if matches!(origin, Origin::Beyond) && action == FOREIGN {
+        masquerade::note_inbound(ctx);
+        action = hand_over_untranslated(ctx, false);
+    }
+    match (action, origin) {
         // From here, as the stack has no room for one more call there.
         (ON_ANOTHER_NODE, Origin::Node) => Some(packet::route(ctx)),
         (OTHERS | ON_ANOTHER_NODE, _) => None,
@@ -52,12 +59,15 @@ pub fn untranslated(ctx: &TcContext, origin: Origin) -> Option<i32> {
 /// No actions of tc.
 const OTHERS: i32 = i32::MIN;
 const ON_ANOTHER_NODE: i32 = i32::MIN + 1;
+/// A datagram that has to be noted.
+const FOREIGN: i32 = i32::MIN + 2;
 
 #[inline(never)]
-fn hand_over_untranslated(ctx: &TcContext) -> i32 {
+fn hand_over_untranslated(ctx: &TcContext, is_beyond: bool) -> i32 {
     let Ok(mut head) = packet::load(ctx, 0) else { return OTHERS };
     let Some(destination) = packet::destination(ctx, &head) else { return OTHERS };
     match maps::local_pod(&destination) {
+        Some(_) if is_beyond && masquerade::is_foreign_datagram(ctx, &head) => FOREIGN,
         Some(pod) if pod.has_flows == 0 => packet::hand_over(ctx, &mut head, destination.is_v4(), pod),
         None if maps::is_in_pod_ranges(&destination) => ON_ANOTHER_NODE,
         _ => OTHERS,
@@ -78,14 +88,24 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     packet::parse(ctx, &mut packet)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
-        Part::Icmp => return Ok(Verdict::Continue(Call::RelayEntering)),
+        Part::Icmp => {
+            return Ok(Verdict::Continue(match origin {
+                Origin::Node => Call::RelayEntering,
+                Origin::Beyond => Call::Unmasquerade,
+            }));
+        }
         Part::Later => return later_fragment(ctx, &packet, true),
         Part::Whole | Part::First => {}
     }
     if let Some(found) = conntrack::find(&packet.tuple) {
         // SAFETY: an element of the map, alive for this run of the program.
         let flow = unsafe { &*found };
-        if flow.is_forward() && conntrack::is_stale(flow, &packet) {
+        if flow.is_masqueraded() {
+            // What a pod sends goes by its Services first; what comes for one comes from beyond.
+            if matches!(origin, Origin::Beyond) {
+                return Ok(Verdict::Continue(Call::Unmasquerade));
+            }
+        } else if flow.is_forward() && conntrack::is_stale(flow, &packet) {
             conntrack::remove(&packet.tuple, flow);
         } else if flow.is_forward() || flow.turns_around() {
             conntrack::touch(found, &packet);
@@ -132,7 +152,7 @@ fn answered(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<Verdic
 
 /// What leads to a pod of this node needs the node's stack for nothing. Fragments go through it, one after the other.
 #[inline(always)]
-fn local_pod(packet: &Packet, destination: &Address) -> Option<&'static LocalPod> {
+pub fn local_pod(packet: &Packet, destination: &Address) -> Option<&'static LocalPod> {
     if matches!(packet.part, Part::Whole) { maps::local_pod(destination) } else { None }
 }
 
@@ -151,7 +171,7 @@ fn deliver(ctx: &TcContext, packet: &Packet, destination: &Address, origin: Orig
 }
 
 #[inline(never)]
-fn hand_over(ctx: &TcContext, is_v4: bool, pod: &LocalPod) -> i32 {
+pub fn hand_over(ctx: &TcContext, is_v4: bool, pod: &LocalPod) -> i32 {
     let Ok(mut head) = packet::load(ctx, 0) else { return TC_ACT_UNSPEC };
     packet::hand_over(ctx, &mut head, is_v4, pod)
 }
@@ -174,17 +194,23 @@ pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
         Part::Whole | Part::First => {}
     }
     let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::Pass) };
+    of_service(ctx, &packet, found)
+}
+
+/// A packet on its way out of the node, which may be a backend's answer to its client there.
+#[inline(always)]
+pub fn of_service(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<Verdict, Error> {
     // SAFETY: an element of the map, alive for this run of the program.
     let flow = unsafe { &*found };
     if flow.is_forward() || flow.turns_around() {
         return Ok(Verdict::Pass);
     }
-    conntrack::touch(found, &packet);
-    translate(ctx, &packet, flow, false).map(|()| Verdict::Pass)
+    conntrack::touch(found, packet);
+    translate(ctx, packet, flow, false).map(|()| Verdict::Pass)
 }
 
 #[inline(never)]
-fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> Result<(), Error> {
+pub fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> Result<(), Error> {
     if flow.is_forwarded() {
         // First: what its sender is told quotes the packet as it came.
         packet::take_hop(ctx, packet.is_v4)?;
@@ -211,7 +237,7 @@ fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow, origin: Origin) -> Resu
 
 /// A later fragment follows its first one, or passes as it is where that was not translated.
 #[inline(never)]
-fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Result<Verdict, Error> {
+pub fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Result<Verdict, Error> {
     // SAFETY: copied at once.
     let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key(entering)) }.copied() else {
         return Ok(Verdict::Pass);

@@ -24,8 +24,8 @@ pub const ETHERTYPE_V4: u32 = 0x0800_u16.to_be() as u32;
 pub const ETHERTYPE_V6: u32 = 0x86dd_u16.to_be() as u32;
 
 /// Protocol numbers of ICMP and ICMPv6.
-pub const ICMP: u8 = 1;
-pub const ICMP_V6: u8 = 58;
+pub const ICMP: u8 = Protocol::ICMP.0;
+pub const ICMP_V6: u8 = Protocol::ICMP_V6.0;
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;

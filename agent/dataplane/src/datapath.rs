@@ -20,6 +20,7 @@ use crate::{
     flows::{self, FlowEntry, Flows, Swept},
     links::PodLink,
     maps::{MapError, PinnedCounters},
+    masquerade::{MasqueradeConfig, MasqueradeMaps},
     node::{NodeConfig, NodeMaps},
     pods::PodMap,
     programs::{LogLevel, ProgramError, Programs, Role, TcMode},
@@ -62,6 +63,7 @@ pub struct Datapath {
     programs: Programs,
     services: ServiceMaps,
     node: NodeMaps,
+    masquerade: MasqueradeMaps,
     pods: PodMap,
     flows: Arc<Flows>,
     counters: PinnedCounters,
@@ -78,6 +80,7 @@ impl Datapath {
             programs,
             services: ServiceMaps::open(&maps)?,
             node: NodeMaps::open(&maps)?,
+            masquerade: MasqueradeMaps::open(&maps)?,
             pods: PodMap::open(&maps)?,
             flows: Arc::new(Flows::open(&maps)?),
             counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
@@ -122,6 +125,12 @@ impl Datapath {
     /// To be called again when addresses change.
     pub fn set_node(&mut self, config: &NodeConfig) -> Result<(), Error> {
         Ok(self.node.set(config)?)
+    }
+
+    /// Says which traffic of pods gets the node's address. What an earlier agent said holds until then; flows that are known
+    /// keep what they have. To be called again when addresses of nodes change.
+    pub fn set_masquerade(&mut self, config: &MasqueradeConfig) -> Result<(), Error> {
+        Ok(self.masquerade.set(config)?)
     }
 
     /// Serves the sockets of all processes in `cgroup`, a directory of the cgroup v2 tree, and below.

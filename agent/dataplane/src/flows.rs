@@ -64,6 +64,8 @@ pub enum Way {
     Hairpin,
     /// Client and backend are both beyond the node.
     Forwarded,
+    /// A pod of the node asks a host outside of the cluster, which is frontend and backend, and sees the node.
+    Masqueraded,
 }
 
 /// One direction of a flow.
@@ -156,7 +158,8 @@ impl Flows {
 
     /// The backends of datagrams' flows that are none any more. An id is never given to another, so they stay that.
     fn gone_backends(&self, all: &HashMap<Tuple, Flow>) -> Result<HashSet<BackendId>, MapError> {
-        let datagrams = all.iter().filter(|(tuple, _)| tuple.protocol == Protocol::UDP);
+        let datagrams =
+            all.iter().filter(|(tuple, flow)| tuple.protocol == Protocol::UDP && !flow.is_masqueraded());
         let mut ids: HashSet<BackendId> = datagrams.map(|(_, flow)| flow.backend_id).collect();
         let mut failed = Ok(());
         ids.retain(|id| match self.backends.get(id) {
@@ -189,7 +192,9 @@ fn due(all: &HashMap<Tuple, Flow>, now_ns: u64, gone: &HashSet<BackendId>) -> Ve
             None if idle_seconds(flow) >= LONE_SECONDS => due.push(*tuple),
             Some(reverse) if flow.is_forward() => {
                 let idle = idle_seconds(flow).min(idle_seconds(reverse));
-                let is_stale = tuple.protocol == Protocol::UDP && gone.contains(&flow.backend_id);
+                let is_stale = tuple.protocol == Protocol::UDP
+                    && !flow.is_masqueraded()
+                    && gone.contains(&flow.backend_id);
                 if is_stale || idle >= timeout_seconds(tuple.protocol, flow, reverse) {
                     due.extend([*tuple, other]);
                 }
@@ -211,10 +216,14 @@ fn entry(tuple: &Tuple, forward: &Flow, reverse: Option<&Flow>, now_ns: u64) -> 
         rst: flow.rst != 0,
         idle_seconds: now_ns.saturating_sub(flow.last_seen_ns) / NS_PER_SECOND,
     };
-    let way = match (forward.is_hairpin(), forward.is_forwarded()) {
-        (true, _) => Way::Hairpin,
-        (false, true) => Way::Forwarded,
-        (false, false) => Way::Direct,
+    let way = if forward.is_hairpin() {
+        Way::Hairpin
+    } else if forward.is_forwarded() {
+        Way::Forwarded
+    } else if forward.is_masqueraded() {
+        Way::Masqueraded
+    } else {
+        Way::Direct
     };
     FlowEntry {
         protocol: tuple.protocol,
@@ -311,6 +320,26 @@ mod tests {
         let [asked, answer] = flow(Protocol::UDP, (0, 0));
         let both = counts(&[forward, reverse, asked, answer]);
         assert_eq!(both, ([0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], vec![Protocol::TCP, Protocol::UDP]));
+    }
+
+    #[test]
+    fn a_pods_flow_to_outside_lasts_as_any_but_for_questions_to_name_servers() {
+        let pod = Address::from_v4([10, 244, 0, 2]);
+        let node = Address::from_v4([10, 89, 0, 11]);
+        let outside = Address::from_v4([203, 0, 113, 1]);
+        for (port, seconds) in [(53, 10), (443, 180)] {
+            let port = Port::new(port);
+            let tuple = Tuple::new(pod, Port::new(40000), outside, port, Protocol::UDP);
+            let translated = Tuple::new(node, Port::new(50000), outside, port, Protocol::UDP);
+            let forward = Flow::masqueraded(Direction::Forward, translated, 0);
+            let mut reverse = Flow::masqueraded(Direction::Reverse, tuple.reversed(), 0);
+            reverse.seen = 1;
+            let all = HashMap::from([(tuple, forward), (translated.reversed(), reverse)]);
+            // No backend has the id that such flows have.
+            let gone = HashSet::from([BackendId(0)]);
+            assert!(due(&all, (seconds - 1) * SECOND, &gone).is_empty());
+            assert_eq!(due(&all, seconds * SECOND, &gone), [tuple, translated.reversed()]);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod drops;
 pub mod flows;
 pub mod links;
 pub mod maps;
+pub mod masquerade;
 mod namespaces;
 mod netlink;
 pub mod node;

@@ -222,7 +222,7 @@ impl Links {
 }
 
 /// Sets what a node that forwards for pods needs: forwarding on, reverse path filter off, and ports set aside for
-/// clients beyond the node whose backends are beyond it too.
+/// clients beyond the node whose backends are beyond it too, and for pods that ask hosts outside of the cluster.
 ///
 /// The effective filter is the maximum of `all` and the interface's own: `all` must be 0 too.
 pub fn prepare_host(uplink: &str) -> io::Result<()> {
@@ -234,7 +234,11 @@ pub fn prepare_host(uplink: &str) -> io::Result<()> {
     write_sysctl_if_present(&format!("ipv6/conf/{uplink}/accept_ra"), "2")?;
     write_sysctl("ipv4/ip_forward", "1")?;
     write_sysctl_if_present("ipv6/conf/all/forwarding", "1")?;
-    reserve_ports(FORWARD_PORTS)
+    // Without that a flow still takes no port that a socket has.
+    if let Err(error) = reserve_ports(FORWARD_PORTS) {
+        tracing::warn!(%error, "sockets of the node may choose ports that flows through it have");
+    }
+    Ok(())
 }
 
 /// Keeps the host's sockets from choosing the ports by themselves; what was reserved before stays.

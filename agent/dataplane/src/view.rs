@@ -13,8 +13,8 @@ use std::{
 use aya::Pod;
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, DropGate, Flow, Fragment,
-    FragmentKey, Frontend, FrontendKey, LocalPod, Node, Ranges, ServiceCount, ServiceId, SlotKey,
-    SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple, maps,
+    FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges, ServiceCount, ServiceId,
+    SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple, maps,
 };
 
 use crate::{
@@ -92,6 +92,11 @@ pub enum Element {
     DropsFollowed(u64),
     /// The sum over all CPUs.
     ServiceCount(ServiceId, ServiceCount),
+    Masquerade(Masquerade),
+    /// Where pods are seen under their own addresses.
+    Unmasqueraded(Prefix),
+    /// A datagram from outside of the cluster to a pod, and when the last of either direction was seen.
+    Inbound(Tuple, u64),
     Bytes(Vec<u8>, Vec<u8>),
 }
 
@@ -109,6 +114,7 @@ impl Element {
                 vec![tuple.source, tuple.destination, flow.translated.source, flow.translated.destination]
             }
             Self::Fragment(key, value) => vec![key.source, key.destination, value.source, value.destination],
+            Self::Inbound(tuple, _) => vec![tuple.source, tuple.destination],
             Self::Node(node) => vec![node.source_v4, node.source_v6],
             Self::NodeAddress(address) | Self::Pod(address, _) | Self::Address(address, _) => vec![*address],
             Self::Slot(..)
@@ -121,6 +127,8 @@ impl Element {
             | Self::DropGates(_)
             | Self::DropsFollowed(_)
             | Self::ServiceCount(..)
+            | Self::Masquerade(_)
+            | Self::Unmasqueraded(_)
             | Self::Bytes(..) => Vec::new(),
         }
     }
@@ -155,6 +163,9 @@ impl Element {
                 let sum = value.chunks(size_of::<ServiceCount>()).filter_map(read).sum();
                 read(key).map(|id| Self::ServiceCount(id, sum))
             }
+            maps::MASQUERADE => read(value).map(Self::Masquerade),
+            maps::UNMASQUERADED => read(key).map(Self::Unmasqueraded),
+            maps::INBOUND => both(key, value, Self::Inbound),
             _ => None,
         };
         known.unwrap_or_else(|| Self::Bytes(key.to_vec(), value.to_vec()))

@@ -15,6 +15,7 @@ pub fn flow_row(flow: &FlowEntry, service: Option<&String>, hosts: &Hosts) -> Ro
         Way::Direct => "direct",
         Way::Hairpin => "hairpin",
         Way::Forwarded => "forwarded",
+        Way::Masqueraded => "masqueraded",
     };
     vec![
         ("protocol", json!(protocol_name(flow.protocol))),

@@ -213,7 +213,9 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     match text.to_ascii_uppercase().as_str() {
         "TCP" => Ok(Protocol::TCP),
         "UDP" => Ok(Protocol::UDP),
-        _ => Err(format!("protocol={text} is neither TCP nor UDP")),
+        "ICMP" => Ok(Protocol::ICMP),
+        "ICMPV6" => Ok(Protocol::ICMP_V6),
+        _ => Err(format!("protocol={text} is none of TCP, UDP, ICMP and ICMPv6")),
     }
 }
 
@@ -337,7 +339,7 @@ mod tests {
             FlowFilter { services: Some([ServiceId(8)].into()), ..FlowFilter::default() },
         ];
         assert!(!others.iter().any(|filter| filter.matches(&tuple, &flow)), "{others:?}");
-        assert_eq!(protocol("icmp").unwrap_err(), "protocol=icmp is neither TCP nor UDP");
+        assert_eq!(protocol("sctp").unwrap_err(), "protocol=sctp is none of TCP, UDP, ICMP and ICMPv6");
     }
 
     struct Failing(u32);

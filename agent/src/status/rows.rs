@@ -150,6 +150,12 @@ impl<'a> Joins<'a> {
                 ("connections", json!(count.chosen)),
                 ("refused", json!(count.refused)),
             ],
+            Element::Inbound(tuple, last_seen_ns) => vec![
+                ("source", json!(end(&tuple.source, tuple.source_port))),
+                ("destination", json!(end(&tuple.destination, tuple.destination_port))),
+                ("destinationName", self.name(&tuple.destination)),
+                ("idleSeconds", self.idle(*last_seen_ns)),
+            ],
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
@@ -273,6 +279,15 @@ fn plain_row(element: &Element) -> Row {
                 ("programId", json!(program)),
             ]
         }
+        Element::Masquerade(masquerade) => vec![
+            ("podsV4", range(&masquerade.pods.v4)),
+            ("podsV6", range(&masquerade.pods.v6)),
+            ("ports", json!(format!("{}-{}", masquerade.first_port, masquerade.last_port))),
+        ],
+        Element::Unmasqueraded(prefix) => {
+            let (address, bits) = prefix.to_parts();
+            vec![("destinations", json!(format!("{}/{bits}", address.to_ip())))]
+        }
         Element::Beyond(has_flows) => vec![("hasFlows", json!(*has_flows != 0))],
         Element::Bytes(key, value) => vec![("key", json!(hex(key))), ("value", json!(hex(value)))],
         Element::Frontend(..)
@@ -290,6 +305,7 @@ fn plain_row(element: &Element) -> Row {
         | Element::Buckets(_)
         | Element::DropGates(_)
         | Element::DropsFollowed(_)
+        | Element::Inbound(..)
         | Element::Ranges(_)
         | Element::ServiceCount(..)
         | Element::SourceRange(_) => Row::new(),
@@ -320,6 +336,9 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         | Element::Buckets(_)
         | Element::DropGates(_)
         | Element::DropsFollowed(_)
+        | Element::Masquerade(_)
+        | Element::Unmasqueraded(_)
+        | Element::Inbound(..)
         | Element::Bytes(..) => (None, None),
     }
 }
@@ -355,7 +374,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use dataplane::services::Names;
-    use ebpf_common::{Frontend, FrontendKey, Protocol, Ranges};
+    use ebpf_common::{FORWARD_PORTS, Frontend, FrontendKey, Masquerade, Prefix, Protocol, Ranges};
 
     use super::*;
 
@@ -391,6 +410,25 @@ mod tests {
             line(&Element::SourceRange(key), names, &[]),
             "{\"serviceId\":9,\"service\":\"default/web:http\",\"clients\":\"10.0.0.0/8\"}\n"
         );
+    }
+
+    #[test]
+    fn who_is_masqueraded_is_shown_as_people_write_it() {
+        let pods = Ranges { v4: Range::new(Address::from_v4([10, 244, 0, 0]), 16), v6: Range::NONE };
+        assert_eq!(
+            line(&Element::Masquerade(Masquerade::new(pods, FORWARD_PORTS)), Names::default(), &[]),
+            "{\"podsV4\":\"10.244.0.0/16\",\"podsV6\":null,\"ports\":\"49152-65535\"}\n"
+        );
+        for (address, bits, shown) in [
+            ("10.0.0.0", 8, "10.0.0.0/8"),
+            ("0.0.0.0", 0, "0.0.0.0/0"),
+            ("fd00:89::b", 128, "fd00:89::b/128"),
+        ] {
+            let address: std::net::IpAddr = address.parse().unwrap();
+            let element = Element::Unmasqueraded(Prefix::new(address.into(), bits));
+            let wanted = format!("{{\"destinations\":\"{shown}\"}}\n");
+            assert_eq!(line(&element, Names::default(), &[]), wanted);
+        }
     }
 
     #[test]

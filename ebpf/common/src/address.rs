@@ -149,14 +149,16 @@ impl Port {
     }
 }
 
-/// An IANA protocol number; the two that are balanced have names.
+/// An IANA protocol number; those that are looked into have names.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Protocol(pub u8);
 
 impl Protocol {
+    pub const ICMP: Self = Self(1);
     pub const TCP: Self = Self(6);
     pub const UDP: Self = Self(17);
+    pub const ICMP_V6: Self = Self(58);
 }
 
 const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);

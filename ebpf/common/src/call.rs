@@ -14,10 +14,15 @@ pub enum Call {
     RelayLeaving = 1,
     /// A packet that nobody takes, and whose sender is told. The control buffer's first word is a [`Reason`].
     Answer = 2,
+    /// A packet on its way out of the node, of a pod or about one, to a host outside of the cluster.
+    Masquerade = 3,
+    /// A packet on its way into the node that may be an answer to such a one.
+    Unmasquerade = 4,
 }
 
 impl Call {
-    pub const ALL: [Self; 3] = [Self::RelayEntering, Self::RelayLeaving, Self::Answer];
+    pub const ALL: [Self; 5] =
+        [Self::RelayEntering, Self::RelayLeaving, Self::Answer, Self::Masquerade, Self::Unmasquerade];
 
     /// The name of the program.
     pub const fn program(self) -> &'static str {
@@ -25,6 +30,8 @@ impl Call {
             Self::RelayEntering => "relay_entering",
             Self::RelayLeaving => "relay_leaving",
             Self::Answer => "answer",
+            Self::Masquerade => "masquerade",
+            Self::Unmasquerade => "unmasquerade",
         }
     }
 }

@@ -76,7 +76,10 @@ pub struct Flow {
     /// 1 where the client is beyond the node and the backend too: the client's address was exchanged as well, and both
     /// directions enter from outside and leave there again. No entry had one before there were such flows.
     forwarded: u8,
-    zero: [u8; 2],
+    /// 1 where the client is a pod of this node and has the node's address for a host outside of the cluster: packets
+    /// are translated where they leave by the uplink and where they enter there.
+    masqueraded: u8,
+    zero: [u8; 1],
 }
 
 impl Flow {
@@ -100,7 +103,8 @@ impl Flow {
             fin: 0,
             rst: 0,
             forwarded: 0,
-            zero: [0; 2],
+            masqueraded: 0,
+            zero: [0; 1],
         }
     }
 
@@ -108,6 +112,18 @@ impl Flow {
     #[inline(always)]
     pub const fn forwarded(self) -> Self {
         Self { forwarded: 1, ..self }
+    }
+
+    /// An entry of a flow that a pod of this node began to a host outside of the cluster. No Service has part in it.
+    #[inline(always)]
+    pub const fn masqueraded(direction: Direction, translated: Tuple, now_ns: u64) -> Self {
+        let flow = Self::new(direction, translated, ServiceId(0), BackendId(0), false, now_ns);
+        Self { masqueraded: 1, ..flow }
+    }
+
+    #[inline(always)]
+    pub const fn is_masqueraded(&self) -> bool {
+        self.masqueraded != 0
     }
 
     #[inline(always)]
@@ -210,6 +226,8 @@ impl Fragment {
     }
 }
 
+const NAME_SERVER_PORT: u16 = 53;
+
 /// How long a flow may be silent before it is forgotten, judged from both of its entries.
 ///
 /// TCP established outlives the default keepalive time of hosts (2 h, RFC 9293 3.8.4). A reset flow is kept for 2
@@ -228,9 +246,12 @@ pub const fn timeout_seconds(protocol: Protocol, forward: &Flow, reverse: &Flow)
                 60
             }
         }
-        // RFC 4787 REQ-5 recommends 5 minutes and requires 2; an unanswered datagram holds nothing open.
+        // RFC 4787 REQ-5 recommends 5 minutes and requires 2, but for well-known ports: a question to a name server is
+        // over in seconds, and there are many. An unanswered datagram holds nothing open.
         _ => {
-            if answered {
+            if forward.masqueraded != 0 && forward.translated.destination_port.get() == NAME_SERVER_PORT {
+                10
+            } else if answered {
                 180
             } else {
                 30
@@ -247,6 +268,7 @@ const _: () = {
     assert!(size_of::<Flow>() == 64 && offset_of!(Flow, translated) == 8);
     assert!(offset_of!(Flow, service_id) == 48 && offset_of!(Flow, hairpin) == 57);
     assert!(offset_of!(Flow, rst) == 60 && offset_of!(Flow, forwarded) == 61);
+    assert!(offset_of!(Flow, masqueraded) == 62);
 };
 
 crate::pod!(Tuple, Flow, FragmentKey, Fragment);

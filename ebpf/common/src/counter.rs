@@ -28,7 +28,7 @@ pub enum Counter {
     DropNoLocalBackend = 9,
     /// Dropped: the conntrack map is full.
     DropConntrackFull = 10,
-    /// Dropped: no source port is free towards the chosen backend.
+    /// Dropped: no source port of the node is free towards the chosen backend, or the host that a pod asks.
     DropPortsExhausted = 11,
     /// Dropped: a first fragment of which those that follow could not have been told.
     DropFragment = 12,
@@ -63,10 +63,12 @@ pub enum Counter {
     DropSourceRange = 26,
     /// A packet was sent on to another node, past the node's stack.
     Routed = 27,
+    /// A pod's packet opened a flow to a host outside of the cluster, which sees the node's address.
+    Masqueraded = 28,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 28;
+    pub const COUNT: u32 = 29;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -97,6 +99,7 @@ impl Counter {
         Self::Delivered,
         Self::DropSourceRange,
         Self::Routed,
+        Self::Masqueraded,
     ];
 
     /// The counter's name in metrics and command output.
@@ -130,6 +133,7 @@ impl Counter {
             Self::Delivered => "delivered",
             Self::DropSourceRange => "drop_source_range",
             Self::Routed => "routed",
+            Self::Masqueraded => "masqueraded",
         }
     }
 
@@ -149,6 +153,7 @@ impl Counter {
                 | Self::SocketNotNoted
                 | Self::Delivered
                 | Self::Routed
+                | Self::Masqueraded
         );
         self as u32 >= Self::DropNoBackend as u32 && !other
     }

@@ -21,6 +21,7 @@ mod counter;
 pub mod desired;
 mod drops;
 pub mod maps;
+mod masquerade;
 mod node;
 pub mod retired;
 mod service;
@@ -33,6 +34,7 @@ pub use call::{Call, Reason};
 pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};
 pub use counter::{Counter, ServiceCount};
 pub use drops::{DropGate, Dropped};
+pub use masquerade::{Masquerade, Prefix};
 pub use node::{LocalPod, Node, Range, Ranges};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, Frontend, FrontendKey, Origin, ServiceId,

@@ -25,9 +25,12 @@ pub const DROPS: &str = "DROPS_1";
 pub const DROP_GATES: &str = "DROP_GATES_1";
 pub const DROPS_FOLLOWED: &str = "DROP_FOLLOW_1";
 pub const SERVICE_COUNTS: &str = "SVC_COUNTS_1";
+pub const MASQUERADE: &str = "MASQ_1";
+pub const UNMASQUERADED: &str = "UNMASQ_1";
+pub const INBOUND: &str = "INBOUND_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 24] = [
+pub const ALL: [&str; 27] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -52,6 +55,9 @@ pub const ALL: [&str; 24] = [
     DROP_GATES,
     DROPS_FOLLOWED,
     SERVICE_COUNTS,
+    MASQUERADE,
+    UNMASQUERADED,
+    INBOUND,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -68,13 +74,17 @@ pub const SOCKET_FORWARD_MAX: u32 = 1 << 15;
 pub const SOCKET_REVERSE_MAX: u32 = 1 << 16;
 pub const SOCKETS_CONNECTED_MAX: u32 = 1 << 15;
 pub const CONNTRACK_MAX: u32 = 1 << 19;
-pub const FRAGMENTS_MAX: u32 = 1 << 13;
+pub const FRAGMENTS_MAX: u32 = 1 << 12;
 pub const NODE_ADDRESSES_MAX: u32 = 1 << 12;
 pub const ADDRESSES_MAX: u32 = 1 << 17;
 pub const PODS_MAX: u32 = 1 << 12;
 pub const SOURCE_RANGES_MAX: u32 = 1 << 16;
 /// Frontends that are asked for; the agent makes room, and what finds none is counted together.
 pub const SERVICE_COUNTS_MAX: u32 = 1 << 12;
+/// An empty trie costs nothing.
+pub const UNMASQUERADED_MAX: u32 = 1 << 14;
+/// Answers follow within seconds.
+pub const INBOUND_MAX: u32 = 1 << 12;
 /// A hundred milliseconds of what 16 CPUs may tell.
 pub const DROPS_BYTES: u32 = 1 << 17;
 /// Room for calls to come.

@@ -46,6 +46,11 @@ impl Range {
         Self { network, mask: Address::from_words(mask) }
     }
 
+    #[inline(always)]
+    pub const fn is_some(&self) -> bool {
+        self.mask.to_words()[0] != 0
+    }
+
     pub const fn network(&self) -> Address {
         self.network
     }
@@ -53,7 +58,7 @@ impl Range {
     /// The bits that its addresses share, counted in the family of the network; `None` where this is no range.
     pub fn prefix(&self) -> Option<u8> {
         let bits: u32 = self.mask.to_words().iter().map(|word| word.count_ones()).sum();
-        if self.mask.to_words()[0] == 0 {
+        if !self.is_some() {
             return None;
         }
         Some((if self.network.is_v4() { bits.saturating_sub(96) } else { bits }) as u8)
@@ -63,7 +68,7 @@ impl Range {
     pub const fn contains(&self, address: &Address) -> bool {
         let ([a, b, c, d], mask) = (address.to_words(), self.mask.to_words());
         let [w, x, y, z] = self.network.to_words();
-        mask[0] != 0 && a & mask[0] == w && b & mask[1] == x && c & mask[2] == y && d & mask[3] == z
+        self.is_some() && a & mask[0] == w && b & mask[1] == x && c & mask[2] == y && d & mask[3] == z
     }
 }
 

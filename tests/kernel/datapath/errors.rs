@@ -318,7 +318,7 @@ fn a_client_that_is_gone_refuses_what_its_backend_sends() {
 }
 
 /// The path MTU that the kernel knows for a connected socket.
-fn path_mtu(socket: &UdpSocket) -> i32 {
+pub fn path_mtu(socket: &UdpSocket) -> i32 {
     let is_v4 = socket.local_addr().expect("its address").is_ipv4();
     let (level, name) =
         if is_v4 { (libc::IPPROTO_IP, libc::IP_MTU) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU) };

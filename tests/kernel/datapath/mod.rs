@@ -4,6 +4,7 @@ mod delivery;
 mod drops;
 mod errors;
 mod frontends;
+mod masquerade;
 mod metrics;
 mod node;
 mod packets;

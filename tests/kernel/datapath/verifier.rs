@@ -40,6 +40,7 @@ fn every_program_passes_the_verifier_with_and_without_its_log() {
             "connect6",
             "getpeername4",
             "getpeername6",
+            "masquerade",
             "pod_egress",
             "pod_ingress",
             "recvmsg4",
@@ -49,6 +50,7 @@ fn every_program_passes_the_verifier_with_and_without_its_log() {
             "sendmsg4",
             "sendmsg6",
             "sock_release",
+            "unmasquerade",
             "uplink_egress",
             "uplink_ingress",
         ];

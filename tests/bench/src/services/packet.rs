@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use dataplane::{
     datapath::{Config, Datapath},
+    flows::FlowEntry,
     links::PodLink,
+    masquerade::MasqueradeConfig,
     node::NodeConfig,
 };
 use ebpf_common::{
@@ -44,6 +46,11 @@ const REFUSE: &[u32] = &[7, 2];
 const CLIENT: &str = "10.244.0.2";
 const CLIENT_V6: &str = "fd00:244::2";
 const BEYOND: &str = "10.89.0.200";
+const OUTSIDE: &str = "203.0.113.7";
+const OUTSIDE_V6: &str = "2001:db8::7";
+const NODE_V6: &str = "fd00:89::11";
+/// Addresses of nodes, where pods keep theirs.
+const NODES: u8 = 200;
 /// Services that lead to each other: their backends are their addresses.
 const PAIR: [&str; 2] = ["10.97.0.1", "10.97.0.2"];
 const PAIR_V6: [&str; 2] = ["fd00:97::1", "fd00:97::2"];
@@ -104,9 +111,15 @@ fn fill(datapath: &mut Datapath, services: u32) -> Result<()> {
     let node_port = FrontendKey::new(any.address, Port::new(30080), Protocol::TCP);
     wanted.insert(node_port, leading_to(Some((BACKEND_BEYOND, 8080, false))));
     datapath.set_services(wanted).context("writing the Services")?;
-    let node: IpAddr = NODE.parse().context("the node's address")?;
-    let config = NodeConfig { sources: vec![node], addresses: [node].into(), ..NodeConfig::default() };
-    datapath.set_node(&config).context("telling what the node is")
+    let sources = [NODE, NODE_V6].map(ip);
+    let config = NodeConfig { sources: sources.to_vec(), addresses: sources.into(), ..NodeConfig::default() };
+    datapath.set_node(&config).context("telling what the node is")?;
+    let masquerade = MasqueradeConfig {
+        pods: vec!["10.244.0.0/16".parse()?, "fd00:244::/32".parse()?],
+        except: (0..NODES).map(|last| IpAddr::from([10, 89, 0, last]).into()).collect(),
+        ..MasqueradeConfig::default()
+    };
+    datapath.set_masquerade(&masquerade).context("telling whose address is exchanged")
 }
 
 fn key(address: &str, protocol: Protocol) -> FrontendKey {
@@ -154,6 +167,7 @@ impl Runs {
         self.known()?;
         self.known_forwarded()?;
         self.opening()?;
+        self.outside()?;
         self.handed_over()?;
         let refused = frame(Protocol::TCP, (ip(CLIENT), 40_000), (ip(EMPTY), 80), SYN);
         let took = self.single("pod_ingress", REFUSE, |_| refused.clone())?;
@@ -245,6 +259,61 @@ impl Runs {
             self.put(program, name, took - self.clock);
         }
         Ok(())
+    }
+
+    /// Between pods and hosts outside of the cluster; each packet is translated once.
+    fn outside(&mut self) -> Result<()> {
+        for (name, back_name, new_name, protocol, pod, outside, node) in [
+            (
+                "TCP, IPv4, of a pod to outside, known",
+                "TCP, IPv4, from outside to a pod, known",
+                "TCP, IPv4, of a pod to outside, new",
+                Protocol::TCP,
+                CLIENT,
+                OUTSIDE,
+                NODE,
+            ),
+            (
+                "UDP, IPv4, of a pod to outside, known",
+                "UDP, IPv4, from outside to a pod, known",
+                "UDP, IPv4, of a pod to outside, new",
+                Protocol::UDP,
+                CLIENT,
+                OUTSIDE,
+                NODE,
+            ),
+            (
+                "TCP, IPv6, of a pod to outside, known",
+                "TCP, IPv6, from outside to a pod, known",
+                "TCP, IPv6, of a pod to outside, new",
+                Protocol::TCP,
+                CLIENT_V6,
+                OUTSIDE_V6,
+                NODE_V6,
+            ),
+        ] {
+            let took = self.single("uplink_egress", PASS, |number| {
+                frame(protocol, (ip(pod), FIRST_PORT + number), (ip(outside), 443), SYN)
+            })?;
+            self.put("uplink_egress", new_name, took - self.clock);
+            let packet = frame(protocol, (ip(pod), FIRST_PORT), (ip(outside), 443), ACK);
+            let took = self.single("uplink_egress", PASS, |_| packet.clone())?;
+            self.put("uplink_egress", name, took - self.clock);
+            let flows = self.datapath.flows().context("reading the flows")?;
+            let is_wanted = |flow: &&FlowEntry| {
+                flow.protocol == protocol
+                    && flow.client == (ip(pod), FIRST_PORT)
+                    && flow.frontend == (ip(outside), 443)
+            };
+            let flow = flows.iter().find(is_wanted);
+            let seen_as = flow.context("the flow is there")?.seen_as;
+            ensure!(seen_as.0 == ip(node), "the flow has the node's address");
+            let answer = frame(protocol, (ip(outside), 443), seen_as, ACK);
+            let took = self.single("uplink_ingress", PASS, |_| answer.clone())?;
+            self.put("uplink_ingress", back_name, took - self.clock);
+        }
+        let answer = frame(Protocol::TCP, (ip(CLIENT), 8080), (ip(OUTSIDE), 40_000), ACK);
+        self.repeated("uplink_egress", "TCP, IPv4, of a pod to outside, which asked it", &answer, PASS)
     }
 
     /// To a pod of this node; each packet has one hop less than the one before.
