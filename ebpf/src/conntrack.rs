@@ -9,7 +9,9 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use ebpf_common::{Address, Backend, Direction, FORWARD_PORTS, Flow, Masquerade, Port, Protocol, Tuple, pick_backend};
+use ebpf_common::{
+    Address, Backend, Direction, FORWARD_PORTS, Flow, Masquerade, Port, Protocol, Tuple, pick_backend,
+};
 
 use crate::{
     error::Error,
@@ -85,8 +87,7 @@ pub fn is_over(flow: &Flow, packet: &Packet) -> bool {
         return false;
     }
     // SAFETY: read at once.
-    let closing =
-        find(&flow.translated.reversed()).is_none_or(|reverse| unsafe { (*reverse).is_closing() });
+    let closing = find(&flow.translated.reversed()).is_none_or(|reverse| unsafe { (*reverse).is_closing() });
     closing || flow.is_closing()
 }
 

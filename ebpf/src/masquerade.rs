@@ -13,10 +13,7 @@
 //! So a connection from before there was masquerading goes on under the pod's address, and one that was forgotten, after
 //! hours of silence, is over. Other protocols, and echo messages in fragments, are not translated.
 
-use aya_ebpf::{
-    helpers::bpf_ktime_get_coarse_ns,
-    programs::TcContext,
-};
+use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
 use ebpf_common::{Address, Call, Counter, Direction, Flow, Masquerade, Protocol, Tuple};
 
 use crate::{
@@ -25,7 +22,9 @@ use crate::{
     icmp::{self, Echo},
     maps::{self, INBOUND},
     nat::{self, Verdict},
-    packet::{self, ETHERNET_BYTES, ETHERTYPE_V4, ETHERTYPE_V6, Head, ICMP, ICMP_V6, Packet, Part, load},
+    packet::{
+        self, ETHERNET_BYTES, ETHERTYPE_V4, ETHERTYPE_V6, Head, ICMP, ICMP_V6, Packet, Part, load, peek,
+    },
 };
 
 /// As long as an answered datagram's flow is remembered.
@@ -44,20 +43,25 @@ pub fn may_concern(ctx: &TcContext) -> bool {
             if !pods.is_some() {
                 return false;
             }
-            // Hops and protocol, source, destination.
-            let Ok(words) = load::<[u32; 3]>(ctx, ETHERNET_BYTES + 8) else { return false };
-            !pods.contains(&Address::from_v4_word(words[2]))
-                && (pods.contains(&Address::from_v4_word(words[1])) || words[0].to_ne_bytes()[1] == ICMP)
+            let Ok(destination) = peek(ctx, ETHERNET_BYTES + 16) else { return false };
+            if pods.contains(&Address::from_v4_word(destination)) {
+                return false;
+            }
+            // Hops and protocol, source.
+            let Ok([first, source]) = load::<[u32; 2]>(ctx, ETHERNET_BYTES + 8) else { return false };
+            pods.contains(&Address::from_v4_word(source)) || first.to_ne_bytes()[1] == ICMP
         }
         ETHERTYPE_V6 => {
             let pods = &masquerade.pods.v6;
             if !pods.is_some() {
                 return false;
             }
-            let Ok([source, destination]) = load::<[Address; 2]>(ctx, ETHERNET_BYTES + 8) else { return false };
-            !pods.contains(&destination)
-                && (pods.contains(&source)
-                    || load::<u8>(ctx, ETHERNET_BYTES + 6).is_ok_and(|next| next == ICMP_V6))
+            let Ok(destination) = peek(ctx, ETHERNET_BYTES + 24) else { return false };
+            if pods.contains(&Address::from_words(destination)) {
+                return false;
+            }
+            let Ok(source) = load::<Address>(ctx, ETHERNET_BYTES + 8) else { return false };
+            pods.contains(&source) || load::<u8>(ctx, ETHERNET_BYTES + 6).is_ok_and(|next| next == ICMP_V6)
         }
         _ => false,
     }

@@ -463,6 +463,17 @@ pub fn take_hop(ctx: &TcContext, is_v4: bool) -> Result<(), Error> {
     }
 }
 
+/// As [`load`], without a call of the kernel where the bytes are in the buffer's linear part, as headers mostly are.
+#[inline(always)]
+pub fn peek<T: Copy>(ctx: &TcContext, offset: usize) -> Result<T, Error> {
+    let at = ctx.data() + offset;
+    if at + size_of::<T>() <= ctx.data_end() {
+        // SAFETY: as many bytes are there, and callers ask for types that any bytes are valid for.
+        return Ok(unsafe { (at as *const T).read_unaligned() });
+    }
+    load(ctx, offset)
+}
+
 #[inline(always)]
 pub fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Error> {
     ctx.load(offset).map_err(|_| Error::Malformed)
