@@ -195,3 +195,28 @@ fn with_a_local_policy_only_the_servers_node_answers_outside_and_it_shows_who_as
     let inside = namespace.exec("client", &["multitool", "get", &at(12)]).ok();
     assert!(inside.contains("\"pod\":\"server\""), "{inside}");
 }
+
+#[test]
+fn a_pod_reaches_a_machine_that_knows_no_way_to_pods_and_is_seen_there_as_its_node() {
+    let cluster = Cluster::running();
+    let namespace = cluster.namespace("outside");
+    namespace.apply(MANIFEST);
+    namespace.wait_ready("app=client", 1, 60);
+    let routes = cluster.on(OUTSIDE, &["ip", "route"]).ok();
+    assert!(!routes.contains("10.244."), "the machine outside knows the way to pods: {routes}");
+    // A registry listens there.
+    let (url, registry) = (format!("http://{OUTSIDE_ADDRESS}:5000/v2/"), format!("{OUTSIDE_ADDRESS}:5000"));
+    eventually(20, &format!("{url} from a pod"), || {
+        let run = namespace.exec("client", &["multitool", "get", &url]);
+        if run.code == 0 { Ok(()) } else { Err(format!("{run:?}")) }
+    });
+    let query = format!("http://agent/v1/flows?pod=outside/client&frontend={registry}");
+    let shown =
+        cluster.on("sw-node2", &["curl", "-sS", "--unix-socket", "/run/seaway/agent.sock", &query]).ok();
+    let flow: Value = serde_json::from_str(shown.lines().next().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {shown}"));
+    assert_eq!(flow["way"], "masqueraded", "{flow}");
+    assert_eq!(flow["clientName"], "pod outside/client", "{flow}");
+    let seen_as = flow["seenAs"].as_str().unwrap_or_default();
+    assert!(seen_as.starts_with("10.89.0.12:"), "{flow}");
+}
