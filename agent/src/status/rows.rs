@@ -150,12 +150,7 @@ impl<'a> Joins<'a> {
                 ("connections", json!(count.chosen)),
                 ("refused", json!(count.refused)),
             ],
-            Element::Inbound(tuple, last_seen_ns) => vec![
-                ("source", json!(end(&tuple.source, tuple.source_port))),
-                ("destination", json!(end(&tuple.destination, tuple.destination_port))),
-                ("destinationName", self.name(&tuple.destination)),
-                ("idleSeconds", self.idle(*last_seen_ns)),
-            ],
+            Element::Inbound(tuple, last_seen_ns) => self.inbound_row(tuple, *last_seen_ns),
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
@@ -202,6 +197,15 @@ impl<'a> Joins<'a> {
             ],
             other => plain_row(other),
         }
+    }
+
+    fn inbound_row(&self, tuple: &Tuple, last_seen_ns: u64) -> Row {
+        vec![
+            ("source", json!(end(&tuple.source, tuple.source_port))),
+            ("destination", json!(end(&tuple.destination, tuple.destination_port))),
+            ("destinationName", self.name(&tuple.destination)),
+            ("idleSeconds", self.idle(last_seen_ns)),
+        ]
     }
 
     fn source_range_row(&self, key: &SourceRangeKey) -> Row {
