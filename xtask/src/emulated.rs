@@ -44,7 +44,7 @@ const CPU: &str = "max,-erms,-fsrm";
 const QUICK: &str = "clearcpuid=112 init_on_alloc=0 mitigations=off";
 
 /// What the tests of the datapath call.
-const PROGRAMS: &[&str] = &["ip", "tc", "bpftool", "sleep"];
+const PROGRAMS: &[&str] = &["ip", "tc", "bpftool", "cat", "sleep"];
 const TESTS: &str = "/kernel-tests";
 
 /// What runs where no filter is given: every program in every variant, and of each kind of packet and of socket call
