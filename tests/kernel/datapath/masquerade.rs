@@ -29,6 +29,7 @@ use super::{
     node::{Node, to},
     node_port,
     packets::{ask, ask_and_stay, connect, drops, exchange, listen, receive, talk, udp},
+    tc_modes,
 };
 use crate::netns::{NetNs, eventually};
 
@@ -81,7 +82,7 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        Self::with_mode(TcMode::Tcx)
+        Self::with_mode(TcMode::of_kernel())
     }
 
     fn with_mode(tc_mode: TcMode) -> Self {
@@ -143,7 +144,7 @@ fn connected(client: &NetNs, from: &str, to: &str) -> UdpSocket {
 
 #[test]
 fn a_pod_reaches_a_host_outside_that_knows_the_way_to_the_node_only() {
-    for tc_mode in [TcMode::Tcx, TcMode::Clsact] {
+    for tc_mode in tc_modes() {
         let ground = Ground::with_mode(tc_mode);
         for of in &FAMILIES {
             let server_at = at(of.outside, 8080);
