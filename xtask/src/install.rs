@@ -27,6 +27,10 @@ pub(crate) const CLUSTER: &[Need] = &[
 /// What a laboratory of network namespaces needs.
 pub(crate) const IP: &[Need] = &[Need { program: "ip", package: "iproute2" }];
 
+/// Plugins that ours is measured beside.
+pub(crate) const CNI_PLUGINS: &[Need] =
+    &[Need { program: "/usr/lib/cni/ptp", package: "containernetworking-plugins" }];
+
 /// What a kube-proxy calls.
 pub(crate) const FILTERS: &[Need] = &[
     Need { program: "nft", package: "nftables" },
@@ -52,6 +56,11 @@ pub(crate) const PEERS: &[Need] = &[
     Need { program: "python3", package: "python3-venv" },
     Need { program: "openssl", package: "openssl" },
     Need { program: "bash", package: "bash" },
+    Need { program: "ping", package: "iputils-ping" },
+    Need { program: "tc", package: "iproute2" },
+    Need { program: "curl", package: "curl" },
+    Need { program: "diff", package: "diffutils" },
+    Need { program: "script", package: "bsdutils" },
     Need { program: "nft", package: "nftables" },
     Need { program: "iptables-save", package: "iptables" },
     Need { program: "bpftool", package: "bpftool" },
