@@ -12,21 +12,25 @@ use crate::{ebpf, run};
 /// The binaries that a host of the cluster runs.
 pub(crate) const BINARIES: &[&str] = &["seaway-server", "seaway-agent", "seaway", "seaway-cni"];
 
+/// The packages that they are in.
+const PACKAGES: &[&str] = &["control-plane", "agent", "cli", "cni"];
+
 /// Builds the BPF object and every binary; returns where each is, by name.
 pub(crate) fn binaries(release: bool) -> Result<BTreeMap<String, PathBuf>> {
     run::step("building the BPF object", ebpf::build)?;
     let profile = if release { "release" } else { "dev" };
     run::step(&format!("building the binaries ({profile} profile; the first time takes minutes)"), || {
         let mut cargo = run::cargo();
-        // The whole workspace decides the features of dependencies, so that the tests reuse what is built here.
-        cargo.args([
-            "build",
-            "--workspace",
-            "--message-format",
-            "json-render-diagnostics",
-            "--profile",
-            profile,
-        ]);
+        cargo.args(["build", "--message-format", "json-render-diagnostics", "--profile", profile]);
+        if release {
+            // Nothing that only tests ask of a dependency.
+            for package in PACKAGES {
+                cargo.args(["--package", package]);
+            }
+        } else {
+            // The whole workspace decides the features of dependencies, so that the tests reuse what is built here.
+            cargo.arg("--workspace");
+        }
         for binary in BINARIES {
             cargo.args(["--bin", binary]);
         }

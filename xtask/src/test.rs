@@ -58,6 +58,9 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<()> {
         None => vec![Tier::Unit, Tier::Fuzz, Tier::Sim, Tier::Kernel, Tier::Cluster],
     };
     let filter = arguments.filter.as_deref();
+    if arguments.tier.is_none() {
+        build_all()?;
+    }
     let mut rows = Vec::new();
     let mut all = Count::default();
     for tier in tiers {
@@ -108,6 +111,21 @@ impl Tier {
             Self::Emulated => "emulated",
         }
     }
+}
+
+/// Builds what all tiers run, in one go: each tier by itself would keep one core busy and the others waiting at its end.
+fn build_all() -> Result<()> {
+    install::ensure(&[install::ETCD])?;
+    run::step("building the BPF object", ebpf::build)?;
+    run::step("building the tests of all tiers (the first time takes minutes)", || {
+        let mut cargo = run::cargo();
+        cargo.args(["test", "--workspace", "--locked", "--no-run", "--lib", "--bins", "--tests"]);
+        for tier in [Tier::Fuzz, Tier::Sim, Tier::Kernel, Tier::Cluster] {
+            cargo.args(["--test", tier.name()]);
+        }
+        run::run(&mut cargo)
+    })?;
+    build::binaries(false).map(drop)
 }
 
 fn unit(filter: Option<&str>) -> Result<Count> {
