@@ -9,6 +9,7 @@
 //! Nothing in the kernel depends on this process staying alive: it ends without undoing anything, and finds what is
 //! its own when it starts again.
 
+mod allocations;
 mod allocator;
 mod bgp_io;
 mod blocks;

@@ -1,21 +1,21 @@
 //! The node's network as one thing: addresses, links, routes and the datapath, kept in step.
 //!
-//! Every change of an address is on disk before anybody is told of it. The kernel calls here block for microseconds
+//! Every change of an address is written before anybody is told of it. The kernel calls here block for microseconds
 //! to milliseconds; callers on the async side use `spawn_blocking`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use bgp::Prefix;
-use dataplane::datapath::Datapath;
+use dataplane::datapath::{Datapath, PodLinks};
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
 use dataplane::masquerade::MasqueradeConfig;
 use dataplane::node::NodeConfig;
+use dataplane::reaper::Reaper;
 use dataplane::routes::{Routes, RoutesConfig, Target};
 use ebpf_common::desired::{Clients, Endpoint, Service, Services};
 use ebpf_common::{Address, FrontendKey, Port, Protocol};
@@ -24,12 +24,9 @@ use ipnetwork::IpNetwork;
 use thiserror::Error;
 use tokio::sync::Notify;
 
+use crate::allocations::Allocations;
 use crate::bgp_io;
 use crate::config::Config;
-use crate::persist;
-
-/// Seconds an address rests after its pod is gone.
-const COOLDOWN: u64 = 30;
 
 /// Container id and interface name.
 type AttachmentKey = (String, String);
@@ -72,13 +69,15 @@ struct State {
 
 pub struct Network {
     pools: Vec<Pool>,
-    state_file: PathBuf,
+    allocations: Allocations,
     mtu: u32,
     node_ips: Vec<IpAddr>,
     service_cidrs: Vec<IpNetwork>,
     masquerade: MasqueradeConfig,
     state: Mutex<State>,
     datapath: Option<Mutex<Datapath>>,
+    pod_links: Option<PodLinks>,
+    reaper: Reaper,
     bgp: bgp_io::Handle,
     host_ports_changed: Arc<Notify>,
 }
@@ -87,20 +86,25 @@ impl Network {
     /// Reads what an earlier agent left, on disk and in the kernel, and goes on from there.
     pub fn open(config: &Config, datapath: Option<Datapath>, bgp: bgp_io::Handle) -> anyhow::Result<Network> {
         let pools = config.pools()?;
-        let state_file = config.state_dir.join("ipam.json");
-        let allocator = match persist::read::<Allocator>(&state_file)? {
-            Some(saved) if saved.is_consistent() => saved,
-            Some(_) => {
-                bail!("{} contradicts itself: an address is both free and in use", state_file.display())
-            }
-            None => Allocator::new(COOLDOWN),
-        };
+        let wired = !Links::open()?.pods()?.is_empty();
+        let (allocations, allocator) = Allocations::open(config.state_dir.join("ipam.json"), wired, now())?;
         let address_of = |v4: bool| config.node_ips.iter().find(|a| a.is_ipv4() == v4).copied();
         let routes_config = RoutesConfig { source_v4: address_of(true), source_v6: address_of(false) };
         let routes = Routes::open(routes_config).context("reading the node's routes")?;
         let uplink = Links::open()
             .and_then(|mut links| links.uplink(config.node_ip()))
             .with_context(|| format!("--node-ip {}", config.node_ip()))?;
+        let pod_links = datapath.as_ref().map(Datapath::pod_links);
+        let reaper = Reaper::start({
+            // A link takes its programs along; detaching them before would cost more RCU grace periods.
+            let pod_links = pod_links.clone();
+            move |index| {
+                if let Some(Err(error)) = pod_links.as_ref().map(|pod_links| pod_links.detach(index)) {
+                    tracing::warn!(error = crate::watch::chain(&error), "forgetting a pod's link");
+                }
+            }
+        })
+        .context("starting the thread that deletes links")?;
         let state = State {
             allocator,
             routes,
@@ -111,12 +115,14 @@ impl Network {
         };
         let network = Network {
             pools,
-            state_file,
+            allocations,
             mtu: uplink.mtu,
             node_ips: config.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
             masquerade: config.masquerade(),
             state: Mutex::new(state),
+            pod_links,
+            reaper,
             datapath: datapath.map(Mutex::new),
             bgp,
             host_ports_changed: Arc::default(),
@@ -144,7 +150,7 @@ impl Network {
             state.own.insert(allocation.address.into(), Target::Link(*index));
             state.index_by_attachment.insert(key, *index);
             if let Some(datapath) = &self.datapath {
-                lock(datapath).attach_pod_link(*index).context("serving Services to a running pod")?;
+                lock(datapath).pod_links().attach(*index).context("serving Services to a running pod")?;
             }
         }
         if let Some(datapath) = &self.datapath {
@@ -204,8 +210,8 @@ impl Network {
             addresses,
             mtu: self.mtu,
         })?;
-        if let Some(datapath) = &self.datapath {
-            lock(datapath).attach_pod_link(link.host_index)?;
+        if let Some(pod_links) = &self.pod_links {
+            pod_links.attach(link.host_index)?;
         }
         let mut state = self.state();
         let key = (request.container_id.clone(), request.interface.clone());
@@ -241,10 +247,10 @@ impl Network {
             state.apply();
             state.index_by_attachment.remove(&(container_id.to_owned(), interface.to_owned()))
         };
-        // The link takes its programs along; detaching them first would cost two more RCU grace periods.
-        Links::open()?.remove(&links::host_link_name(container_id, interface))?;
-        if let (Some(index), Some(datapath)) = (index, &self.datapath) {
-            lock(datapath).detach_pod_link(index)?;
+        let name = links::host_link_name(container_id, interface);
+        match index {
+            Some(index) => self.reaper.remove(index, name),
+            None => Links::open()?.remove(&name)?,
         }
         Ok(())
     }
@@ -469,7 +475,7 @@ impl Network {
     }
 
     fn save(&self, state: &State) -> anyhow::Result<()> {
-        persist::write(&self.state_file, &state.allocator)
+        self.allocations.save(&state.allocator)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

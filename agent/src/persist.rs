@@ -1,4 +1,4 @@
-//! Files that survive a crash at any moment: written aside, flushed, renamed.
+//! Files that survive a crash at any moment: written aside, flushed where they shall survive the machine, renamed.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,6 +14,16 @@ pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_vec(value).with_context(doing)?;
     text.push(b'\n');
     write_text(path, &text)
+}
+
+/// Replaces `path`; after the return it survives this process and not a crash of the machine.
+pub fn write_unflushed(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let doing = || format!("writing {}", path.display());
+    let mut text = serde_json::to_vec(value).with_context(doing)?;
+    text.push(b'\n');
+    let aside = path.with_extension("new");
+    fs::write(&aside, text).with_context(doing)?;
+    fs::rename(&aside, path).with_context(doing)
 }
 
 pub fn write_text(path: &Path, text: &[u8]) -> anyhow::Result<()> {

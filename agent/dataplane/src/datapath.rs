@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ebpf_common::{
@@ -23,7 +23,7 @@ use crate::{
     masquerade::{MasqueradeConfig, MasqueradeMaps},
     node::{NodeConfig, NodeMaps},
     pods::PodMap,
-    programs::{LogLevel, ProgramError, Programs, Role, TcMode},
+    programs::{LogLevel, ProgramError, Programs, Role, TcModes},
     services::{Applied, Names, ServiceEntry, ServiceMaps},
     stale::StaleSockets,
 };
@@ -42,14 +42,14 @@ pub enum Error {
 pub struct Config {
     /// A folder of this node's own on a BPF file system, such as /sys/fs/bpf/seaway.
     pub bpf_dir: PathBuf,
-    pub tc_mode: TcMode,
+    pub tc_modes: TcModes,
     pub log_level: LogLevel,
 }
 
 impl Config {
     /// The best that the running kernel has, without a log.
     pub fn new(bpf_dir: impl Into<PathBuf>) -> Self {
-        Self { bpf_dir: bpf_dir.into(), tc_mode: TcMode::of_kernel(), log_level: LogLevel::Off }
+        Self { bpf_dir: bpf_dir.into(), tc_modes: TcModes::of_kernel(), log_level: LogLevel::Off }
     }
 
     fn maps(&self) -> PathBuf {
@@ -60,7 +60,7 @@ impl Config {
 #[derive(Debug)]
 pub struct Datapath {
     maps_dir: PathBuf,
-    programs: Programs,
+    programs: PodLinks,
     services: ServiceMaps,
     node: NodeMaps,
     masquerade: MasqueradeMaps,
@@ -70,14 +70,39 @@ pub struct Datapath {
     service_counts: Arc<ServiceCounts>,
 }
 
+/// The programs, to serve links of pods with. The kernel takes tens of milliseconds for one, in which the maps need not
+/// wait: hence beside [`Datapath`] and with a lock of its own.
+#[derive(Clone, Debug)]
+pub struct PodLinks {
+    programs: Arc<Mutex<Programs>>,
+}
+
+impl PodLinks {
+    /// Serves the packets of a pod, on the host's end of its link. Call it in the node's network namespace, before the
+    /// pod can send. Twice is no error.
+    pub fn attach(&self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs().attach_link(interface_index, Role::Pod)?)
+    }
+
+    /// After a pod's link is gone, or to stop serving it. Twice is no error.
+    pub fn detach(&self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs().detach_link(interface_index, Role::Pod)?)
+    }
+
+    /// What a panicking thread was at is found and done again by the next who attaches.
+    fn programs(&self) -> MutexGuard<'_, Programs> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Datapath {
     /// Loads the programs, takes over the maps of an earlier agent and replaces its programs in place. Services keep
     /// being served as the maps say until [`Self::set_services`].
     pub fn open(config: &Config) -> Result<Self, Error> {
-        let programs = Programs::load(&config.bpf_dir, config.tc_mode, config.log_level)?;
+        let programs = Programs::load(&config.bpf_dir, config.tc_modes, config.log_level)?;
         let maps = config.maps();
         Ok(Self {
-            programs,
+            programs: PodLinks { programs: Arc::new(Mutex::new(programs)) },
             services: ServiceMaps::open(&maps)?,
             node: NodeMaps::open(&maps)?,
             masquerade: MasqueradeMaps::open(&maps)?,
@@ -135,13 +160,12 @@ impl Datapath {
 
     /// Serves the sockets of all processes in `cgroup`, a directory of the cgroup v2 tree, and below.
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), Error> {
-        Ok(self.programs.attach_cgroup(cgroup)?)
+        Ok(self.programs.programs().attach_cgroup(cgroup)?)
     }
 
-    /// Serves the packets of a pod, on the host's end of its link. Call it in the node's network namespace, before the
-    /// pod can send. Twice is no error.
-    pub fn attach_pod_link(&mut self, interface_index: u32) -> Result<(), Error> {
-        Ok(self.programs.attach_link(interface_index, Role::Pod)?)
+    /// Serves links of pods, also while somebody else has the datapath.
+    pub fn pod_links(&self) -> PodLinks {
+        self.programs.clone()
     }
 
     /// Makes `pods`, by address, all that packets are handed over to past the node's stack. Those of an earlier agent
@@ -161,21 +185,16 @@ impl Datapath {
     }
 
     /// Serves packets that reach Services from beyond this node.
-    pub fn attach_uplink(&mut self, interface_index: u32) -> Result<(), Error> {
-        Ok(self.programs.attach_link(interface_index, Role::Uplink)?)
+    pub fn attach_uplink(&self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs.programs().attach_link(interface_index, Role::Uplink)?)
     }
 
-    /// After a pod's link is gone, or to stop serving it. Twice is no error.
-    pub fn detach_pod_link(&mut self, interface_index: u32) -> Result<(), Error> {
-        Ok(self.programs.detach_link(interface_index, Role::Pod)?)
-    }
-
-    pub fn detach_uplink(&mut self, interface_index: u32) -> Result<(), Error> {
-        Ok(self.programs.detach_link(interface_index, Role::Uplink)?)
+    pub fn detach_uplink(&self, interface_index: u32) -> Result<(), Error> {
+        Ok(self.programs.programs().detach_link(interface_index, Role::Uplink)?)
     }
 
     pub fn detach_cgroup(&self) -> Result<(), Error> {
-        Ok(self.programs.detach_cgroup()?)
+        Ok(self.programs.programs().detach_cgroup()?)
     }
 
     /// What the maps hold, with the names of the Services.
@@ -256,8 +275,8 @@ impl Datapath {
         entries
     }
 
-    pub fn programs_mut(&mut self) -> &mut Programs {
-        &mut self.programs
+    pub fn programs_mut(&mut self) -> MutexGuard<'_, Programs> {
+        self.programs.programs()
     }
 
     /// Passes what the programs log to `logger` until dropped. Needs a tokio runtime, and a log level other than off to
@@ -266,7 +285,7 @@ impl Datapath {
         &mut self,
         logger: impl log::Log + 'static,
     ) -> Result<tokio::task::JoinHandle<()>, Error> {
-        let logger = aya_log::EbpfLogger::init_with_logger(self.programs.ebpf_mut(), logger)
+        let logger = aya_log::EbpfLogger::init_with_logger(self.programs.programs().ebpf_mut(), logger)
             .map_err(|source| Error::Log(Box::new(source)))?;
         // SAFETY: the logger owns its ring buffer's descriptor, and gives the same one until it is dropped.
         let registered = unsafe {

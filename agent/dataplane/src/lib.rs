@@ -19,6 +19,7 @@ pub mod node;
 mod pods;
 pub mod pressure;
 pub mod programs;
+pub mod reaper;
 pub mod routes;
 pub mod services;
 mod sock_diag;

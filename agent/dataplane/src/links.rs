@@ -21,6 +21,7 @@ use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Socket};
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
@@ -30,6 +31,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -56,6 +58,9 @@ pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The hardware address of every host end: locally administered, and the same for all, so pods may be told before.
 pub const HOST_MAC: [u8; 6] = [0xee; 6];
+
+/// The group of links that are about to be deleted; a number that nobody else would choose.
+const DOOMED_GROUP: u32 = u32::from_be_bytes(*b"swrp");
 
 /// Times, a millisecond apart, that a new link is asked for its carrier.
 const OPERATIONAL_TRIES: u32 = 2000;
@@ -165,8 +170,33 @@ impl Links {
 
     /// Deletes a link; one that is not there is fine. Takes an RCU grace period, some 20 ms.
     pub fn remove(&mut self, name: &str) -> io::Result<()> {
-        let header = [0; 16];
-        match self.socket.request(Message::new(RTM_DELLINK, 0, &header).string(IFLA_IFNAME, name)) {
+        self.delete(Message::new(RTM_DELLINK, 0, &link_header(0, 0, 0)).string(IFLA_IFNAME, name))
+    }
+
+    /// Deletes all of these in the time of one. A link that is not there, or has another name, is left out.
+    pub fn remove_all(&mut self, links: &[(u32, &str)]) -> io::Result<()> {
+        let present = self.list()?;
+        let is_present =
+            |index: u32, name: &str| present.iter().any(|link| link.index == index && link.name == name);
+        let doomed = links.iter().filter(|(index, name)| is_present(*index, name)).map(|(index, _)| *index);
+        let doomed: Vec<u32> = doomed.collect();
+        let mut grouped: Vec<Message> = match doomed.as_slice() {
+            [] => return Ok(()),
+            [index] => return self.delete(Message::new(RTM_DELLINK, 0, &link_header(*index, 0, 0))),
+            indexes => indexes.iter().map(|index| doom(*index)).collect(),
+        };
+        for refusal in self.socket.execute(&mut grouped)?.into_iter().flatten() {
+            let error = io::Error::from(refusal);
+            if !is_absent(&error) {
+                return Err(error);
+            }
+        }
+        self.delete(Message::new(RTM_DELLINK, 0, &link_header(0, 0, 0)).u32(IFLA_GROUP, DOOMED_GROUP))
+    }
+
+    /// Deletes; what is not there is fine.
+    fn delete(&mut self, message: Message) -> io::Result<()> {
+        match self.socket.request(message) {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) || is_absent(&error) => Ok(()),
             result => result,
         }
@@ -318,6 +348,11 @@ pub fn pod_mac(addresses: &[IpAddr]) -> [u8; 6] {
         None => [0; 4],
     };
     [0x02, 0xfe, tail[0], tail[1], tail[2], tail[3]]
+}
+
+/// Puts a link into the group of those to be deleted.
+fn doom(index: u32) -> Message {
+    Message::new(RTM_SETLINK, 0, &link_header(index, 0, 0)).u32(IFLA_GROUP, DOOMED_GROUP)
 }
 
 /// struct ifinfomsg.

@@ -182,17 +182,44 @@ impl std::str::FromStr for LogLevel {
     }
 }
 
+/// How the programs of each role are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TcModes {
+    pub pod: TcMode,
+    pub uplink: TcMode,
+}
+
+impl TcModes {
+    /// An uplink is shared with programs of others, which is what tcx is for. A pod's link is ours alone, and two tcx
+    /// links cost it two RCU grace periods under the lock of all links when they come and two when they go: 10 to 20 ms
+    /// each, where a filter of clsact takes none.
+    pub fn of_kernel() -> Self {
+        Self { pod: TcMode::Clsact, uplink: TcMode::of_kernel() }
+    }
+
+    pub const fn all(mode: TcMode) -> Self {
+        Self { pod: mode, uplink: mode }
+    }
+
+    const fn of(self, role: Role) -> TcMode {
+        match role {
+            Role::Pod => self.pod,
+            Role::Uplink => self.uplink,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Programs {
     directory: PathBuf,
-    tc_mode: TcMode,
+    tc_modes: TcModes,
     ebpf: Ebpf,
 }
 
 impl Programs {
     /// Loads all programs over the maps pinned under `directory`, creating what is missing, and puts them into every
     /// link that an earlier agent left. `directory` gets a BPF file system where it is not on one.
-    pub fn load(directory: &Path, tc_mode: TcMode, log_level: LogLevel) -> Result<Self, ProgramError> {
+    pub fn load(directory: &Path, tc_modes: TcModes, log_level: LogLevel) -> Result<Self, ProgramError> {
         if OBJECT.is_empty() {
             return Err(ProgramError::NoObject);
         }
@@ -206,7 +233,7 @@ impl Programs {
         for (name, program) in ebpf.programs_mut() {
             load_program(name, program)?;
         }
-        let programs = Self { directory: directory.to_owned(), tc_mode, ebpf };
+        let programs = Self { directory: directory.to_owned(), tc_modes, ebpf };
         programs.pin_programs()?;
         let maps_dir = directory.join("maps");
         services::take_over_frontends(&maps_dir).map_err(ProgramError::TakeOver)?;
@@ -242,17 +269,19 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the role's programs to an interface of the current network namespace. Attaching again changes nothing.
+    /// Attaches the role's programs to an interface of the current network namespace. Attaching again changes nothing;
+    /// an interface that an earlier agent served by tcx links keeps them.
     pub fn attach_link(&mut self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
         for hook in Hook::BOTH {
             let program = program_name(role, hook);
-            match self.tc_mode {
-                TcMode::Tcx => {
-                    let pin = self.link_path(&tc_link_name(role, interface_index, hook));
-                    let target = Target::Interface(interface_index);
-                    self.attach(&program, &pin, interface_index, target, hook.attach_type())?;
-                }
-                TcMode::Clsact => self.attach_clsact(&program, interface_index, hook)?,
+            let pin = self.link_path(&tc_link_name(role, interface_index, hook));
+            let target = Target::Interface(interface_index);
+            if self.tc_modes.of(role) == TcMode::Tcx || is_attached(&pin, target) {
+                self.attach(&program, &pin, interface_index, target, hook.attach_type())?;
+            } else {
+                // Of an interface that had the index before.
+                detach_pinned(&pin)?;
+                self.attach_clsact(&program, interface_index, hook)?;
             }
         }
         Ok(())
@@ -261,10 +290,8 @@ impl Programs {
     /// Undoes [`Self::attach_link`]. Nothing there is no error.
     pub fn detach_link(&mut self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
         for hook in Hook::BOTH {
-            match self.tc_mode {
-                TcMode::Tcx => detach_pinned(&self.link_path(&tc_link_name(role, interface_index, hook)))?,
-                TcMode::Clsact => self.detach_clsact(&program_name(role, hook), interface_index, hook)?,
-            }
+            detach_pinned(&self.link_path(&tc_link_name(role, interface_index, hook)))?;
+            self.detach_clsact(&program_name(role, hook), interface_index, hook)?;
         }
         Ok(())
     }
@@ -406,6 +433,11 @@ impl Programs {
             }),
         }
     }
+}
+
+/// Whether a link is pinned there that serves `target`.
+fn is_attached(pin: &Path, target: Target) -> bool {
+    bpf::get_pinned(pin).is_ok_and(|link| bpf::link_target(link.as_fd()).is_ok_and(|actual| actual == target))
 }
 
 /// Removes every pinned object under `directory`: the programs stop serving and the maps are gone. Nothing there is no

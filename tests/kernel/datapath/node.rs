@@ -12,7 +12,7 @@ use dataplane::{
     datapath::{Config, Datapath},
     links::PodLink,
     node::NodeConfig,
-    programs::TcMode,
+    programs::{TcMode, TcModes},
 };
 use ebpf_common::{
     FrontendKey,
@@ -28,7 +28,7 @@ pub struct Node {
     pub pods: [NetNs; 2],
     pub beyond: NetNs,
     pub directory: BpfDir,
-    tc_mode: TcMode,
+    tc_modes: TcModes,
 }
 
 /// Where other machines see what the node sends on.
@@ -41,18 +41,22 @@ const HOST_MAC: &str = "02:00:00:00:00:02";
 
 impl Node {
     pub fn new() -> Self {
-        Self::with_mode(TcMode::of_kernel())
+        Self::with_modes(TcModes::of_kernel())
     }
 
     pub fn with_mode(tc_mode: TcMode) -> Self {
+        Self::with_modes(TcModes::all(tc_mode))
+    }
+
+    fn with_modes(tc_modes: TcModes) -> Self {
         let directory = BpfDir::new();
         let mut node = Self {
-            datapath: open(&directory, tc_mode),
+            datapath: open(&directory, tc_modes),
             namespace: host(),
             pods: [host(), host()],
             beyond: host(),
             directory,
-            tc_mode,
+            tc_modes,
         };
         node.join_beyond();
         for index in 0..node.pods.len() {
@@ -65,9 +69,15 @@ impl Node {
         node
     }
 
+    /// Another agent takes over, of a version that attaches as it pleases.
+    pub fn restart_agent_with(&mut self, tc_modes: TcModes) {
+        self.tc_modes = tc_modes;
+        self.restart_agent();
+    }
+
     /// Another agent takes over: opens what is pinned and attaches everything again.
     pub fn restart_agent(&mut self) {
-        self.datapath = open(&self.directory, self.tc_mode);
+        self.datapath = open(&self.directory, self.tc_modes);
         self.attach();
         let pods = self.links().into_iter();
         let pods = pods.flat_map(|(addresses, link)| addresses.map(|address| (address, link.clone())));
@@ -97,7 +107,7 @@ impl Node {
         let datapath = &mut self.datapath;
         self.namespace.run(|| {
             for pod in pods {
-                datapath.attach_pod_link(pod).unwrap_or_else(|error| panic!("{}", chain(&error)));
+                datapath.pod_links().attach(pod).unwrap_or_else(|error| panic!("{}", chain(&error)));
             }
             datapath.attach_uplink(uplink).unwrap_or_else(|error| panic!("{}", chain(&error)));
             datapath.set_node(&node_config()).expect("telling the node's addresses");
@@ -160,8 +170,8 @@ pub fn node_config() -> NodeConfig {
     NodeConfig { service_ranges: services, pod_ranges: pods, ..node }
 }
 
-fn open(directory: &BpfDir, tc_mode: TcMode) -> Datapath {
-    let config = Config { tc_mode, ..Config::new(&directory.path) };
+fn open(directory: &BpfDir, tc_modes: TcModes) -> Datapath {
+    let config = Config { tc_modes, ..Config::new(&directory.path) };
     Datapath::open(&config).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 

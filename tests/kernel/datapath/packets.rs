@@ -9,7 +9,7 @@ use std::{
 
 use dataplane::{
     flows::{Flows, now_ns},
-    programs::TcMode,
+    programs::{TcMode, TcModes},
 };
 use ebpf_common::{Counter, Protocol, desired::Service};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, sockopt};
@@ -204,19 +204,47 @@ fn older_kernels_clsact_serves_the_same_and_survives_its_agent() {
     let (listener, bound) = listen(&node.pods[1], "10.244.0.3:8080");
     node.serve([(key(FRONTEND, Protocol::TCP), to(&[bound]))]);
     talk(&node.pods[0], FRONTEND, &listener);
-    let filters = |node: &Node| {
-        let shown = node.namespace.output("tc", &["filter", "show", "dev", "pod0", "ingress"]);
-        shown.matches("pod_ingress direct-action").count()
-    };
     assert_eq!(filters(&node), 1);
     node.restart_agent();
     assert_eq!(filters(&node), 1);
     talk(&node.pods[0], FRONTEND, &listener);
     let pod = node.namespace.interface_index("pod0");
     let datapath = &mut node.datapath;
-    node.namespace.run(|| datapath.detach_pod_link(pod)).expect("detaching");
+    node.namespace.run(|| datapath.pod_links().detach(pod)).expect("detaching");
     assert_eq!(filters(&node), 0);
-    node.namespace.run(|| node.datapath.detach_pod_link(pod)).expect("detaching twice");
+    node.namespace.run(|| node.datapath.pod_links().detach(pod)).expect("detaching twice");
+}
+
+/// How many filters of clsact serve the first pod's packets.
+fn filters(node: &Node) -> usize {
+    let shown = node.namespace.output("tc", &["filter", "show", "dev", "pod0", "ingress"]);
+    shown.matches("pod_ingress direct-action").count()
+}
+
+/// How many tcx links there are, and those of sockets.
+fn links(node: &Node) -> usize {
+    std::fs::read_dir(node.directory.path.join("links")).expect("the links").count()
+}
+
+#[test]
+fn pods_that_an_earlier_agent_served_by_tcx_links_keep_them() {
+    let mut node = Node::with_mode(TcMode::of_kernel());
+    let (listener, bound) = listen(&node.pods[1], "10.244.0.3:8080");
+    node.serve([(key(FRONTEND, Protocol::TCP), to(&[bound]))]);
+    let client = connect(&node.pods[0], FRONTEND).expect("a connection");
+    let (server, _) = listener.accept().expect("the connection at the backend");
+    let before = (links(&node), filters(&node));
+    node.restart_agent_with(TcModes::of_kernel());
+    exchange(&client, &server);
+    talk(&node.pods[0], FRONTEND, &listener);
+    assert_eq!((links(&node), filters(&node)), before);
+    // A pod that comes after it has filters.
+    let pod = node.namespace.interface_index("pod0");
+    let pod_links = node.datapath.pod_links();
+    node.namespace.run(|| pod_links.detach(pod)).expect("detaching");
+    node.namespace.run(|| pod_links.attach(pod)).expect("attaching anew");
+    assert_eq!(filters(&node), 1);
+    exchange(&client, &server);
 }
 
 #[test]
@@ -233,7 +261,7 @@ fn a_connection_outlives_the_agent_and_its_replacement() {
     // Attaching again made no second link: detached once, nothing serves the pod any more.
     let pod = node.namespace.interface_index("pod0");
     let datapath = &mut node.datapath;
-    node.namespace.run(|| datapath.detach_pod_link(pod)).expect("detaching");
+    node.namespace.run(|| datapath.pod_links().detach(pod)).expect("detaching");
     let new_flows = count(&node.datapath, Counter::FlowNew);
     let (socket, _) = udp(&node.pods[0], "0.0.0.0:0");
     socket.send_to(b"x", FRONTEND).expect("a datagram");
@@ -245,9 +273,7 @@ fn a_connection_outlives_the_agent_and_its_replacement() {
 
 #[test]
 fn a_link_that_went_with_its_pod_is_cleared_and_its_index_can_serve_again() {
-    let mut node = Node::new();
-    let links =
-        |node: &Node| std::fs::read_dir(node.directory.path.join("links")).expect("the links").count();
+    let mut node = Node::with_mode(TcMode::of_kernel());
     // Filters of clsact are the interface's own, and go with it.
     let [all, rest] = match TcMode::of_kernel() {
         TcMode::Tcx => [6, 4],
@@ -259,7 +285,7 @@ fn a_link_that_went_with_its_pod_is_cleared_and_its_index_can_serve_again() {
     let path = node.pods[1].path();
     node.namespace.ip(&format!("link add pod1 index {index} type veth peer name eth0 netns {path}"));
     let datapath = &mut node.datapath;
-    node.namespace.run(|| datapath.attach_pod_link(index)).expect("attaching to the index again");
+    node.namespace.run(|| datapath.pod_links().attach(index)).expect("attaching to the index again");
     // The new link serves.
     node.namespace.ip("link set pod1 up");
     node.pods[1].ip("link set eth0 up");

@@ -32,13 +32,9 @@ pub fn datapath(directory: &BpfDir) -> Datapath {
 }
 
 pub fn run(datapath: &mut Datapath, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
-    let program: &mut SchedClassifier = datapath
-        .programs_mut()
-        .ebpf_mut()
-        .program_mut(program)
-        .expect("the program")
-        .try_into()
-        .expect("a classifier");
+    let mut programs = datapath.programs_mut();
+    let program: &mut SchedClassifier =
+        programs.ebpf_mut().program_mut(program).expect("the program").try_into().expect("a classifier");
     let mut out = vec![0; packet.len() + 64];
     let options =
         TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };

@@ -63,8 +63,11 @@ fn every_program_passes_the_verifier_with_and_without_its_log() {
 /// kernels get there sooner, as they see fewer of them to be alike.
 fn print_verified(datapath: &mut Datapath, log_level: LogLevel) {
     const BUDGET: u32 = 500_000;
-    let programs = datapath.programs_mut().ebpf_mut().programs();
-    let infos = programs.map(|(name, program)| (name, program.info().expect("what the kernel says of it")));
+    let mut programs = datapath.programs_mut();
+    let infos = programs
+        .ebpf_mut()
+        .programs()
+        .map(|(name, program)| (name, program.info().expect("what the kernel says of it")));
     let mut infos: Vec<_> = infos.collect();
     infos.sort_by_key(|(_, info)| info.loaded_at());
     // The kernel notes when it begins with a program, and the next one follows at once.

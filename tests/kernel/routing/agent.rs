@@ -327,6 +327,8 @@ fn a_damaged_allocation_file_stops_the_agent_with_its_name() {
     let path: &Path = folder.path();
     fs::create_dir(path.join("state")).expect("the state folder");
     fs::write(path.join("state/ipam.json"), "{\"blocks\": [").expect("ipam.json");
+    // Of a pod that runs, whose address must not be given away.
+    host.ip("link add swptest0 type veth peer name eth9");
     fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
     let output = host.run(|| {
         Command::new(binary("seaway-agent"))

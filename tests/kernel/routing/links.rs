@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use dataplane::links::{self, Links, PodLinkConfig};
+use dataplane::reaper::Reaper;
 use dataplane::routes::{Routes, RoutesConfig, Target};
 
 use crate::netns::NetNs;
@@ -60,6 +62,32 @@ fn two_pods_of_a_node_reach_each_other_and_the_hop_is_the_node() {
     add(&node, &b, "swptest1", &[[10, 244, 0, 67].into()]);
     let said = a.output("ping", &["-c", "1", "-W", "2", "10.244.0.67"]);
     assert!(said.contains("ttl=63"), "{said}");
+}
+
+#[test]
+fn links_are_deleted_behind_the_callers_back_and_a_new_one_of_the_same_index_stays() {
+    let (node, pod) = (node(), NetNs::new());
+    let doomed: Vec<(u32, String)> = (0..8u32)
+        .map(|n| {
+            node.ip(&format!("link add swptest{n} type veth peer name eth{n} netns {}", pod.path()));
+            let name = format!("swptest{n}");
+            (node.interface_index(&name), name)
+        })
+        .collect();
+    node.run(|| {
+        let (told, gone) = std::sync::mpsc::channel();
+        let reaper = Reaper::start(move |index| told.send(index).expect("the test waits")).expect("a thread");
+        let mut links = Links::open().expect("netlink");
+        // Its index was given away: another name stands for that.
+        reaper.remove(doomed[0].0, "swpother".to_owned());
+        doomed[1..].iter().for_each(|(index, name)| reaper.remove(*index, name.clone()));
+        reaper.remove(doomed[1].0, doomed[1].1.clone());
+        let told: Vec<u32> =
+            (0..9).map(|_| gone.recv_timeout(Duration::from_secs(10)).expect("an end")).collect();
+        assert_eq!(told.len(), 9);
+        let left: Vec<String> = links.pods().expect("links").into_iter().map(|link| link.name).collect();
+        assert_eq!(left, ["swptest0"]);
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::agent::{Agent, binary};
 use super::peers::wire;
-use crate::netns::NetNs;
+use crate::netns::{NetNs, eventually};
 
 struct Call<'a> {
     command: &'a str,
@@ -81,7 +81,7 @@ fn a_pod_is_added_checked_and_deleted() {
     assert_eq!(call(&agent, &delete), (true, Value::Null));
     assert_eq!(call(&agent, &delete), (true, Value::Null), "DEL again is no error");
     assert_eq!(agent.json("/v1/pods"), json!([]));
-    assert!(!host.output("ip", &["link"]).contains("swp"), "the link is gone");
+    eventually("the link goes", || (!host.output("ip", &["link"]).contains("swp")).then_some(()));
     assert!(!host.output("ip", &["route"]).contains(&format!("{address} dev")), "the route is gone");
 }
 

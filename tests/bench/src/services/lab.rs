@@ -292,7 +292,7 @@ impl Node {
         let (links, uplink, address) = (&self.links, self.uplink, IpAddr::V4(self.address));
         self.namespace.run(|| {
             for (address, link) in links {
-                datapath.attach_pod_link(link.host_index).context("serving a pod's link")?;
+                datapath.pod_links().attach(link.host_index).context("serving a pod's link")?;
                 datapath.add_pod(&[*address], link).context("telling of a pod")?;
             }
             datapath.attach_uplink(uplink).context("serving the uplink")?;

@@ -379,9 +379,8 @@ impl Runs {
     }
 
     fn run(&mut self, program: &str, packet: &[u8], repeat: u32) -> Result<(u32, f64)> {
-        let classifier: &mut SchedClassifier = self
-            .datapath
-            .programs_mut()
+        let mut programs = self.datapath.programs_mut();
+        let classifier: &mut SchedClassifier = programs
             .ebpf_mut()
             .program_mut(program)
             .with_context(|| format!("there is no program {program}"))?
