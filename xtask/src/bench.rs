@@ -16,6 +16,8 @@ pub(crate) enum Bench {
     Apiserver,
     /// Connections through Services, changes of endpoints, single packets, beside plain routing and a peer
     Services,
+    /// Adding and deleting pods, beside Debian's ptp and host-local
+    Cni,
 }
 
 #[derive(Args)]
@@ -69,7 +71,7 @@ struct ServicesArguments {
     /// services: how many changes of an endpoint
     #[arg(long)]
     changes: Option<u32>,
-    /// services: a seaway-agent that is built already
+    /// services and cni: a seaway-agent that is built already
     #[arg(long)]
     agent: Option<PathBuf>,
     /// services: clients too whose sockets are not served
@@ -83,6 +85,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
             .and_then(|()| crate::cluster::measure(arguments.apiserver.store)),
         Bench::Apiserver => apiserver(arguments),
         Bench::Services => crate::root_only("bench services").and_then(|()| services(arguments)),
+        Bench::Cni => crate::root_only("bench cni").and_then(|()| cni(arguments)),
     }
 }
 
@@ -141,6 +144,17 @@ fn services(arguments: &BenchArguments) -> Result<()> {
             ("--rounds", number(arguments.rounds)),
         ],
     );
+    run::run(&mut command)
+}
+
+fn cni(arguments: &BenchArguments) -> Result<()> {
+    install::ensure(&[install::IP, install::CNI_PLUGINS])?;
+    run::step("building the BPF object", ebpf::build)?;
+    let mut command = Command::new(release("bench", "seaway-bench")?);
+    command.arg("cni").arg("--json").arg(figures("cni")?);
+    command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "agent", "seaway-agent")?);
+    command.arg("--plugin").arg(release("cni", "seaway-cni")?);
+    pass(&mut command, [("--rounds", number(arguments.rounds))]);
     run::run(&mut command)
 }
 

@@ -35,7 +35,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("images", &[]),
     ("harness", &[]),
     ("fuzz", &["api", "cel"]),
-    ("bench", &["dataplane", "ebpf-common", "proxy"]),
+    ("bench", &["ipam", "dataplane", "ebpf-common", "proxy"]),
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.

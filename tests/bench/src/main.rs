@@ -2,9 +2,10 @@
 //!
 //! `apiserver`: CPU time per request of an API server with its store, latency, memory and time to ready. Each round starts
 //! every subject anew on loopback and an empty store in a folder of its own, so that what else the machine does meets all
-//! of them; the figures are medians over the rounds. `services`: module `services`. Nothing is downloaded.
+//! of them; the figures are medians over the rounds. `services`, `cni`: the modules of these names. Nothing is downloaded.
 
 mod client;
+mod cni;
 mod measure;
 mod objects;
 mod peer;
@@ -53,6 +54,8 @@ enum Command {
     Apiserver(Options),
     /// Measures connections through Services, changes of endpoints and single packets, and peers where they are given
     Services(services::Options),
+    /// Measures adding and deleting pods, beside ptp and host-local
+    Cni(cni::Options),
     /// Answers, for `services`
     #[command(hide = true)]
     LoadServer(services::ServerOptions),
@@ -108,6 +111,7 @@ fn main() -> std::process::ExitCode {
     let done = match Arguments::parse().command {
         Command::Apiserver(options) => run(&options),
         Command::Services(options) => services::run(&options),
+        Command::Cni(options) => cni::run(&options),
         Command::LoadServer(options) => services::load_server(&options),
         Command::LoadClient(options) => services::load_client(&options),
     };

@@ -9,7 +9,7 @@
 mod api;
 mod change;
 mod frame;
-mod ground;
+pub(crate) mod ground;
 mod kube_proxy;
 mod lab;
 mod load;

@@ -1,0 +1,125 @@
+//! The figures as a table, each with its goal and whether it was reached, and as JSON.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::Options;
+use crate::report::{median, shown};
+
+const OURS: &str = "seaway";
+/// Of the peer's time.
+const PART: f64 = 1.0 / 3.0;
+const BURST_GOAL_MS: f64 = 100.0;
+
+#[derive(Default)]
+pub(super) struct Figures {
+    pub(super) add: Vec<Duration>,
+    pub(super) del: Vec<Duration>,
+    /// From DEL's end until the link is gone.
+    pub(super) gone: Vec<Duration>,
+    /// CPU seconds.
+    pub(super) add_cpu: Vec<f64>,
+    pub(super) del_cpu: Vec<f64>,
+    pub(super) burst_add: Vec<Duration>,
+    pub(super) burst_del: Vec<Duration>,
+}
+
+#[derive(Default)]
+pub(super) struct Report {
+    by_plugin: BTreeMap<&'static str, Figures>,
+}
+
+impl Report {
+    pub(super) fn figures(&mut self, plugin: &'static str) -> &mut Figures {
+        self.by_plugin.entry(plugin).or_default()
+    }
+
+    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+    pub(super) fn print(&self, options: &Options) {
+        println!(
+            "\n{} pods one after another, {} rounds of {} at once; milliseconds\n",
+            options.pods, options.rounds, options.burst
+        );
+        let names: Vec<&str> = self.by_plugin.keys().copied().collect();
+        println!("| figure | {} | goal |", names.join(" | "));
+        println!("|---|{}---|", "---|".repeat(names.len()));
+        self.row("ADD, median", |figures| percentile(&figures.add, 0.5), Some(PART), None);
+        self.row("ADD, p99", |figures| percentile(&figures.add, 0.99), None, None);
+        self.row("ADD, CPU time, median", |figures| cpu(&figures.add_cpu), None, None);
+        self.row("DEL, median", |figures| percentile(&figures.del, 0.5), Some(PART), None);
+        self.row("DEL, p99", |figures| percentile(&figures.del, 0.99), None, None);
+        self.row("DEL, CPU time until the link is gone, median", |figures| cpu(&figures.del_cpu), None, None);
+        self.row("from DEL's end until the link is gone, median", |f| percentile(&f.gone, 0.5), None, None);
+        let at_once = format!("ADD of {} at once", options.burst);
+        let burst = Some(BURST_GOAL_MS);
+        self.row(&format!("{at_once}, median"), |figures| percentile(&figures.burst_add, 0.5), None, burst);
+        self.row(&format!("{at_once}, longest"), |figures| percentile(&figures.burst_add, 1.0), None, None);
+        let at_once = format!("DEL of {} at once", options.burst);
+        self.row(&format!("{at_once}, median"), |figures| percentile(&figures.burst_del, 0.5), None, None);
+    }
+
+    /// `part`: at most this part of the peer's; `limit`: at most this.
+    #[expect(clippy::print_stdout, reason = "as above")]
+    fn row(
+        &self,
+        name: &str,
+        value: impl Fn(&Figures) -> Option<f64>,
+        part: Option<f64>,
+        limit: Option<f64>,
+    ) {
+        let values: Vec<String> = self.by_plugin.values().map(|figures| shown(value(figures))).collect();
+        let ours = self.by_plugin.get(OURS).and_then(&value);
+        let peer = self.by_plugin.iter().find(|(name, _)| **name != OURS).and_then(|(_, f)| value(f));
+        let limit = limit.or_else(|| Some(peer? * part?));
+        let goal = limit.map_or_else(String::new, |limit| {
+            let reached = ours.is_some_and(|ours| ours <= limit);
+            format!("<= {} {}", shown(Some(limit)), if reached { "reached" } else { "MISSED" })
+        });
+        println!("| {name} | {} | {goal} |", values.join(" | "));
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let of = |times: &[Duration]| times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>();
+        let plugins = self.by_plugin.iter().map(|(name, figures)| {
+            json!({
+                "plugin": name,
+                "add_seconds": of(&figures.add),
+                "del_seconds": of(&figures.del),
+                "link_gone_seconds": of(&figures.gone),
+                "add_cpu_seconds": figures.add_cpu,
+                "del_cpu_seconds": figures.del_cpu,
+                "burst_add_seconds": of(&figures.burst_add),
+                "burst_del_seconds": of(&figures.burst_del),
+            })
+        });
+        plugins.collect()
+    }
+}
+
+/// Milliseconds: the smallest value that this part of all values do not exceed.
+fn percentile(times: &[Duration], part: f64) -> Option<f64> {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let index = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
+    sorted.get(index).map(|time| time.as_secs_f64() * 1000.0)
+}
+
+/// Milliseconds.
+fn cpu(seconds: &[f64]) -> Option<f64> {
+    median(seconds.iter().map(|seconds| seconds * 1000.0).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_occurred() {
+        let times: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
+        assert_eq!(percentile(&times, 0.5), Some(50.0));
+        assert_eq!(percentile(&times, 0.99), Some(99.0));
+        assert_eq!(percentile(&times, 1.0), Some(100.0));
+        assert_eq!(percentile(&[], 0.5), None);
+    }
+}
