@@ -455,8 +455,10 @@ impl Agent {
             peers.insert(peer.address, peer.asn.unwrap_or(self.config.asn));
         }
         peers.retain(|address, _| !self.config.node_ips.contains(address));
-        let configure =
-            |asn: u32| PeerConfig { asn: Some(asn), passive: false, route_reflector_client: false };
+        let configure = |asn: u32| bgp_io::Neighbour {
+            config: PeerConfig { asn: Some(asn), ..PeerConfig::default() },
+            ..bgp_io::Neighbour::default()
+        };
         self.bgp.set_peers(peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect());
     }
 

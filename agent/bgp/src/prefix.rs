@@ -91,6 +91,11 @@ impl Prefix {
         }
     }
 
+    /// Whether `other` is this prefix or one inside it.
+    pub fn covers(&self, other: &Prefix) -> bool {
+        other.length() >= self.length() && self.contains(other.address())
+    }
+
     pub fn contains(&self, address: IpAddr) -> bool {
         Prefix::new(address, self.length()).is_some_and(|other| other == *self)
     }

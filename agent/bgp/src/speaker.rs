@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::best_path::Reason;
+use crate::config::{LocalRoute, PeerConfig, SpeakerConfig};
 use crate::prefix::{Family, Prefix};
 use crate::rib::{Path, Rib, Source};
 use crate::session::{self, ConnectionId, Down, Negotiated, Session, State};
@@ -25,35 +26,6 @@ pub use export::GroupKey;
 
 /// Next hops per destination at most.
 const MULTIPATH_MAX: usize = 16;
-
-#[derive(Clone, Debug)]
-pub struct SpeakerConfig {
-    pub asn: u32,
-    pub router_id: Ipv4Addr,
-    /// Next hop announced for IPv4 destinations.
-    pub next_hop_v4: Option<Ipv4Addr>,
-    /// Next hop announced for IPv6 destinations.
-    pub next_hop_v6: Option<Ipv6Addr>,
-    /// Proposed hold time, whole seconds.
-    pub hold_time: Duration,
-    pub connect_retry: Duration,
-    /// How long peers are asked to keep our routes while we restart, and the longest we keep theirs.
-    pub restart_time: Duration,
-    /// After start, how long to wait for peers' End-of-RIB before the FIB may be swept.
-    pub deferral_time: Duration,
-    /// Remote addresses accepted as iBGP neighbours without being configured.
-    pub listen_ranges: Vec<Prefix>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerConfig {
-    /// `None` takes any AS number.
-    pub asn: Option<u32>,
-    /// Never connects, only accepts.
-    pub passive: bool,
-    /// Routes from internal peers are reflected to it and its routes to them (RFC 4456).
-    pub route_reflector_client: bool,
-}
 
 #[derive(Clone, Debug)]
 pub enum Input<'a> {
@@ -162,7 +134,7 @@ pub struct Speaker {
     peers: BTreeMap<IpAddr, Peer>,
     peer_by_connection: HashMap<ConnectionId, IpAddr>,
     rib: Rib,
-    local: BTreeSet<Prefix>,
+    local: BTreeMap<Prefix, LocalRoute>,
     /// What was last reported as `Output::Route`.
     reported: HashMap<Prefix, Vec<IpAddr>>,
     groups: BTreeMap<GroupKey, Group>,
@@ -181,7 +153,7 @@ impl Speaker {
             peers: BTreeMap::new(),
             peer_by_connection: HashMap::new(),
             rib: Rib::default(),
-            local: BTreeSet::new(),
+            local: BTreeMap::new(),
             reported: HashMap::new(),
             groups: BTreeMap::new(),
             outputs: VecDeque::new(),
@@ -218,12 +190,13 @@ impl Speaker {
         self.finish_deferral(now);
     }
 
-    /// Makes the locally originated prefixes equal `desired`.
-    pub fn set_local(&mut self, desired: BTreeSet<Prefix>) {
-        for prefix in self.local.difference(&desired) {
+    /// Makes the locally originated routes equal `desired`.
+    pub fn set_local(&mut self, desired: BTreeMap<Prefix, LocalRoute>) {
+        for prefix in self.local.keys().filter(|prefix| !desired.contains_key(prefix)) {
             self.rib.remove(*prefix, Source::Local);
         }
-        for prefix in desired.difference(&self.local) {
+        for (prefix, route) in desired.iter().filter(|(prefix, route)| self.local.get(prefix) != Some(route))
+        {
             let next_hop = match prefix.family() {
                 Family::Ipv4 => self.config.next_hop_v4.map(IpAddr::V4),
                 Family::Ipv6 => self.config.next_hop_v6.map(IpAddr::V6),
@@ -233,7 +206,13 @@ impl Speaker {
                 Family::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
                 Family::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
             });
-            let attributes = self.rib.intern(Attributes { next_hop, ..Attributes::default() });
+            let attributes = self.rib.intern(Attributes {
+                next_hop,
+                communities: route.communities.clone(),
+                large_communities: route.large_communities.clone(),
+                local_pref: route.local_preference,
+                ..Attributes::default()
+            });
             let router_id = self.config.router_id;
             let path = Path { source: Source::Local, attributes, router_id, external: false, stale: false };
             self.rib.insert(*prefix, path);
@@ -387,7 +366,7 @@ impl Speaker {
                 return;
             }
             let asn = Some(self.config.asn);
-            let config = PeerConfig { asn, passive: true, route_reflector_client: false };
+            let config = PeerConfig { asn, passive: true, ..PeerConfig::default() };
             self.add_peer(remote, config, true, now);
         }
         self.peer_by_connection.insert(id, remote);

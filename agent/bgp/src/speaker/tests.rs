@@ -44,6 +44,10 @@ fn config(index: usize, asn: u32) -> SpeakerConfig {
     }
 }
 
+fn local(prefixes: &[Prefix]) -> BTreeMap<Prefix, LocalRoute> {
+    prefixes.iter().map(|prefix| (*prefix, LocalRoute::default())).collect()
+}
+
 impl Network {
     fn new(asns: &[u32]) -> Network {
         let now = Instant::now();
@@ -77,8 +81,7 @@ impl Network {
         let peers = (0..asns.len())
             .filter(|other| *other != index)
             .map(|other| {
-                let peer =
-                    PeerConfig { asn: Some(asns[other]), passive: false, route_reflector_client: false };
+                let peer = PeerConfig { asn: Some(asns[other]), ..PeerConfig::default() };
                 (address(other), peer)
             })
             .collect();
@@ -86,7 +89,7 @@ impl Network {
     }
 
     fn originate(&mut self, index: usize, prefixes: &[Prefix]) {
-        self.speakers[index].set_local(prefixes.iter().copied().collect());
+        self.speakers[index].set_local(local(prefixes));
     }
 
     fn id(&mut self, owner: usize) -> ConnectionId {
@@ -351,7 +354,7 @@ fn a_removed_peer_is_told_so_and_its_routes_go_at_once() {
 fn internal_routes_are_not_passed_on_to_internal_peers_but_external_ones_are() {
     let asns = [64512, 64512, 65001];
     let mut network = Network::new(&asns);
-    let peer = |asn: u32| PeerConfig { asn: Some(asn), passive: false, route_reflector_client: false };
+    let peer = |asn: u32| PeerConfig { asn: Some(asn), ..PeerConfig::default() };
     // 0 - 1 internal, 1 - 2 external.
     let now = network.now;
     network.speakers[0].set_peers(&BTreeMap::from([(address(1), peer(64512))]), now);
@@ -372,7 +375,8 @@ fn internal_routes_are_not_passed_on_to_internal_peers_but_external_ones_are() {
 fn a_route_reflector_passes_clients_routes_on_and_its_mark_stops_loops() {
     let mut network = Network::new(&INTERNAL);
     let now = network.now;
-    let peer = |client| PeerConfig { asn: Some(64512), passive: false, route_reflector_client: client };
+    let peer =
+        |client| PeerConfig { asn: Some(64512), route_reflector_client: client, ..PeerConfig::default() };
     network.speakers[0].set_peers(&BTreeMap::from([(address(1), peer(false))]), now);
     network.speakers[2].set_peers(&BTreeMap::from([(address(1), peer(false))]), now);
     let clients = BTreeMap::from([(address(0), peer(true)), (address(2), peer(true))]);

@@ -118,6 +118,23 @@ impl Attributes {
         self.as_path.iter().any(|segment| segment.asns().contains(&asn))
     }
 
+    /// Whether the AS_PATH begins with these AS numbers, none of them in an AS_SET.
+    pub fn as_path_starts_with(&self, asns: &[u32]) -> bool {
+        let mut wanted = asns;
+        for segment in &self.as_path {
+            if wanted.is_empty() {
+                break;
+            }
+            let AsSegment::Sequence(list) = segment else { return false };
+            let count = list.len().min(wanted.len());
+            if list[..count] != wanted[..count] {
+                return false;
+            }
+            wanted = &wanted[count..];
+        }
+        wanted.is_empty()
+    }
+
     /// The AS the path was learned from: the leftmost of the first sequence.
     pub fn neighbour_asn(&self) -> Option<u32> {
         match self.as_path.first() {
