@@ -26,6 +26,8 @@ pub use transport::{Secret, Transport};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Octets; a peer that lets more pile up is closed.
 const WRITE_BACKLOG_MAX: usize = 64 << 20;
+/// How often the speaker is told that a peer takes what it is sent.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 const READ_SIZE: usize = 64 << 10;
 
 /// What the agent learns from the speaker.
@@ -147,6 +149,7 @@ enum SocketEvent {
     Connected(IpAddr, io::Result<TcpStream>),
     Received(ConnectionId, Vec<u8>),
     Closed(ConnectionId),
+    Sent(ConnectionId),
 }
 
 struct Writer {
@@ -301,6 +304,7 @@ impl Driver {
             SocketEvent::Received(id, octets) => {
                 self.speaker.handle(Input::Received { id, octets: &octets }, now);
             }
+            SocketEvent::Sent(id) => self.speaker.handle(Input::Sent { id }, now),
             SocketEvent::Closed(id) => {
                 self.writers.remove(&id);
                 self.speaker.handle(Input::Closed { id }, now);
@@ -380,7 +384,8 @@ impl Driver {
         let (read, write) = stream.into_split();
         let (queue, messages) = mpsc::unbounded_channel();
         let backlog = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        tokio::spawn(write_all(write, messages, backlog.clone()));
+        let progress = (id, self.socket_events.clone());
+        tokio::spawn(write_all(write, messages, backlog.clone(), progress));
         let reader = tokio::spawn(read_all(read, id, self.socket_events.clone())).abort_handle();
         self.writers.insert(id, Writer { queue, backlog, reader });
         id
@@ -439,7 +444,9 @@ async fn write_all(
     mut write: tokio::net::tcp::OwnedWriteHalf,
     mut messages: mpsc::UnboundedReceiver<Arc<[u8]>>,
     backlog: Arc<std::sync::atomic::AtomicUsize>,
+    (id, events): (ConnectionId, mpsc::Sender<SocketEvent>),
 ) {
+    let mut told = Instant::now();
     let mut buffer = Vec::new();
     while let Some(message) = messages.recv().await {
         buffer.clear();
@@ -451,6 +458,10 @@ async fn write_all(
         backlog.fetch_sub(buffer.len(), std::sync::atomic::Ordering::Relaxed);
         if write.write_all(&buffer).await.is_err() {
             return;
+        }
+        // For the send hold timer, which counts in minutes. A full channel means that others are heard; later will do.
+        if told.elapsed() >= PROGRESS_INTERVAL && events.try_send(SocketEvent::Sent(id)).is_ok() {
+            told = Instant::now();
         }
     }
     // The queue is closed and empty: the peer is to see all that was said, then the end.

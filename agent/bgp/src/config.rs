@@ -1,6 +1,6 @@
 //! What the speaker is told: about itself, its peers and the routes it originates.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::policy::{LocalKind, Policy};
@@ -39,7 +39,7 @@ pub struct PeerConfig {
     pub route_reflector_client: bool,
     /// The cluster of the reflector that we are to it; our BGP identifier where `None`.
     pub cluster_id: Option<Ipv4Addr>,
-    /// The AS that we are to this peer, in place of the speaker's. Routes learned from it and sent to it carry both.
+    /// The AS that we are to this peer, in place of the speaker's, in OPEN and AS_PATH.
     pub local_asn: Option<u32>,
     /// Proposed hold time: 0 (never expires) or 3 to 65535 s; the speaker's where `None`.
     pub hold_time: Option<Duration>,
@@ -52,6 +52,8 @@ pub struct PeerConfig {
     /// Applied to what the peer is sent.
     pub export: Policy,
     pub next_hop: NextHopMode,
+    /// Our address on the way to it, announced as next hop in its family; the speaker's where `None`.
+    pub local_address: Option<IpAddr>,
     /// How often our own AS may occur in an AS_PATH that the peer sends.
     pub allow_own_as: u8,
     /// More prefixes than this, per family, end the session with Cease 1 (RFC 4486).

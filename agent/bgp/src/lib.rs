@@ -18,6 +18,6 @@ pub mod wire;
 
 pub use best_path::Reason;
 pub use config::{AddPath, LocalRoute, NextHopMode, PeerConfig, SpeakerConfig};
-pub use prefix::{Family, Prefix};
+pub use prefix::{Families, Family, Prefix};
 pub use session::{ConnectionId, State};
-pub use speaker::{Input, Output, PeerStatus, RouteStatus, Speaker};
+pub use speaker::{Input, Output, PeerStatus, RouteStatus, Speaker, Transition};

@@ -2,7 +2,12 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+mod exchange;
+mod restarts;
+
 use super::*;
+use crate::wire;
+use crate::wire::notification::cease;
 
 /// Speakers joined by in-memory connections, one virtual clock.
 struct Network {
@@ -147,6 +152,8 @@ impl Network {
                 self.speakers[index].handle(Input::Connected { peer, id: near }, now);
             }
             Output::Send { id, message } => {
+                let now = self.now;
+                self.speakers[index].handle(Input::Sent { id }, now);
                 self.updates_sent[index] += usize::from(message[18] == 2);
                 if let Some((_, far)) = self.far_end.get(&id) {
                     self.queue.push_back((*far, Some(message)));
@@ -368,7 +375,7 @@ fn internal_routes_are_not_passed_on_to_internal_peers_but_external_ones_are() {
     assert_eq!(network.next_hops(0, prefix(2, 0)), [address(1)], "next hop self towards the mesh");
     let route = &network.speakers[2].routes()[0];
     assert_eq!(route.paths[0].attributes.as_path_length(), 1);
-    assert_eq!(route.reason, Reason::OnlyPath);
+    assert_eq!(route.reason, Some(Reason::OnlyPath));
 }
 
 #[test]
@@ -456,7 +463,7 @@ proptest! {
             let learned: BTreeMap<Prefix, Vec<IpAddr>> = network.speakers[index]
                 .routes()
                 .into_iter()
-                .filter(|route| route.best != Source::Local)
+                .filter(|route| route.best != Some(Source::Local))
                 .map(|route| (route.prefix, route.next_hops))
                 .collect();
             prop_assert_eq!(learned, expected);
