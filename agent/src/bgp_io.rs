@@ -21,9 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 
 mod transport;
 
-pub use transport::{Secret, Transport};
+pub use transport::{PASSWORD_LENGTH_MAX, Secret, Transport};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const SIGNED_CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Octets; a peer that lets more pile up is closed.
 const WRITE_BACKLOG_MAX: usize = 64 << 20;
 /// How often the speaker is told that a peer takes what it is sent.
@@ -345,15 +346,15 @@ impl Driver {
             let result = match refused {
                 Some(reason) => Err(io::Error::other(reason)),
                 None => {
-                    match tokio::time::timeout(CONNECT_TIMEOUT, connect(source, target, &transport)).await {
-                        Ok(result) => result,
-                        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-                    }
+                    // A peer with another key does not answer, and will not.
+                    let limit = if signed { SIGNED_CONNECT_TIMEOUT } else { CONNECT_TIMEOUT };
+                    let attempt = tokio::time::timeout(limit, connect(source, target, &transport)).await;
+                    attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                 }
             };
             let result = result.map_err(|error| {
                 let more = if signed { transport::signature_failures().saturating_sub(failures) } else { 0 };
-                if more == 0 { error } else { io::Error::other(SignatureFailures { error, more }) }
+                if signed { io::Error::other(Signed { error, more }) } else { error }
             });
             // Fails only at the end of the thread.
             let _ = socket_events.send(SocketEvent::Connected(peer, result)).await;
@@ -408,10 +409,12 @@ async fn accept(listener: TcpListener, events: mpsc::Sender<SocketEvent>) {
     }
 }
 
-/// A connection failed while the kernel dropped segments for their signature.
+/// A signed connection failed; the kernel tells only how many segments it dropped for their signature meanwhile.
 #[derive(Debug, thiserror::Error)]
-#[error("{error}; {more} segments had a wrong or no TCP MD5 signature: compare the passwords of both sides")]
-struct SignatureFailures {
+#[error(
+    "{error}; TCP MD5 is on, and {more} segments had a wrong signature or none: compare the passwords of both sides"
+)]
+struct Signed {
     error: io::Error,
     more: u64,
 }

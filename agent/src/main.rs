@@ -11,6 +11,7 @@
 
 mod allocator;
 mod bgp_io;
+mod bgp_peers;
 mod blocks;
 mod cni_server;
 mod config;

@@ -459,7 +459,10 @@ impl Agent {
             config: PeerConfig { asn: Some(asn), ..PeerConfig::default() },
             ..bgp_io::Neighbour::default()
         };
-        self.bgp.set_peers(peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect());
+        let mut peers: BTreeMap<IpAddr, bgp_io::Neighbour> =
+            peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect();
+        peers.extend(self.config.bgp_peer_file.iter().flat_map(|file| file.0.iter().cloned()));
+        self.bgp.set_peers(peers);
     }
 
     fn set_masquerade(&self) {

@@ -31,12 +31,19 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(host: &NetNs, extra: &[&str]) -> Agent {
+        Agent::with_blocks(host, &[("10.244.0.0/16", "10.244.0.64/26")], extra)
+    }
+
+    /// One that owns these blocks, each of its pool.
+    pub fn with_blocks(host: &NetNs, blocks: &[(&str, &str)], extra: &[&str]) -> Agent {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path();
         fs::create_dir(path.join("state")).expect("the state folder");
         let mut allocator = ipam::Allocator::new(1);
-        let pool = ipam::Pool::with_default_blocks("10.244.0.0/16".parse().expect("a pool")).expect("a pool");
-        allocator.add_block("10.244.0.64/26".parse().expect("a block"), &pool);
+        for (pool, block) in blocks {
+            let pool = ipam::Pool::with_default_blocks(pool.parse().expect("a pool")).expect("a pool");
+            allocator.add_block(block.parse().expect("a block"), &pool);
+        }
         let saved = serde_json::to_vec(&allocator).expect("JSON");
         fs::write(path.join("state/ipam.json"), saved).expect("ipam.json");
         fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");

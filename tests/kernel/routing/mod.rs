@@ -2,6 +2,8 @@
 
 mod agent;
 mod asked;
+mod daemons;
+mod interop;
 mod links;
 mod peers;
 mod plugin;
