@@ -253,10 +253,9 @@ fn random_bytes_on_the_bgp_port_are_answered_with_a_notification_and_the_process
     agent.json("/v1/peers");
 }
 
-/// Sends what is not BGP and returns all that comes back.
-fn send_garbage(source: SocketAddr) -> Vec<u8> {
-    use std::os::fd::FromRawFd;
-    let target: SocketAddr = "192.0.2.1:179".parse().expect("an address");
+/// A connection from an address of this host's.
+pub fn connect_from(source: SocketAddr, target: SocketAddr) -> TcpStream {
+    use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
     let socket = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Inet,
         nix::sys::socket::SockType::Stream,
@@ -265,11 +264,15 @@ fn send_garbage(source: SocketAddr) -> Vec<u8> {
     )
     .expect("a socket");
     let address = |address: SocketAddr| nix::sys::socket::SockaddrStorage::from(address);
-    nix::sys::socket::bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &address(source)).expect("the source");
-    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address(target))
-        .expect("connecting");
+    nix::sys::socket::bind(socket.as_raw_fd(), &address(source)).expect("the source");
+    nix::sys::socket::connect(socket.as_raw_fd(), &address(target)).expect("connecting");
     // SAFETY: the descriptor is given up by `into_raw_fd` and owned by the stream alone.
-    let mut stream = unsafe { TcpStream::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(socket)) };
+    unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) }
+}
+
+/// Sends what is not BGP and returns all that comes back.
+fn send_garbage(source: SocketAddr) -> Vec<u8> {
+    let mut stream = connect_from(source, "192.0.2.1:179".parse().expect("an address"));
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     let garbage: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     // The agent may have closed already.

@@ -77,7 +77,8 @@ fn await_everything(lan: &NetNs, daemons: &mut [Daemon], passed_on: impl Fn(&Sid
     for daemon in daemons {
         daemon.await_next_hop("10.244.0.64/26", "192.0.2.1");
         daemon.await_next_hop("fd00:10:244::40/122", "2001:db8::1");
-        for side in sides.iter().filter(|side| side.number != daemon.side.number) {
+        let own = daemon.side.number;
+        for side in sides.iter().filter(|side| side.number != own) {
             daemon.await_next_hop(&side.prefix_v4(), &passed_on(side, false));
             daemon.await_next_hop(&side.prefix_v6(), &passed_on(side, true));
         }

@@ -8,5 +8,6 @@ mod links;
 mod peers;
 mod plugin;
 mod routes;
+mod table;
 
 pub use agent::binary;

@@ -178,3 +178,6 @@ impl<'a> Reader<'a> {
         self.take(4).map(|octets| u32::from_be_bytes([octets[0], octets[1], octets[2], octets[3]]))
     }
 }
+
+#[cfg(test)]
+mod tests;

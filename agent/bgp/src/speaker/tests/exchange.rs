@@ -359,11 +359,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn after_any_changes_of_configuration_tables_equal_those_of_speakers_started_with_it(
-        steps in proptest::collection::vec((0usize..6, 0u8..5, 0u8..5, 0u8..16, 0u8..8), 1..12)
+        steps in proptest::collection::vec((0usize..4, 0u8..5, 0u8..5, 0u8..16, 0u8..8), 1..12)
     ) {
-        // 0 and 1 are in one AS, 2 in another.
+        // 0 and 1 are in one AS, 2 in another. In a ring, such policies need not have one outcome, or any.
         let asns = [64512, 64512, 65001];
-        let pairs = [(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)];
+        let pairs = [(0, 1), (1, 0), (1, 2), (2, 1)];
         let mut links: Vec<(usize, usize, PeerConfig)> =
             pairs.iter().map(|(from, to)| (*from, *to, plain())).collect();
         let mut network = linked(&asns, &links);
