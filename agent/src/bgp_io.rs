@@ -6,18 +6,29 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bgp::{ConnectionId, Input, Output, PeerConfig, PeerStatus, Prefix, RouteStatus, Speaker, SpeakerConfig};
+use bgp::{
+    ConnectionId, Input, LocalRoute, Output, PeerConfig, PeerStatus, Prefix, RouteStatus, Speaker,
+    SpeakerConfig,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
+mod transport;
+
+pub use transport::{PASSWORD_LENGTH_MAX, Secret, Transport};
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const SIGNED_CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Octets; a peer that lets more pile up is closed.
 const WRITE_BACKLOG_MAX: usize = 64 << 20;
+/// How often the speaker is told that a peer takes what it is sent.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 const READ_SIZE: usize = 64 << 10;
 
 /// What the agent learns from the speaker.
@@ -30,9 +41,17 @@ pub enum Event {
 }
 
 enum Command {
-    Peers(BTreeMap<IpAddr, PeerConfig>),
-    Local(BTreeSet<Prefix>),
+    Peers(BTreeMap<IpAddr, Neighbour>),
+    Local(BTreeMap<Prefix, LocalRoute>),
     Snapshot(oneshot::Sender<Snapshot>),
+}
+
+/// A peer, and how it is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Neighbour {
+    pub config: PeerConfig,
+    /// A change of it costs the session.
+    pub transport: Transport,
 }
 
 /// Peers and routes at one moment.
@@ -57,13 +76,13 @@ impl std::fmt::Debug for Command {
 }
 
 impl Handle {
-    pub fn set_peers(&self, peers: BTreeMap<IpAddr, PeerConfig>) {
+    pub fn set_peers(&self, peers: BTreeMap<IpAddr, Neighbour>) {
         // Fails only when the thread is gone, which ends the agent.
         let _ = self.commands.send(Command::Peers(peers));
     }
 
-    pub fn set_local(&self, prefixes: BTreeSet<Prefix>) {
-        let _ = self.commands.send(Command::Local(prefixes));
+    pub fn set_local(&self, routes: BTreeMap<Prefix, LocalRoute>) {
+        let _ = self.commands.send(Command::Local(routes));
     }
 
     /// `None` when the speaker has stopped.
@@ -86,6 +105,9 @@ pub fn start(
         let address = SocketAddr::new(*address, port);
         let listener = std::net::TcpListener::bind(address).with_context(|| format!("BGP on {address}"))?;
         listener.set_nonblocking(true)?;
+        // A peer with TTL security drops an answer to its SYN that might have come from afar.
+        transport::set_ttl(listener.as_fd(), address.ip(), u8::MAX)
+            .with_context(|| format!("TTL of {address}"))?;
         listeners.push(listener);
     }
     let (commands, receiver) = mpsc::unbounded_channel();
@@ -94,7 +116,12 @@ pub fn start(
     std::thread::Builder::new().name("bgp".to_owned()).spawn(move || {
         runtime.block_on(async {
             let (socket_events, received) = mpsc::channel(1024);
+            let mut listening = Vec::new();
             for listener in listeners {
+                match listener.try_clone() {
+                    Ok(listener) => listening.push(listener),
+                    Err(error) => tracing::error!(%error, "BGP listener"),
+                }
                 match TcpListener::from_std(listener) {
                     Ok(listener) => drop(tokio::spawn(accept(listener, socket_events.clone()))),
                     Err(error) => tracing::error!(%error, "BGP listener"),
@@ -102,6 +129,9 @@ pub fn start(
             }
             let driver = Driver {
                 speaker: Speaker::new(config, Instant::now()),
+                neighbours: BTreeMap::new(),
+                unsigned: BTreeMap::new(),
+                listening,
                 writers: HashMap::new(),
                 next_id: 0,
                 addresses,
@@ -120,6 +150,7 @@ enum SocketEvent {
     Connected(IpAddr, io::Result<TcpStream>),
     Received(ConnectionId, Vec<u8>),
     Closed(ConnectionId),
+    Sent(ConnectionId),
 }
 
 struct Writer {
@@ -130,6 +161,10 @@ struct Writer {
 
 struct Driver {
     speaker: Speaker,
+    neighbours: BTreeMap<IpAddr, Neighbour>,
+    /// Peers whose password the kernel did not take, and why: there is no way to speak to them.
+    unsigned: BTreeMap<IpAddr, String>,
+    listening: Vec<std::net::TcpListener>,
     writers: HashMap<ConnectionId, Writer>,
     next_id: u64,
     addresses: Vec<IpAddr>,
@@ -174,8 +209,8 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Peers(peers) => self.speaker.set_peers(&peers, Instant::now()),
-            Command::Local(prefixes) => self.speaker.set_local(prefixes),
+            Command::Peers(peers) => self.set_peers(peers),
+            Command::Local(routes) => self.speaker.set_local(routes),
             Command::Snapshot(reply) => {
                 let snapshot = Snapshot {
                     peers: self.speaker.peers(),
@@ -189,10 +224,73 @@ impl Driver {
         }
     }
 
+    /// Peers that are reached in another way than before lose their session, the others do not.
+    fn set_peers(&mut self, desired: BTreeMap<IpAddr, Neighbour>) {
+        let now = Instant::now();
+        let same = |peer: &IpAddr, neighbour: &Neighbour| {
+            self.neighbours.get(peer).is_some_and(|known| known.transport == neighbour.transport)
+        };
+        let configs = |peers: &BTreeMap<IpAddr, Neighbour>| -> BTreeMap<IpAddr, PeerConfig> {
+            peers.iter().map(|(peer, neighbour)| (*peer, neighbour.config.clone())).collect()
+        };
+        let mut kept = configs(&desired);
+        kept.retain(|peer, _| same(peer, &desired[peer]));
+        if kept.len() < desired.len() {
+            self.speaker.set_peers(&kept, now);
+            while let Some(output) = self.speaker.poll_output() {
+                self.output(output);
+            }
+        }
+        let before = std::mem::replace(&mut self.neighbours, desired);
+        self.set_signatures(&before);
+        self.speaker.set_peers(&configs(&self.neighbours), now);
+    }
+
+    /// Gives the listening sockets the keys of the peers that have a password, and takes those of others from them.
+    fn set_signatures(&mut self, before: &BTreeMap<IpAddr, Neighbour>) {
+        let password = |neighbours: &BTreeMap<IpAddr, Neighbour>, peer: &IpAddr| {
+            neighbours.get(peer).and_then(|neighbour| neighbour.transport.password.clone())
+        };
+        let peers: BTreeSet<IpAddr> = before.keys().chain(self.neighbours.keys()).copied().collect();
+        for peer in peers {
+            let (old, new) = (password(before, &peer), password(&self.neighbours, &peer));
+            if old == new {
+                continue;
+            }
+            self.unsigned.remove(&peer);
+            for listener in &self.listening {
+                let same_family = listener.local_addr().is_ok_and(|local| local.is_ipv4() == peer.is_ipv4());
+                if !same_family {
+                    continue;
+                }
+                if let Err(error) = transport::set_signature(listener.as_fd(), peer, new.as_ref())
+                    && new.is_some()
+                {
+                    tracing::error!(%peer, %error, "the kernel does not take the BGP password");
+                    self.unsigned.insert(peer, format!("the kernel does not take the password: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Why a connection from a peer cannot be used, if so.
+    fn refusal(&self, stream: &TcpStream, remote: IpAddr) -> Option<String> {
+        if let Some(reason) = self.unsigned.get(&remote) {
+            return Some(reason.clone());
+        }
+        let neighbour = self.neighbours.get(&remote)?;
+        let error = neighbour.transport.prepare(stream.as_fd(), remote, false).err()?;
+        Some(format!("options of its socket: {error}"))
+    }
+
     fn socket_event(&mut self, event: SocketEvent) {
         let now = Instant::now();
         match event {
             SocketEvent::Accepted(stream, remote) => {
+                if let Some(reason) = self.refusal(&stream, remote) {
+                    tracing::warn!(%remote, reason, "a BGP connection is refused");
+                    return;
+                }
                 let id = self.adopt(stream);
                 self.speaker.handle(Input::Accepted { remote, id }, now);
             }
@@ -207,6 +305,7 @@ impl Driver {
             SocketEvent::Received(id, octets) => {
                 self.speaker.handle(Input::Received { id, octets: &octets }, now);
             }
+            SocketEvent::Sent(id) => self.speaker.handle(Input::Sent { id }, now),
             SocketEvent::Closed(id) => {
                 self.writers.remove(&id);
                 self.speaker.handle(Input::Closed { id }, now);
@@ -216,19 +315,7 @@ impl Driver {
 
     fn output(&mut self, output: Output) {
         match output {
-            Output::Connect { peer } => {
-                let source = self.addresses.iter().find(|a| a.is_ipv4() == peer.is_ipv4()).copied();
-                let target = SocketAddr::new(peer, self.port);
-                let socket_events = self.socket_events.clone();
-                tokio::spawn(async move {
-                    let result = match tokio::time::timeout(CONNECT_TIMEOUT, connect(source, target)).await {
-                        Ok(result) => result,
-                        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-                    };
-                    // Fails only at the end of the thread.
-                    let _ = socket_events.send(SocketEvent::Connected(peer, result)).await;
-                });
-            }
+            Output::Connect { peer } => self.connect(peer),
             Output::Send { id, message } => self.send(id, message),
             Output::Close { id } => {
                 if let Some(writer) = self.writers.remove(&id) {
@@ -243,6 +330,35 @@ impl Driver {
                 let _ = self.events.send(Event::Converged);
             }
         }
+    }
+
+    fn connect(&mut self, peer: IpAddr) {
+        let transport =
+            self.neighbours.get(&peer).map(|neighbour| neighbour.transport.clone()).unwrap_or_default();
+        let of_family = || self.addresses.iter().find(|a| a.is_ipv4() == peer.is_ipv4()).copied();
+        let source = transport.source.or_else(of_family);
+        let target = SocketAddr::new(peer, transport.port.unwrap_or(self.port));
+        let refused = self.unsigned.get(&peer).cloned();
+        let socket_events = self.socket_events.clone();
+        tokio::spawn(async move {
+            let signed = transport.password.is_some();
+            let failures = if signed { transport::signature_failures() } else { 0 };
+            let result = match refused {
+                Some(reason) => Err(io::Error::other(reason)),
+                None => {
+                    // A peer with another key does not answer, and will not.
+                    let limit = if signed { SIGNED_CONNECT_TIMEOUT } else { CONNECT_TIMEOUT };
+                    let attempt = tokio::time::timeout(limit, connect(source, target, &transport)).await;
+                    attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                }
+            };
+            let result = result.map_err(|error| {
+                let more = if signed { transport::signature_failures().saturating_sub(failures) } else { 0 };
+                if signed { io::Error::other(Signed { error, more }) } else { error }
+            });
+            // Fails only at the end of the thread.
+            let _ = socket_events.send(SocketEvent::Connected(peer, result)).await;
+        });
     }
 
     fn send(&mut self, id: ConnectionId, message: Arc<[u8]>) {
@@ -269,7 +385,8 @@ impl Driver {
         let (read, write) = stream.into_split();
         let (queue, messages) = mpsc::unbounded_channel();
         let backlog = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        tokio::spawn(write_all(write, messages, backlog.clone()));
+        let progress = (id, self.socket_events.clone());
+        tokio::spawn(write_all(write, messages, backlog.clone(), progress));
         let reader = tokio::spawn(read_all(read, id, self.socket_events.clone())).abort_handle();
         self.writers.insert(id, Writer { queue, backlog, reader });
         id
@@ -292,8 +409,19 @@ async fn accept(listener: TcpListener, events: mpsc::Sender<SocketEvent>) {
     }
 }
 
-async fn connect(source: Option<IpAddr>, target: SocketAddr) -> io::Result<TcpStream> {
+/// A signed connection failed; the kernel tells only how many segments it dropped for their signature meanwhile.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{error}; TCP MD5 is on, and {more} segments had a wrong signature or none: compare the passwords of both sides"
+)]
+struct Signed {
+    error: io::Error,
+    more: u64,
+}
+
+async fn connect(source: Option<IpAddr>, target: SocketAddr, transport: &Transport) -> io::Result<TcpStream> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    transport.prepare(socket.as_fd(), target.ip(), true)?;
     if let Some(source) = source {
         socket.bind(SocketAddr::new(source, 0))?;
     }
@@ -319,7 +447,9 @@ async fn write_all(
     mut write: tokio::net::tcp::OwnedWriteHalf,
     mut messages: mpsc::UnboundedReceiver<Arc<[u8]>>,
     backlog: Arc<std::sync::atomic::AtomicUsize>,
+    (id, events): (ConnectionId, mpsc::Sender<SocketEvent>),
 ) {
+    let mut told = Instant::now();
     let mut buffer = Vec::new();
     while let Some(message) = messages.recv().await {
         buffer.clear();
@@ -331,6 +461,10 @@ async fn write_all(
         backlog.fetch_sub(buffer.len(), std::sync::atomic::Ordering::Relaxed);
         if write.write_all(&buffer).await.is_err() {
             return;
+        }
+        // For the send hold timer, which counts in minutes. A full channel means that others are heard; later will do.
+        if told.elapsed() >= PROGRESS_INTERVAL && events.try_send(SocketEvent::Sent(id)).is_ok() {
+            told = Instant::now();
         }
     }
     // The queue is closed and empty: the peer is to see all that was said, then the end.

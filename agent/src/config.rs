@@ -111,6 +111,10 @@ pub struct Config {
     #[arg(long = "bgp-peer", env = "SEAWAY_BGP_PEER", value_delimiter = ',', value_name = "ADDRESS[@AS]")]
     pub bgp_peers: Vec<StaticPeer>,
 
+    /// A file of BGP peers with all that can be said of them: a JSON array.
+    #[arg(long, env = "SEAWAY_BGP_PEER_FILE", value_name = "FILE", value_parser = crate::bgp_peers::load)]
+    pub bgp_peer_file: Option<crate::bgp_peers::PeerFile>,
+
     /// Leaves pods to another kubelet: network only.
     #[arg(long)]
     pub no_kubelet: bool,

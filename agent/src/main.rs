@@ -12,6 +12,7 @@
 mod allocations;
 mod allocator;
 mod bgp_io;
+mod bgp_peers;
 mod blocks;
 mod cni_server;
 mod config;

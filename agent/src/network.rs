@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use bgp::Prefix;
+use bgp::{LocalRoute, Prefix};
 use dataplane::datapath::{Datapath, PodLinks};
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
 use dataplane::masquerade::MasqueradeConfig;
@@ -372,7 +372,8 @@ impl Network {
                 state.own.insert(*block, Target::Blackhole);
             }
         }
-        self.bgp.set_local(blocks.into_iter().map(Prefix::from).collect());
+        let route = |block| (Prefix::from(block), LocalRoute::default());
+        self.bgp.set_local(blocks.into_iter().map(route).collect());
     }
 
     /// Takes what the speaker selected. No next hop: the destination is gone.

@@ -455,9 +455,14 @@ impl Agent {
             peers.insert(peer.address, peer.asn.unwrap_or(self.config.asn));
         }
         peers.retain(|address, _| !self.config.node_ips.contains(address));
-        let configure =
-            |asn: u32| PeerConfig { asn: Some(asn), passive: false, route_reflector_client: false };
-        self.bgp.set_peers(peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect());
+        let configure = |asn: u32| bgp_io::Neighbour {
+            config: PeerConfig { asn: Some(asn), ..PeerConfig::default() },
+            ..bgp_io::Neighbour::default()
+        };
+        let mut peers: BTreeMap<IpAddr, bgp_io::Neighbour> =
+            peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect();
+        peers.extend(self.config.bgp_peer_file.iter().flat_map(|file| file.0.iter().cloned()));
+        self.bgp.set_peers(peers);
     }
 
     fn set_masquerade(&self) {

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bgp::policy::Community;
 use bgp::rib::Source;
 use bgp::{PeerStatus, RouteStatus};
 use dataplane::routes::Target;
@@ -314,6 +315,11 @@ fn lines(
 }
 
 fn peer_json(peer: &PeerStatus, now: Instant) -> Value {
+    let transition = |change: &bgp::Transition| {
+        let ago = now.duration_since(change.at).as_secs();
+        json!({ "secondsAgo": ago, "state": change.state.to_string(), "detail": change.detail })
+    };
+    let history: Vec<Value> = peer.history.iter().map(transition).collect();
     json!({
         "address": peer.address,
         "asn": peer.asn,
@@ -322,12 +328,18 @@ fn peer_json(peer: &PeerStatus, now: Instant) -> Value {
         "dynamic": peer.dynamic,
         "establishedSeconds": peer.established_at.map(|at| now.duration_since(at).as_secs()),
         "holdTimeSeconds": peer.hold_time.map(|time| time.as_secs()),
+        "keepaliveSeconds": peer.keepalive_time.map(|time| time.as_secs_f64()),
         "gracefulRestart": peer.graceful_restart,
         "routes": peer.routes,
         "routesStale": peer.routes_stale,
+        "routesRejected": peer.routes_rejected,
+        "routesAdvertised": peer.routes_advertised,
         "messagesReceived": peer.messages_received,
         "messagesSent": peer.messages_sent,
         "lastError": peer.last_error,
+        "lastNotificationSent": peer.last_notification_sent.as_ref().map(ToString::to_string),
+        "lastNotificationReceived": peer.last_notification_received.as_ref().map(ToString::to_string),
+        "history": history,
     })
 }
 
@@ -382,6 +394,10 @@ fn route_json(route: &RouteStatus, kernel: Option<(&Target, bool)>) -> Value {
             let as_path: Vec<u32> = attributes.as_path.iter().flat_map(|s| s.asns()).copied().collect();
             let communities: Vec<String> =
                 attributes.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect();
+            let large = attributes.large_communities.iter().copied().map(Community::Large);
+            let large: Vec<String> = large.map(|community| community.to_string()).collect();
+            let extended = attributes.extended_communities.iter().copied().map(Community::Extended);
+            let extended: Vec<String> = extended.map(|community| community.to_string()).collect();
             json!({
                 "source": source_text(path.source),
                 "nextHop": attributes.next_hop,
@@ -390,6 +406,9 @@ fn route_json(route: &RouteStatus, kernel: Option<(&Target, bool)>) -> Value {
                 "localPref": attributes.local_pref,
                 "med": attributes.med,
                 "communities": communities,
+                "largeCommunities": large,
+                "extendedCommunities": extended,
+                "rejected": path.rejected.map(|rejected| rejected.to_string()),
                 "external": path.external,
                 "stale": path.stale,
             })
@@ -397,8 +416,8 @@ fn route_json(route: &RouteStatus, kernel: Option<(&Target, bool)>) -> Value {
         .collect();
     json!({
         "prefix": route.prefix.to_string(),
-        "best": source_text(route.best),
-        "reason": route.reason.to_string(),
+        "best": route.best.map(source_text),
+        "reason": route.reason.map(|reason| reason.to_string()),
         "nextHops": route.next_hops,
         "kernel": kernel.map(|(target, installed)| kernel_json(target, installed)),
         "paths": paths,

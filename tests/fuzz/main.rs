@@ -9,8 +9,11 @@
 //! | selectors | labelSelector, fieldSelector |
 //! | scalars | quantities and times |
 //! | cel | expressions of policies and CustomResourceDefinitions, with their cost limit |
+//! | bgp-messages, bgp-conversations | what a BGP peer sends: messages, and streams of them to a speaker |
 //!
 //! A new decoder gets a test here: a corpus, a dictionary, and a function from bytes to an outcome.
+
+mod routing;
 
 use std::path::PathBuf;
 

@@ -53,6 +53,8 @@ pub(crate) const BPFTOOL: &[Need] = &[Need { program: "bpftool", package: "bpfto
 /// What the kernel and cluster tiers judge us with.
 pub(crate) const PEERS: &[Need] = &[
     Need { program: "bird", package: "bird2" },
+    Need { program: "/usr/lib/frr/bgpd", package: "frr" },
+    Need { program: "gobgpd", package: "gobgpd" },
     Need { program: "python3", package: "python3-venv" },
     Need { program: "openssl", package: "openssl" },
     Need { program: "bash", package: "bash" },

@@ -34,7 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("protoc", &[]),
     ("images", &[]),
     ("harness", &[]),
-    ("fuzz", &["api", "cel"]),
+    ("fuzz", &["api", "bgp", "cel"]),
     ("bench", &["ipam", "dataplane", "ebpf-common", "proxy"]),
 ];
 

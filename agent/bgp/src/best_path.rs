@@ -11,6 +11,7 @@ use crate::rib::{Path, Source};
 pub enum Reason {
     OnlyPath,
     Local,
+    NotStale,
     LocalPref,
     AsPathLength,
     Origin,
@@ -26,6 +27,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Reason::OnlyPath => "only path",
             Reason::Local => "originated here",
+            Reason::NotStale => "the other is long stale",
             Reason::LocalPref => "higher LOCAL_PREF",
             Reason::AsPathLength => "shorter AS_PATH",
             Reason::Origin => "lower ORIGIN",
@@ -58,7 +60,7 @@ pub fn compare(a: &Path, b: &Path) -> (Ordering, Reason) {
             return (order, reason);
         }
     }
-    (a.source.cmp(&b.source), Reason::PeerAddress)
+    ((a.source, a.path_id).cmp(&(b.source, b.path_id)), Reason::PeerAddress)
 }
 
 /// The steps before the tie-breakers: paths equal here share the load.
@@ -71,6 +73,7 @@ fn compare_cost(a: &Path, b: &Path) -> (Ordering, Reason) {
     let med_order = if neighbour(a) == neighbour(b) { med(a).cmp(&med(b)) } else { Ordering::Equal };
     let steps = [
         (local(a).cmp(&local(b)), Reason::Local),
+        (a.long_stale().cmp(&b.long_stale()), Reason::NotStale),
         (local_pref(b).cmp(&local_pref(a)), Reason::LocalPref),
         (length(a).cmp(&length(b)), Reason::AsPathLength),
         (a.attributes.origin.cmp(&b.attributes.origin), Reason::Origin),
@@ -95,23 +98,17 @@ pub struct Selection<'a> {
 }
 
 /// Selects among `paths`. MED is compared between paths of one neighbour AS only, so those are settled
-/// first (RFC 4271 9.1.2.2 c): otherwise the result would depend on the order of arrival.
+/// first (RFC 4271 9.1.2.2 c): otherwise the result would depend on the order of arrival. Rejected paths take no part.
 pub fn select(paths: &[Path], multipath_max: usize) -> Option<Selection<'_>> {
-    let mut candidates: Vec<&Path> = paths
-        .iter()
-        .filter(|path| {
-            let beaten_by_med = |other: &&Path| {
-                other.attributes.neighbour_asn() == path.attributes.neighbour_asn()
-                    && compare_cost(other, path) == (Ordering::Less, Reason::Med)
-            };
-            !paths.iter().any(|other| beaten_by_med(&other))
-        })
-        .collect();
-    candidates.sort_by(|a, b| compare(a, b).0);
+    let eligible = || paths.iter().filter(|path| path.rejected.is_none());
+    if let (Some(best), None) = (eligible().next(), eligible().nth(1)) {
+        let next_hops = vec![best.attributes.next_hop];
+        return Some(Selection { best, reason: Reason::OnlyPath, next_hops });
+    }
+    let candidates = ranked(paths);
     let (best, rest) = candidates.split_first()?;
     let reason = match rest.first() {
-        None if paths.len() > 1 => Reason::Med,
-        None => Reason::OnlyPath,
+        None => Reason::Med,
         Some(second) => compare(best, second).1,
     };
     let mut next_hops = vec![best.attributes.next_hop];
@@ -125,4 +122,18 @@ pub fn select(paths: &[Path], multipath_max: usize) -> Option<Selection<'_>> {
     }
     next_hops.sort_unstable();
     Some(Selection { best, reason, next_hops })
+}
+
+/// The paths that may be chosen, the best first; without those that lose to another by MED.
+pub fn ranked(paths: &[Path]) -> Vec<&Path> {
+    let eligible = || paths.iter().filter(|path| path.rejected.is_none());
+    let beaten_by_med = |path: &Path, other: &Path| {
+        other.attributes.med.unwrap_or(0) < path.attributes.med.unwrap_or(0)
+            && other.attributes.neighbour_asn() == path.attributes.neighbour_asn()
+            && compare_cost(other, path) == (Ordering::Less, Reason::Med)
+    };
+    let mut candidates: Vec<&Path> =
+        eligible().filter(|path| !eligible().any(|other| beaten_by_med(path, other))).collect();
+    candidates.sort_by(|a, b| compare(a, b).0);
+    candidates
 }

@@ -5,9 +5,11 @@
 //! ```
 //!
 //! Everything is fed through `Speaker::handle(input, now)` and read through `poll_output()` and
-//! `next_deadline()`; the driver owns sockets, time and the FIB. No policy language, no ADD-PATH.
+//! `next_deadline()`; the driver owns sockets, time and the FIB.
 
 pub mod best_path;
+pub mod config;
+pub mod policy;
 pub mod prefix;
 pub mod rib;
 pub mod session;
@@ -15,6 +17,7 @@ pub mod speaker;
 pub mod wire;
 
 pub use best_path::Reason;
-pub use prefix::{Family, Prefix};
+pub use config::{AddPath, LocalRoute, NextHopMode, PeerConfig, SpeakerConfig};
+pub use prefix::{Families, Family, Prefix};
 pub use session::{ConnectionId, State};
-pub use speaker::{Input, Output, PeerConfig, PeerStatus, RouteStatus, Speaker, SpeakerConfig};
+pub use speaker::{Input, Output, PeerStatus, RouteStatus, Speaker, Transition};

@@ -48,6 +48,41 @@ impl Family {
     }
 }
 
+/// A set of families.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Families {
+    pub ipv4: bool,
+    pub ipv6: bool,
+}
+
+impl Families {
+    pub fn contains(self, family: Family) -> bool {
+        match family {
+            Family::Ipv4 => self.ipv4,
+            Family::Ipv6 => self.ipv6,
+        }
+    }
+
+    pub fn insert(&mut self, family: Family) {
+        match family {
+            Family::Ipv4 => self.ipv4 = true,
+            Family::Ipv6 => self.ipv6 = true,
+        }
+    }
+
+    pub fn is_empty(self) -> bool {
+        !self.ipv4 && !self.ipv6
+    }
+}
+
+impl FromIterator<Family> for Families {
+    fn from_iter<T: IntoIterator<Item = Family>>(families: T) -> Families {
+        let mut set = Families::default();
+        families.into_iter().for_each(|family| set.insert(family));
+        set
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Prefix {
     V4 { address: Ipv4Addr, length: u8 },
@@ -89,6 +124,11 @@ impl Prefix {
         match *self {
             Prefix::V4 { length, .. } | Prefix::V6 { length, .. } => length,
         }
+    }
+
+    /// Whether `other` is this prefix or one inside it.
+    pub fn covers(&self, other: &Prefix) -> bool {
+        other.length() >= self.length() && self.contains(other.address())
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -8,17 +8,19 @@
 //! are resolved by BGP identifier (6.8); a peer that comes back while its old connection still looks alive
 //! replaces it where graceful restart was negotiated (RFC 4724 section 4.2).
 
+mod negotiation;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::prefix::Family;
+use crate::config::AddPath;
+use crate::prefix::{Families, Family};
 use crate::wire::notification::{self, cease};
-use crate::wire::{
-    self, Capability, DecodeContext, EncodeContext, GracefulRestart, Message, Notification, Open, Update,
-};
+use crate::wire::{self, DecodeContext, Message, Notification, Open, Refresh, Update};
+pub use negotiation::Negotiated;
 
 /// Names a TCP connection; the driver picks them, never twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +32,7 @@ const OPEN_HOLD_TIME: Duration = Duration::from_secs(60);
 const COLLISION_WINDOW: Duration = Duration::from_secs(2);
 /// First reconnect after an established session ended.
 const RECONNECT_DELAY: Duration = Duration::from_millis(500);
+const SEND_HOLD_TIME_MIN: Duration = Duration::from_secs(480);
 const CONNECT_RETRY_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub struct Config {
     pub remote_asn: Option<u32>,
     /// Proposed hold time, whole seconds: 0 or 3 to 65535.
     pub hold_time: Duration,
+    /// A third of the negotiated hold time at most, and where `None`.
+    pub keepalive_time: Option<Duration>,
     /// Delay before a second attempt; doubles to 30 s.
     pub connect_retry: Duration,
     /// Never connects, only accepts.
@@ -47,6 +52,10 @@ pub struct Config {
     pub families: Vec<Family>,
     /// Restart time announced with graceful restart, 0 to 4095 s; 0 leaves the capability out.
     pub restart_time: Duration,
+    /// RFC 9494; `None` leaves the capability out.
+    pub long_lived_stale_time: Option<Duration>,
+    pub add_path: AddPath,
+    pub extended_next_hop: bool,
 }
 
 /// The states of RFC 4271 section 8.2.2.
@@ -75,13 +84,15 @@ pub enum Direction {
 #[derive(Clone, Debug)]
 pub enum Input<'a> {
     Start,
-    /// Ends the session with a Cease of this subcode.
-    Stop(u8),
+    /// Ends the session with this; it stays ended until `Start`.
+    Stop(Notification),
     Connected(ConnectionId),
     ConnectFailed,
     Accepted(ConnectionId),
     Received(ConnectionId, &'a [u8]),
     Closed(ConnectionId),
+    /// The peer's TCP took something of what was sent.
+    Sent(ConnectionId),
     /// Time has passed.
     Tick,
 }
@@ -95,7 +106,7 @@ pub enum Output {
     Close(ConnectionId),
     Established(Box<Negotiated>),
     Update(Box<Update>),
-    Refresh(Family),
+    Refresh(Family, Refresh),
     Down(Down),
 }
 
@@ -113,6 +124,8 @@ pub struct Down {
 pub enum DownReason {
     ConnectionClosed,
     HoldTimerExpired,
+    /// The peer read nothing for too long (RFC 9687).
+    SendHoldTimerExpired,
     NotificationSent(Notification),
     NotificationReceived(Notification),
     /// The peer opened a new connection after a restart.
@@ -125,29 +138,13 @@ impl fmt::Display for DownReason {
         match self {
             DownReason::ConnectionClosed => write!(f, "connection closed"),
             DownReason::HoldTimerExpired => write!(f, "hold timer expired"),
+            DownReason::SendHoldTimerExpired => write!(f, "send hold timer expired: the peer reads nothing"),
             DownReason::NotificationSent(n) => write!(f, "sent NOTIFICATION {n}"),
             DownReason::NotificationReceived(n) => write!(f, "received NOTIFICATION {n}"),
             DownReason::Replaced => write!(f, "peer reconnected"),
             DownReason::Stopped => write!(f, "stopped"),
         }
     }
-}
-
-/// What the two OPENs agreed on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Negotiated {
-    pub connection: ConnectionId,
-    pub remote_asn: u32,
-    pub remote_router_id: Ipv4Addr,
-    pub external: bool,
-    pub hold_time: Duration,
-    pub families: Vec<Family>,
-    pub encode: EncodeContext,
-    pub route_refresh: bool,
-    /// The peer's graceful restart capability, where both have it.
-    pub graceful_restart: Option<GracefulRestart>,
-    /// Both set the N bit.
-    pub notification_restart: bool,
 }
 
 #[derive(Debug)]
@@ -157,8 +154,10 @@ struct Connection {
     state: State,
     buffer: Vec<u8>,
     hold_time: Duration,
+    keepalive_time: Duration,
     hold_deadline: Option<Instant>,
     keepalive_deadline: Option<Instant>,
+    send_hold_deadline: Option<Instant>,
     negotiated: Option<Negotiated>,
     established_at: Option<Instant>,
 }
@@ -218,7 +217,10 @@ impl Session {
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        let timers = self.connections.iter().flat_map(|c| [c.hold_deadline, c.keepalive_deadline]);
+        let timers = self
+            .connections
+            .iter()
+            .flat_map(|c| [c.hold_deadline, c.keepalive_deadline, c.send_hold_deadline]);
         timers.chain([self.retry_deadline]).flatten().min()
     }
 
@@ -233,7 +235,7 @@ impl Session {
     pub fn handle(&mut self, input: Input<'_>, now: Instant) {
         match input {
             Input::Start => self.start(now),
-            Input::Stop(subcode) => self.stop(subcode),
+            Input::Stop(notification) => self.stop(&notification),
             Input::Connected(id) => {
                 self.connecting = false;
                 self.open(id, Direction::Outgoing, now);
@@ -245,6 +247,11 @@ impl Session {
             Input::Accepted(id) => self.open(id, Direction::Incoming, now),
             Input::Received(id, octets) => self.received(id, octets, now),
             Input::Closed(id) => self.end(id, DownReason::ConnectionClosed, now),
+            Input::Sent(id) => {
+                if let Some(index) = self.index(id) {
+                    self.connections[index].restart_send_hold_timer(now);
+                }
+            }
             Input::Tick => {}
         }
         self.expire(now);
@@ -258,11 +265,14 @@ impl Session {
         }
     }
 
-    fn stop(&mut self, subcode: u8) {
+    fn stop(&mut self, notification: &Notification) {
         self.started = false;
         self.retry_deadline = None;
         for connection in std::mem::take(&mut self.connections) {
-            self.output_send(connection.id, wire::encode_notification(&Notification::cease(subcode)));
+            // RFC 8538 section 4: else the peer would keep our routes.
+            let keeps = connection.negotiated.as_ref().is_some_and(|n| n.notification_restart);
+            let for_good = if keeps { notification.hard() } else { notification.clone() };
+            self.output_send(connection.id, wire::encode_notification(&for_good));
             self.outputs.push_back(Output::Close(connection.id));
             if connection.state == State::Established {
                 let down = Down { reason: DownReason::Stopped, was_established: true, retain: Vec::new() };
@@ -296,33 +306,17 @@ impl Session {
             state: State::OpenSent,
             buffer: Vec::new(),
             hold_time: OPEN_HOLD_TIME,
+            keepalive_time: OPEN_HOLD_TIME / 3,
             hold_deadline: Some(now + OPEN_HOLD_TIME),
             keepalive_deadline: None,
+            send_hold_deadline: None,
             negotiated: None,
             established_at: None,
         });
     }
 
     fn local_open(&self) -> Open {
-        let config = &self.config;
-        let mut capabilities: Vec<Capability> =
-            config.families.iter().map(|family| Capability::MultiProtocol(*family)).collect();
-        capabilities.extend([
-            Capability::RouteRefresh,
-            Capability::ExtendedMessage,
-            Capability::FourOctetAs(config.local_asn),
-        ]);
-        let restart_time = config.restart_time.as_secs().min(4095) as u16;
-        if restart_time > 0 {
-            capabilities.push(Capability::GracefulRestart(GracefulRestart {
-                restarted: self.restarting,
-                notification: true,
-                restart_time,
-                families: config.families.iter().map(|family| (*family, true)).collect(),
-            }));
-        }
-        let hold_time = config.hold_time.as_secs().min(65535) as u16;
-        Open { asn: config.local_asn, hold_time, router_id: config.router_id, capabilities }
+        negotiation::local_open(&self.config, self.restarting)
     }
 
     fn received(&mut self, id: ConnectionId, octets: &[u8], now: Instant) {
@@ -375,9 +369,10 @@ impl Session {
                 connection.restart_hold_timer(now);
                 self.outputs.push_back(Output::Update(update));
             }
-            (State::Established, Message::RouteRefresh(family)) => {
-                if let Some(family) = family {
-                    self.outputs.push_back(Output::Refresh(family));
+            (State::Established, Message::RouteRefresh(refresh)) => {
+                connection.restart_hold_timer(now);
+                if let Some((family, kind)) = refresh {
+                    self.outputs.push_back(Output::Refresh(family, kind));
                 }
             }
             (state, _) => {
@@ -405,10 +400,12 @@ impl Session {
         if !self.resolve_collision(id, open, now) {
             return;
         }
-        let negotiated = negotiate(&self.config, id, open);
+        let negotiated = negotiation::negotiate(&self.config, id, open);
         let Some(index) = self.index(id) else { return };
         let connection = &mut self.connections[index];
         connection.hold_time = negotiated.hold_time;
+        connection.keepalive_time = negotiated.keepalive_time;
+        connection.restart_send_hold_timer(now);
         connection.restart_hold_timer(now);
         connection.restart_keepalive_timer(now);
         connection.negotiated = Some(negotiated);
@@ -466,10 +463,10 @@ impl Session {
     fn fail(&mut self, id: ConnectionId, notification: Notification, now: Instant) {
         self.output_send(id, wire::encode_notification(&notification));
         self.outputs.push_back(Output::Close(id));
-        let reason = if notification.code == notification::HOLD_TIMER_EXPIRED {
-            DownReason::HoldTimerExpired
-        } else {
-            DownReason::NotificationSent(notification)
+        let reason = match notification.code {
+            notification::HOLD_TIMER_EXPIRED => DownReason::HoldTimerExpired,
+            notification::SEND_HOLD_TIMER_EXPIRED => DownReason::SendHoldTimerExpired,
+            _ => DownReason::NotificationSent(notification),
         };
         self.end(id, reason, now);
     }
@@ -527,6 +524,15 @@ impl Session {
         for id in expired {
             self.fail(id, Notification::new(notification::HOLD_TIMER_EXPIRED, 0), now);
         }
+        let stuck: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|c| c.send_hold_deadline.is_some_and(|at| at <= now))
+            .map(|c| c.id)
+            .collect();
+        for id in stuck {
+            self.fail(id, Notification::new(notification::SEND_HOLD_TIMER_EXPIRED, 0), now);
+        }
         let mut due = Vec::new();
         for connection in &mut self.connections {
             if connection.keepalive_deadline.is_some_and(|at| at <= now) {
@@ -556,8 +562,8 @@ impl Session {
 impl Connection {
     fn decode_context(&self) -> DecodeContext {
         match &self.negotiated {
-            Some(n) => DecodeContext { four_octet_as: n.encode.four_octet_as, external: n.external },
-            None => DecodeContext { four_octet_as: true, external: true },
+            Some(negotiated) => negotiated.decode,
+            None => DecodeContext { four_octet_as: true, external: true, add_path: Families::default() },
         }
     }
 
@@ -566,58 +572,13 @@ impl Connection {
     }
 
     fn restart_keepalive_timer(&mut self, now: Instant) {
-        self.keepalive_deadline = (!self.hold_time.is_zero()).then(|| now + self.hold_time / 3);
-    }
-}
-
-impl Negotiated {
-    pub fn extended_message(&self) -> bool {
-        self.encode.message_length_max > wire::MESSAGE_LENGTH_MAX
+        self.keepalive_deadline = (!self.hold_time.is_zero()).then(|| now + self.keepalive_time);
     }
 
-    /// The families whose routes outlive the session for `reason`.
-    fn retained(&self, reason: &DownReason) -> Vec<Family> {
-        let Some(graceful) = &self.graceful_restart else { return Vec::new() };
-        let survives = match reason {
-            DownReason::ConnectionClosed | DownReason::Replaced => true,
-            DownReason::HoldTimerExpired => self.notification_restart,
-            DownReason::NotificationSent(n) | DownReason::NotificationReceived(n) => {
-                let collision = n.subcode == cease::CONNECTION_COLLISION_RESOLUTION;
-                let final_cease = n.code == notification::CEASE && !collision;
-                self.notification_restart && !final_cease
-            }
-            DownReason::Stopped => false,
-        };
-        if survives { graceful.families.iter().map(|(family, _)| *family).collect() } else { Vec::new() }
-    }
-}
-
-fn negotiate(config: &Config, connection: ConnectionId, open: &Open) -> Negotiated {
-    let has = |wanted: &Capability| open.capabilities.contains(wanted);
-    let theirs = open.families();
-    let families = config.families.iter().copied().filter(|family| theirs.contains(family)).collect();
-    let hold_time = config.hold_time.min(Duration::from_secs(u64::from(open.hold_time)));
-    let message_length_max = if has(&Capability::ExtendedMessage) {
-        wire::EXTENDED_MESSAGE_LENGTH_MAX
-    } else {
-        wire::MESSAGE_LENGTH_MAX
-    };
-    let graceful_restart =
-        if config.restart_time.is_zero() { None } else { open.graceful_restart().cloned() };
-    Negotiated {
-        connection,
-        remote_asn: open.asn,
-        remote_router_id: open.router_id,
-        external: open.asn != config.local_asn,
-        hold_time,
-        families,
-        encode: EncodeContext {
-            four_octet_as: open.capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_))),
-            message_length_max,
-        },
-        route_refresh: has(&Capability::RouteRefresh),
-        notification_restart: graceful_restart.as_ref().is_some_and(|g| g.notification),
-        graceful_restart,
+    /// RFC 9687 section 4: at least eight minutes, or twice the hold time.
+    fn restart_send_hold_timer(&mut self, now: Instant) {
+        let time = SEND_HOLD_TIME_MIN.max(self.hold_time * 2);
+        self.send_hold_deadline = (!self.hold_time.is_zero()).then(|| now + time);
     }
 }
 

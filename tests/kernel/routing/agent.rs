@@ -31,12 +31,19 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(host: &NetNs, extra: &[&str]) -> Agent {
+        Agent::with_blocks(host, &[("10.244.0.0/16", "10.244.0.64/26")], extra)
+    }
+
+    /// One that owns these blocks, each of its pool.
+    pub fn with_blocks(host: &NetNs, blocks: &[(&str, &str)], extra: &[&str]) -> Agent {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path();
         fs::create_dir(path.join("state")).expect("the state folder");
         let mut allocator = ipam::Allocator::new(1);
-        let pool = ipam::Pool::with_default_blocks("10.244.0.0/16".parse().expect("a pool")).expect("a pool");
-        allocator.add_block("10.244.0.64/26".parse().expect("a block"), &pool);
+        for (pool, block) in blocks {
+            let pool = ipam::Pool::with_default_blocks(pool.parse().expect("a pool")).expect("a pool");
+            allocator.add_block(block.parse().expect("a block"), &pool);
+        }
         let saved = serde_json::to_vec(&allocator).expect("JSON");
         fs::write(path.join("state/ipam.json"), saved).expect("ipam.json");
         fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
@@ -246,10 +253,9 @@ fn random_bytes_on_the_bgp_port_are_answered_with_a_notification_and_the_process
     agent.json("/v1/peers");
 }
 
-/// Sends what is not BGP and returns all that comes back.
-fn send_garbage(source: SocketAddr) -> Vec<u8> {
-    use std::os::fd::FromRawFd;
-    let target: SocketAddr = "192.0.2.1:179".parse().expect("an address");
+/// A connection from an address of this host's.
+pub fn connect_from(source: SocketAddr, target: SocketAddr) -> TcpStream {
+    use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
     let socket = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Inet,
         nix::sys::socket::SockType::Stream,
@@ -258,11 +264,15 @@ fn send_garbage(source: SocketAddr) -> Vec<u8> {
     )
     .expect("a socket");
     let address = |address: SocketAddr| nix::sys::socket::SockaddrStorage::from(address);
-    nix::sys::socket::bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &address(source)).expect("the source");
-    nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address(target))
-        .expect("connecting");
+    nix::sys::socket::bind(socket.as_raw_fd(), &address(source)).expect("the source");
+    nix::sys::socket::connect(socket.as_raw_fd(), &address(target)).expect("connecting");
     // SAFETY: the descriptor is given up by `into_raw_fd` and owned by the stream alone.
-    let mut stream = unsafe { TcpStream::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(socket)) };
+    unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) }
+}
+
+/// Sends what is not BGP and returns all that comes back.
+fn send_garbage(source: SocketAddr) -> Vec<u8> {
+    let mut stream = connect_from(source, "192.0.2.1:179".parse().expect("an address"));
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     let garbage: Vec<u8> = (0..4096u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     // The agent may have closed already.

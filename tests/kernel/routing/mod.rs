@@ -2,9 +2,12 @@
 
 mod agent;
 mod asked;
+mod daemons;
+mod interop;
 mod links;
 mod peers;
 mod plugin;
 mod routes;
+mod table;
 
 pub use agent::binary;

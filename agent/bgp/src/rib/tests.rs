@@ -19,13 +19,8 @@ fn path(peer: u8, local_pref: u32, as_path_length: usize, med: u32) -> Path {
         med: Some(med),
         ..Attributes::default()
     };
-    Path {
-        source: Source::Peer(next_hop),
-        attributes: Arc::new(attributes),
-        router_id: Ipv4Addr::new(1, 1, 1, peer),
-        external: false,
-        stale: false,
-    }
+    let router_id = Ipv4Addr::new(1, 1, 1, peer);
+    Path::new(Source::Peer(next_hop), Arc::new(attributes), router_id, false)
 }
 
 fn prefix(n: u8) -> Prefix {
@@ -84,18 +79,18 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #[test]
     fn any_event_order_keeps_rib_equal_to_rebuild(events in proptest::collection::vec(event(), 0..120)) {
+        let source = |s: u8| Source::Peer(IpAddr::from([10, 0, 0, s]));
         let mut rib = Rib::default();
         let mut model: BTreeMap<(u8, u8), (u32, bool)> = BTreeMap::new();
         let mut best: BTreeMap<Prefix, Vec<IpAddr>> = BTreeMap::new();
         for event in events {
-            let source = |s: u8| Source::Peer(IpAddr::from([10, 0, 0, s]));
             match event {
                 Event::Insert(p, s, l) => {
                     rib.insert(prefix(p), path(s, l, 0, 0));
                     model.insert((p, s), (l, false));
                 }
                 Event::Remove(p, s) => {
-                    rib.remove(prefix(p), source(s));
+                    rib.remove(prefix(p), source(s), 0);
                     model.remove(&(p, s));
                 }
                 Event::Stale(s) => {
@@ -116,6 +111,11 @@ proptest! {
                     Some(selection) => { best.insert(changed, selection.next_hops); }
                     None => { best.remove(&changed); }
                 }
+            }
+            for s in 0..4 {
+                let total = model.keys().filter(|k| k.1 == s).count();
+                let stale = model.iter().filter(|(k, v)| k.1 == s && v.1).count();
+                prop_assert_eq!(rib.count(source(s)), Count { total, stale, rejected: 0 });
             }
         }
         let mut rebuilt = Rib::default();

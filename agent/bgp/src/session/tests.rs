@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::prefix::Prefix;
+use crate::wire::EncodeContext;
 
 fn config(router_id: u8) -> Config {
     Config {
@@ -13,6 +14,10 @@ fn config(router_id: u8) -> Config {
         passive: false,
         families: vec![Family::Ipv4, Family::Ipv6],
         restart_time: Duration::from_secs(120),
+        keepalive_time: None,
+        long_lived_stale_time: None,
+        add_path: AddPath::default(),
+        extended_next_hop: false,
     }
 }
 
@@ -156,7 +161,7 @@ fn stop_sends_cease_and_keeps_nothing() {
     let mut session = Session::new(config(1));
     established(&mut session, A, &open_of(2), now);
     drain(&mut session);
-    session.handle(Input::Stop(cease::PEER_DE_CONFIGURED), now);
+    session.handle(Input::Stop(Notification::cease(cease::PEER_DE_CONFIGURED)), now);
     let outputs = drain(&mut session);
     assert!(matches!(&outputs[2], Output::Down(down) if down.retain.is_empty()), "{outputs:?}");
     assert_eq!(session.state(), State::Idle);
@@ -215,14 +220,14 @@ proptest! {
         body.extend(list);
         body.extend(nlri);
         for four_octet_as in [false, true] {
-            let context = DecodeContext { four_octet_as, external: false };
+            let context = DecodeContext { four_octet_as, ..DecodeContext::default() };
             let Ok(update) = Update::decode(&body, &context) else { continue };
-            let encode = EncodeContext { four_octet_as: true, message_length_max: 4096 };
+            let encode = EncodeContext { four_octet_as: true, message_length_max: 4096, add_path: Families::default() };
             for reach in &update.reach {
                 let mut attributes = update.attributes.clone();
                 attributes.next_hop = reach.next_hop;
                 for message in wire::update::encode_reach(&attributes, &reach.prefixes, &encode) {
-                    let context = DecodeContext { four_octet_as: true, external: false };
+                    let context = DecodeContext { four_octet_as: true, ..DecodeContext::default() };
                     let wire::Message::Update(again) = wire::decode(&message, &context).unwrap() else {
                         panic!("not an UPDATE")
                     };
@@ -236,7 +241,7 @@ proptest! {
 
 #[test]
 fn malformed_attributes_are_treated_as_rfc_7606_says() {
-    let context = DecodeContext { four_octet_as: true, external: true };
+    let context = DecodeContext { four_octet_as: true, external: true, ..DecodeContext::default() };
     let decode = |list: &[u8], nlri: &[u8]| {
         let mut body = vec![0, 0];
         body.extend((list.len() as u16).to_be_bytes());
@@ -250,7 +255,7 @@ fn malformed_attributes_are_treated_as_rfc_7606_says() {
     let nlri = [24, 10, 1, 2];
     let prefix: Prefix = "10.1.2.0/24".parse().unwrap();
     let good = [&origin[..], &as_path, &next_hop].concat();
-    assert_eq!(decode(&good, &nlri).unwrap().reach[0].prefixes, [prefix]);
+    assert_eq!(decode(&good, &nlri).unwrap().reach[0].prefixes, [prefix.into()]);
 
     let bad_origin = [&[0x40, 1, 1, 9][..], &as_path, &next_hop].concat();
     let without_as_path = [&origin[..], &next_hop].concat();
@@ -259,7 +264,7 @@ fn malformed_attributes_are_treated_as_rfc_7606_says() {
     let community_of_three = [&good[..], &[0xc0, 8, 3, 1, 2, 3]].concat();
     for list in [bad_origin, without_as_path, without_next_hop, overrun, community_of_three] {
         let update = decode(&list, &nlri).unwrap();
-        assert_eq!((update.reach, update.withdrawn), (vec![], vec![prefix]), "{list:?}");
+        assert_eq!((update.reach, update.withdrawn), (vec![], vec![prefix.into()]), "{list:?}");
     }
     // Discarded attributes leave the route: LOCAL_PREF from another AS, a second ORIGIN, odd AGGREGATOR.
     for extra in [&[0x40, 5, 4, 0, 0, 0, 9][..], &[0x40, 1, 1, 2], &[0xc0, 7, 3, 1, 2, 3]] {
@@ -281,9 +286,10 @@ fn a_two_octet_speaker_sees_as_trans_and_the_wide_path_survives() {
         ..wire::Attributes::default()
     };
     let prefix: Prefix = "10.1.0.0/16".parse().unwrap();
-    let encode = EncodeContext { four_octet_as: false, message_length_max: 4096 };
-    let message = &wire::update::encode_reach(&attributes, &[prefix], &encode)[0];
-    let context = DecodeContext { four_octet_as: false, external: true };
+    let encode =
+        EncodeContext { four_octet_as: false, message_length_max: 4096, add_path: Families::default() };
+    let message = &wire::update::encode_reach(&attributes, &[prefix.into()], &encode)[0];
+    let context = DecodeContext { external: true, ..DecodeContext::default() };
     let wire::Message::Update(update) = wire::decode(message, &context).unwrap() else { panic!() };
     assert_eq!(update.attributes.as_path, attributes.as_path);
 }

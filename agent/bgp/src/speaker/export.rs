@@ -1,50 +1,136 @@
 //! Export groups: what peers that are alike have been sent, and the encoding of changes for all of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use super::{MULTIPATH_MAX, Output, Speaker};
-use crate::best_path::LOCAL_PREF_DEFAULT;
-use crate::prefix::{Family, Prefix};
+use super::{MULTIPATH_MAX, Output, Peer, Speaker};
+use crate::best_path::{self, LOCAL_PREF_DEFAULT};
+use crate::config::NextHopMode;
+use crate::policy::{LocalKind, PeerType, Policy, RouteSource, Subject, Verdict};
+use crate::prefix::{Families, Family, Prefix};
 use crate::rib::{Path, Source};
 use crate::session::{ConnectionId, Negotiated};
+use crate::wire::attributes::community;
 use crate::wire::update::{encode_end_of_rib, encode_reach, encode_withdraw};
-use crate::wire::{Attributes, EncodeContext};
+use crate::wire::{self, Attributes, EncodeContext, Nlri, Refresh};
 
 /// Peers with equal keys are sent the same octets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GroupKey {
     pub external: bool,
+    pub local_asn: u32,
     pub route_reflector_client: bool,
+    pub cluster_id: Ipv4Addr,
     pub families: Vec<Family>,
     pub encode: EncodeContext,
+    /// Paths per destination at most, where they have identifiers.
+    pub send_max: u8,
+    pub policy: Arc<Policy>,
+    pub next_hop: NextHopMode,
+    /// Our own next hops: for IPv4 and for IPv6.
+    pub own: [Option<IpAddr>; 2],
+    /// The peers take IPv6 next hops in these (RFC 8950).
+    pub extended_next_hop: Families,
+    /// The peers know long stale routes (RFC 9494).
+    pub long_lived: bool,
+    pub graceful_shutdown: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) members: BTreeMap<IpAddr, ConnectionId>,
     /// The Adj-RIB-Out, with the source of each route: it is not sent back there.
-    advertised: BTreeMap<Prefix, (Source, Arc<Attributes>)>,
+    advertised: BTreeMap<Nlri, Route>,
+    /// How much of it is from which source.
+    count_by_source: HashMap<Source, usize>,
     pub(super) pending: BTreeSet<Prefix>,
 }
 
-/// One destination to announce, or to withdraw.
+type Route = (Source, Arc<Attributes>);
+
+/// One path to announce, or to withdraw.
 struct Change {
-    prefix: Prefix,
-    announce: Option<(Source, Arc<Attributes>)>,
+    nlri: Nlri,
+    announce: Option<Route>,
+}
+
+impl Group {
+    /// Takes in what a destination is to have, and adds to `changes` what that changes.
+    fn set(&mut self, prefix: Prefix, wanted: &[(u32, Route)], changes: &mut Vec<Change>) {
+        let all = Nlri { prefix, path_id: 0 }..=Nlri { prefix, path_id: u32::MAX };
+        let gone: Vec<Nlri> = self
+            .advertised
+            .range(all)
+            .map(|(nlri, _)| *nlri)
+            .filter(|nlri| wanted.iter().all(|(path_id, _)| *path_id != nlri.path_id))
+            .collect();
+        for nlri in gone {
+            if let Some((source, _)) = self.advertised.remove(&nlri) {
+                self.uncount(source);
+                changes.push(Change { nlri, announce: None });
+            }
+        }
+        for (path_id, route) in wanted {
+            let nlri = Nlri { prefix, path_id: *path_id };
+            if self.advertised.get(&nlri) == Some(route) {
+                continue;
+            }
+            // Where the source moved to a member, that member must lose the old route.
+            *self.count_by_source.entry(route.0).or_default() += 1;
+            if let Some((source, _)) = self.advertised.insert(nlri, route.clone()) {
+                self.uncount(source);
+            }
+            changes.push(Change { nlri, announce: Some(route.clone()) });
+        }
+    }
+
+    fn uncount(&mut self, source: Source) {
+        if let Some(count) = self.count_by_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                self.count_by_source.remove(&source);
+            }
+        }
+    }
+
+    /// What a member has been sent.
+    fn sent_to(&self, member: IpAddr) -> impl Iterator<Item = (&Nlri, &Route)> {
+        self.advertised.iter().filter(move |(_, (source, _))| *source != Source::Peer(member))
+    }
 }
 
 impl Speaker {
-    pub(super) fn join_group(&mut self, address: IpAddr, negotiated: &Negotiated) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
-        let key = GroupKey {
+    fn group_key(&self, address: IpAddr, peer: &Peer, negotiated: &Negotiated) -> GroupKey {
+        let config = &peer.config;
+        let over_ipv6 = address.is_ipv6() && negotiated.extended_next_hop.ipv4;
+        let local = |ipv4: bool| config.local_address.filter(|local| local.is_ipv4() == ipv4);
+        let own_v4 = local(true).or(self.config.next_hop_v4.map(IpAddr::V4));
+        let own_v6 = local(false).or(self.config.next_hop_v6.map(IpAddr::V6));
+        let add_path = !negotiated.encode.add_path.is_empty();
+        GroupKey {
             external: negotiated.external,
-            route_reflector_client: peer.config.route_reflector_client,
+            local_asn: peer.session.config().local_asn,
+            route_reflector_client: config.route_reflector_client,
+            cluster_id: config.cluster_id.unwrap_or(self.config.router_id),
             families: negotiated.families.clone(),
             encode: negotiated.encode,
-        };
-        peer.group = Some(key.clone());
+            send_max: if add_path { config.add_path.send_max } else { 1 },
+            policy: Arc::new(config.export.clone()),
+            next_hop: config.next_hop,
+            own: [if over_ipv6 { own_v6.or(own_v4) } else { own_v4 }, own_v6],
+            extended_next_hop: negotiated.extended_next_hop,
+            long_lived: !negotiated.long_lived.is_empty(),
+            graceful_shutdown: config.graceful_shutdown,
+        }
+    }
+
+    pub(super) fn join_group(&mut self, address: IpAddr, negotiated: &Negotiated) {
+        let Some(peer) = self.peers.get(&address) else { return };
+        let key = self.group_key(address, peer, negotiated);
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.group = Some(key.clone());
+        }
         if !self.groups.contains_key(&key) {
             let pending = self.rib.destinations().map(|(prefix, _)| *prefix).collect();
             self.groups.insert(key.clone(), Group { pending, ..Group::default() });
@@ -65,21 +151,68 @@ impl Speaker {
         }
     }
 
+    /// Moves an established peer to the group that its configuration asks for now, and sends it the difference alone.
+    pub(super) fn change_group(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get(&address) else { return };
+        let Some(negotiated) = peer.session.negotiated().cloned() else { return };
+        let Some(old) = peer.group.clone() else { return };
+        if self.group_key(address, peer, &negotiated) == old {
+            return;
+        }
+        self.decide();
+        self.flush_groups();
+        let sent = |speaker: &Speaker, key: &GroupKey| -> BTreeMap<Nlri, Route> {
+            let group = speaker.groups.get(key);
+            group.into_iter().flat_map(|group| group.sent_to(address)).map(|(n, r)| (*n, r.clone())).collect()
+        };
+        let before = sent(self, &old);
+        self.leave_group(address);
+        self.join_group(address, &negotiated);
+        let Some(key) = self.peers.get(&address).and_then(|peer| peer.group.clone()) else { return };
+        let after = sent(self, &key);
+        let gone = before.keys().filter(|nlri| !after.contains_key(nlri));
+        let mut changes: Vec<Change> = gone.map(|nlri| Change { nlri: *nlri, announce: None }).collect();
+        for (nlri, route) in after {
+            if before.get(&nlri).is_none_or(|(_, attributes)| *attributes != route.1) {
+                changes.push(Change { nlri, announce: Some(route) });
+            }
+        }
+        self.send_to(address, encode(&changes, None, &key.encode));
+    }
+
     /// Sends one peer all that its group has been sent.
     pub(super) fn resend(&mut self, address: IpAddr, family: Option<Family>) {
         let Some(key) = self.peers.get(&address).and_then(|peer| peer.group.clone()) else { return };
         let Some(group) = self.groups.get(&key) else { return };
-        let Some(id) = group.members.get(&address).copied() else { return };
         let changes: Vec<Change> = group
-            .advertised
-            .iter()
-            .filter(|(prefix, (source, _))| {
-                *source != Source::Peer(address) && family.is_none_or(|family| prefix.family() == family)
-            })
-            .map(|(prefix, route)| Change { prefix: *prefix, announce: Some(route.clone()) })
+            .sent_to(address)
+            .filter(|(nlri, _)| family.is_none_or(|family| nlri.prefix.family() == family))
+            .map(|(nlri, route)| Change { nlri: *nlri, announce: Some(route.clone()) })
             .collect();
-        let messages = encode(&changes, None, &key.encode);
-        self.count_sent(address, messages.len());
+        self.send_to(address, encode(&changes, None, &key.encode));
+    }
+
+    /// Answers a request for all of a family, between BoRR and EoRR where the peer knows them (RFC 7313).
+    pub(super) fn send_again(&mut self, address: IpAddr, family: Family) {
+        let Some(negotiated) = self.peers.get(&address).and_then(|peer| peer.session.negotiated()) else {
+            return;
+        };
+        if !negotiated.families.contains(&family) {
+            return;
+        }
+        let enhanced = negotiated.enhanced_route_refresh;
+        self.decide();
+        self.flush_groups();
+        let mark = |kind| if enhanced { vec![wire::encode_route_refresh(family, kind)] } else { Vec::new() };
+        self.send_to(address, mark(Refresh::Begin));
+        self.resend(address, Some(family));
+        self.send_to(address, mark(Refresh::End));
+    }
+
+    fn send_to(&mut self, address: IpAddr, messages: Vec<Arc<[u8]>>) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(id) = peer.session.negotiated().map(|negotiated| negotiated.connection) else { return };
+        peer.session.messages_sent += messages.len() as u64;
         self.outputs.extend(messages.into_iter().map(|message| Output::Send { id, message }));
     }
 
@@ -87,11 +220,27 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.end_of_rib_owed = false;
         let Some(negotiated) = peer.session.negotiated() else { return };
-        let id = negotiated.connection;
-        let messages: Vec<Arc<[u8]>> =
-            negotiated.families.iter().map(|family| encode_end_of_rib(*family)).collect();
-        self.count_sent(address, messages.len());
-        self.outputs.extend(messages.into_iter().map(|message| Output::Send { id, message }));
+        let messages = negotiated.families.iter().map(|family| encode_end_of_rib(*family)).collect();
+        self.send_to(address, messages);
+    }
+
+    pub(super) fn count_advertised(&self, address: IpAddr, peer: &Peer) -> usize {
+        let Some(group) = peer.group.as_ref().and_then(|key| self.groups.get(key)) else { return 0 };
+        let own = group.count_by_source.get(&Source::Peer(address)).copied().unwrap_or(0);
+        group.advertised.len() - own
+    }
+
+    /// What a peer has been sent of a destination: the attributes as they travel. With path identifiers there may be several.
+    pub fn advertised_to(&self, address: IpAddr, prefix: Prefix) -> Vec<Arc<Attributes>> {
+        let key = self.peers.get(&address).and_then(|peer| peer.group.as_ref());
+        let group = key.and_then(|key| self.groups.get(key));
+        let all = Nlri { prefix, path_id: 0 }..=Nlri { prefix, path_id: u32::MAX };
+        group
+            .into_iter()
+            .flat_map(|group| group.advertised.range(all.clone()))
+            .filter(|(_, (source, _))| *source != Source::Peer(address))
+            .map(|(_, (_, attributes))| attributes.clone())
+            .collect()
     }
 
     /// Encodes each group's pending changes once and sends them to its members.
@@ -103,19 +252,7 @@ impl Speaker {
             let mut changes = Vec::new();
             for prefix in std::mem::take(&mut group.pending) {
                 let wanted = self.export(prefix, &key);
-                let before = group.advertised.get(&prefix);
-                match wanted {
-                    Some(route) if before != Some(&route) => {
-                        // Where the source moved to a member, that member must lose the old route.
-                        group.advertised.insert(prefix, route.clone());
-                        changes.push(Change { prefix, announce: Some(route) });
-                    }
-                    None if before.is_some() => {
-                        group.advertised.remove(&prefix);
-                        changes.push(Change { prefix, announce: None });
-                    }
-                    Some(_) | None => {}
-                }
+                group.set(prefix, &wanted, &mut changes);
             }
             self.send_changes(&key, &group, &changes);
             self.groups.insert(key, group);
@@ -123,7 +260,7 @@ impl Speaker {
     }
 
     fn send_changes(&mut self, key: &GroupKey, group: &Group, changes: &[Change]) {
-        if changes.is_empty() {
+        if changes.is_empty() || group.members.is_empty() {
             return;
         }
         let sources: BTreeSet<Source> =
@@ -136,81 +273,169 @@ impl Speaker {
             } else {
                 shared.clone()
             };
-            self.count_sent(*address, messages.len());
+            if let Some(peer) = self.peers.get_mut(address) {
+                peer.session.messages_sent += messages.len() as u64;
+            }
             self.outputs.extend(messages.into_iter().map(|message| Output::Send { id: *id, message }));
         }
     }
 
-    fn count_sent(&mut self, address: IpAddr, messages: usize) {
-        if let Some(peer) = self.peers.get_mut(&address) {
-            peer.session.messages_sent += messages as u64;
+    /// The routes that a group is to have for a destination, by identifier.
+    fn export(&mut self, prefix: Prefix, key: &GroupKey) -> Vec<(u32, Route)> {
+        let family = prefix.family();
+        if !key.families.contains(&family) {
+            return Vec::new();
         }
+        let paths: Vec<(u32, Path)> = if key.encode.add_path.contains(family) {
+            let ranked =
+                best_path::ranked(self.rib.paths(prefix)).into_iter().take(usize::from(key.send_max));
+            ranked.map(|path| (path.local_id, path.clone())).collect()
+        } else {
+            self.rib
+                .select(prefix, MULTIPATH_MAX)
+                .map(|selection| (0, selection.best.clone()))
+                .into_iter()
+                .collect()
+        };
+        let mut routes = Vec::with_capacity(paths.len());
+        for (path_id, path) in paths {
+            if let Some(attributes) = self.export_attributes(prefix, &path, key) {
+                routes.push((path_id, (path.source, self.rib.intern(attributes))));
+            }
+        }
+        routes
     }
 
-    /// The route a group is to have for a destination.
-    fn export(&mut self, prefix: Prefix, key: &GroupKey) -> Option<(Source, Arc<Attributes>)> {
-        if !key.families.contains(&prefix.family()) {
+    fn export_attributes(&self, prefix: Prefix, path: &Path, key: &GroupKey) -> Option<Attributes> {
+        let mut attributes = (*path.attributes).clone();
+        let says = |community: u32| attributes.communities.contains(&community);
+        let inside = says(community::NO_EXPORT) || says(community::NO_EXPORT_SUBCONFED);
+        if says(community::NO_ADVERTISE) || key.external && inside {
             return None;
         }
-        let best = self.rib.select(prefix, MULTIPATH_MAX)?.best.clone();
-        let own = match prefix.family() {
-            Family::Ipv4 => self.config.next_hop_v4.map(IpAddr::V4),
-            Family::Ipv6 => self.config.next_hop_v6.map(IpAddr::V6),
-        }?;
-        let attributes = self.export_attributes(&best, key, own)?;
-        Some((best.source, self.rib.intern(attributes)))
+        // RFC 9494 section 4.3: who does not know that it is stale would take it for a good route.
+        if path.long_stale() && !key.long_lived {
+            return None;
+        }
+        let internal_source = path.source != Source::Local && !path.external;
+        if internal_source
+            && !key.external
+            && !key.route_reflector_client
+            && !self.is_from_client(path.source)
+        {
+            return None;
+        }
+        if key.external && path.source != Source::Local {
+            attributes.med = None;
+        }
+        let attributes = self.export_policy(prefix, path, key, attributes)?;
+        let attributes = self.export_mechanics(path, key, attributes, internal_source);
+        self.with_next_hop(prefix, path, key, attributes, internal_source)
     }
 
-    fn export_attributes(&self, best: &Path, key: &GroupKey, own: IpAddr) -> Option<Attributes> {
-        let mut attributes = (*best.attributes).clone();
-        let internal_source = best.source != Source::Local && !best.external;
-        if key.external {
-            // Well-known communities of RFC 1997: NO_EXPORT and NO_ADVERTISE.
-            if attributes.communities.iter().any(|c| matches!(*c, 0xffff_ff01 | 0xffff_ff02)) {
-                return None;
+    /// RFC 4456: between internal peers routes pass only where one side is a client.
+    fn is_from_client(&self, source: Source) -> bool {
+        match source {
+            Source::Peer(peer) => {
+                self.peers.get(&peer).is_some_and(|peer| peer.config.route_reflector_client)
             }
-            attributes.prepend(self.config.asn);
-            attributes.next_hop = own;
+            Source::Local => false,
+        }
+    }
+
+    fn export_policy(
+        &self,
+        prefix: Prefix,
+        path: &Path,
+        key: &GroupKey,
+        attributes: Attributes,
+    ) -> Option<Attributes> {
+        if key.policy.is_transparent() {
+            return Some(attributes);
+        }
+        let local = self.local.get(&prefix).filter(|_| path.source == Source::Local);
+        let (source, interface) = match path.source {
+            Source::Local => {
+                let kind = local.map_or_else(LocalKind::default, |route| route.kind);
+                (RouteSource::Local(kind), local.and_then(|route| route.interface.as_deref()))
+            }
+            Source::Peer(peer) => {
+                let peer = self.peers.get(&peer);
+                let interface = peer.and_then(|peer| peer.config.interface.as_deref());
+                (RouteSource::Peer(PeerType::of(path.external)), interface)
+            }
+        };
+        let subject = Subject { prefix, source, peer_type: PeerType::of(key.external), interface };
+        let outcome = key.policy.evaluate(&subject, &attributes);
+        (outcome.verdict == Verdict::Accept).then(|| outcome.attributes.into_owned())
+    }
+
+    /// What the protocol says of each attribute, after the policy.
+    fn export_mechanics(
+        &self,
+        path: &Path,
+        key: &GroupKey,
+        mut attributes: Attributes,
+        internal_source: bool,
+    ) -> Attributes {
+        if key.graceful_shutdown && !attributes.communities.contains(&community::GRACEFUL_SHUTDOWN) {
+            attributes.communities.push(community::GRACEFUL_SHUTDOWN);
+        }
+        if key.external {
+            attributes.prepend(key.local_asn);
             attributes.local_pref = None;
             attributes.originator_id = None;
             attributes.cluster_list.clear();
-            if best.source != Source::Local {
-                attributes.med = None;
-            }
-            return Some(attributes);
-        }
-        if attributes.communities.contains(&0xffff_ff02) {
-            return None;
+            attributes.retain_transitive_communities();
+            return attributes;
         }
         if internal_source {
-            // RFC 4456: between internal peers only where one side is a client.
-            let from_client = match best.source {
-                Source::Peer(peer) => {
-                    self.peers.get(&peer).is_some_and(|peer| peer.config.route_reflector_client)
-                }
-                Source::Local => false,
-            };
-            if !from_client && !key.route_reflector_client {
-                return None;
-            }
-            attributes.originator_id.get_or_insert(best.router_id);
-            attributes.cluster_list.insert(0, self.config.router_id);
-        } else {
-            attributes.next_hop = own;
+            attributes.originator_id.get_or_insert(path.router_id);
+            attributes.cluster_list.insert(0, key.cluster_id);
+        }
+        if key.graceful_shutdown {
+            attributes.local_pref = Some(0);
         }
         attributes.local_pref.get_or_insert(LOCAL_PREF_DEFAULT);
-        Some(attributes)
+        attributes
+    }
+
+    /// `None`: there is no next hop that the peer could use.
+    fn with_next_hop(
+        &self,
+        prefix: Prefix,
+        path: &Path,
+        key: &GroupKey,
+        mut attributes: Attributes,
+        internal_source: bool,
+    ) -> Option<Attributes> {
+        let family = prefix.family();
+        let own = match family {
+            Family::Ipv4 => key.own[0],
+            Family::Ipv6 => key.own[1],
+        };
+        let kept = match key.next_hop {
+            NextHopMode::Auto => internal_source && !key.external,
+            NextHopMode::SelfAddress => false,
+            NextHopMode::Keep => true,
+        };
+        if !kept || path.source == Source::Local {
+            attributes.next_hop = own?;
+        }
+        let of_family = Family::of(attributes.next_hop) == family;
+        let sendable = of_family || family == Family::Ipv4 && key.extended_next_hop.ipv4;
+        sendable.then_some(attributes)
     }
 }
 
 /// Packs changes: withdrawals by family, announcements by attributes and family. `except` gets a
 /// withdrawal instead of a route that came from it.
 fn encode(changes: &[Change], except: Option<Source>, context: &EncodeContext) -> Vec<Arc<[u8]>> {
-    let mut withdrawn: BTreeMap<Family, Vec<Prefix>> = BTreeMap::new();
-    let mut order: Vec<(Arc<Attributes>, Vec<Prefix>)> = Vec::new();
+    let mut withdrawn: BTreeMap<Family, Vec<Nlri>> = BTreeMap::new();
+    let mut order: Vec<(Arc<Attributes>, Vec<Nlri>)> = Vec::new();
     let mut index: HashMap<(*const Attributes, Family), usize> = HashMap::new();
     for change in changes {
-        let family = change.prefix.family();
+        let family = change.nlri.prefix.family();
         match &change.announce {
             Some((source, attributes)) if except != Some(*source) => {
                 let key = (Arc::as_ptr(attributes), family);
@@ -218,9 +443,9 @@ fn encode(changes: &[Change], except: Option<Source>, context: &EncodeContext) -
                     order.push((attributes.clone(), Vec::new()));
                     order.len() - 1
                 });
-                order[at].1.push(change.prefix);
+                order[at].1.push(change.nlri);
             }
-            Some(_) | None => withdrawn.entry(family).or_default().push(change.prefix),
+            Some(_) | None => withdrawn.entry(family).or_default().push(change.nlri),
         }
     }
     let mut messages = Vec::new();

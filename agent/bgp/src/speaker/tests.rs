@@ -2,7 +2,12 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+mod exchange;
+mod restarts;
+
 use super::*;
+use crate::wire;
+use crate::wire::notification::cease;
 
 /// Speakers joined by in-memory connections, one virtual clock.
 struct Network {
@@ -44,6 +49,10 @@ fn config(index: usize, asn: u32) -> SpeakerConfig {
     }
 }
 
+fn local(prefixes: &[Prefix]) -> BTreeMap<Prefix, LocalRoute> {
+    prefixes.iter().map(|prefix| (*prefix, LocalRoute::default())).collect()
+}
+
 impl Network {
     fn new(asns: &[u32]) -> Network {
         let now = Instant::now();
@@ -77,8 +86,7 @@ impl Network {
         let peers = (0..asns.len())
             .filter(|other| *other != index)
             .map(|other| {
-                let peer =
-                    PeerConfig { asn: Some(asns[other]), passive: false, route_reflector_client: false };
+                let peer = PeerConfig { asn: Some(asns[other]), ..PeerConfig::default() };
                 (address(other), peer)
             })
             .collect();
@@ -86,7 +94,7 @@ impl Network {
     }
 
     fn originate(&mut self, index: usize, prefixes: &[Prefix]) {
-        self.speakers[index].set_local(prefixes.iter().copied().collect());
+        self.speakers[index].set_local(local(prefixes));
     }
 
     fn id(&mut self, owner: usize) -> ConnectionId {
@@ -144,6 +152,8 @@ impl Network {
                 self.speakers[index].handle(Input::Connected { peer, id: near }, now);
             }
             Output::Send { id, message } => {
+                let now = self.now;
+                self.speakers[index].handle(Input::Sent { id }, now);
                 self.updates_sent[index] += usize::from(message[18] == 2);
                 if let Some((_, far)) = self.far_end.get(&id) {
                     self.queue.push_back((*far, Some(message)));
@@ -351,7 +361,7 @@ fn a_removed_peer_is_told_so_and_its_routes_go_at_once() {
 fn internal_routes_are_not_passed_on_to_internal_peers_but_external_ones_are() {
     let asns = [64512, 64512, 65001];
     let mut network = Network::new(&asns);
-    let peer = |asn: u32| PeerConfig { asn: Some(asn), passive: false, route_reflector_client: false };
+    let peer = |asn: u32| PeerConfig { asn: Some(asn), ..PeerConfig::default() };
     // 0 - 1 internal, 1 - 2 external.
     let now = network.now;
     network.speakers[0].set_peers(&BTreeMap::from([(address(1), peer(64512))]), now);
@@ -365,14 +375,15 @@ fn internal_routes_are_not_passed_on_to_internal_peers_but_external_ones_are() {
     assert_eq!(network.next_hops(0, prefix(2, 0)), [address(1)], "next hop self towards the mesh");
     let route = &network.speakers[2].routes()[0];
     assert_eq!(route.paths[0].attributes.as_path_length(), 1);
-    assert_eq!(route.reason, Reason::OnlyPath);
+    assert_eq!(route.reason, Some(Reason::OnlyPath));
 }
 
 #[test]
 fn a_route_reflector_passes_clients_routes_on_and_its_mark_stops_loops() {
     let mut network = Network::new(&INTERNAL);
     let now = network.now;
-    let peer = |client| PeerConfig { asn: Some(64512), passive: false, route_reflector_client: client };
+    let peer =
+        |client| PeerConfig { asn: Some(64512), route_reflector_client: client, ..PeerConfig::default() };
     network.speakers[0].set_peers(&BTreeMap::from([(address(1), peer(false))]), now);
     network.speakers[2].set_peers(&BTreeMap::from([(address(1), peer(false))]), now);
     let clients = BTreeMap::from([(address(0), peer(true)), (address(2), peer(true))]);
@@ -452,7 +463,7 @@ proptest! {
             let learned: BTreeMap<Prefix, Vec<IpAddr>> = network.speakers[index]
                 .routes()
                 .into_iter()
-                .filter(|route| route.best != Source::Local)
+                .filter(|route| route.best != Some(Source::Local))
                 .map(|route| (route.prefix, route.next_hops))
                 .collect();
             prop_assert_eq!(learned, expected);

@@ -75,6 +75,16 @@ pub(super) const AS4_PATH: u8 = 17;
 pub(super) const AS4_AGGREGATOR: u8 = 18;
 pub(super) const LARGE_COMMUNITIES: u8 = 32;
 
+/// Well-known communities (RFC 1997, RFC 8326, RFC 9494).
+pub mod community {
+    pub const GRACEFUL_SHUTDOWN: u32 = 0xffff_0000;
+    pub const LLGR_STALE: u32 = 0xffff_0006;
+    pub const NO_LLGR: u32 = 0xffff_0007;
+    pub const NO_EXPORT: u32 = 0xffff_ff01;
+    pub const NO_ADVERTISE: u32 = 0xffff_ff02;
+    pub const NO_EXPORT_SUBCONFED: u32 = 0xffff_ff03;
+}
+
 /// What an erroneous attribute costs (RFC 7606 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -114,8 +124,26 @@ impl Attributes {
             .sum()
     }
 
-    pub fn as_path_contains(&self, asn: u32) -> bool {
-        self.as_path.iter().any(|segment| segment.asns().contains(&asn))
+    /// How often an AS occurs in AS_PATH.
+    pub fn as_path_count(&self, asn: u32) -> usize {
+        self.as_path.iter().flat_map(AsSegment::asns).filter(|known| **known == asn).count()
+    }
+
+    /// Whether the AS_PATH begins with these AS numbers, none of them in an AS_SET.
+    pub fn as_path_starts_with(&self, asns: &[u32]) -> bool {
+        let mut wanted = asns;
+        for segment in &self.as_path {
+            if wanted.is_empty() {
+                break;
+            }
+            let AsSegment::Sequence(list) = segment else { return false };
+            let count = list.len().min(wanted.len());
+            if list[..count] != wanted[..count] {
+                return false;
+            }
+            wanted = &wanted[count..];
+        }
+        wanted.is_empty()
     }
 
     /// The AS the path was learned from: the leftmost of the first sequence.
@@ -131,6 +159,11 @@ impl Attributes {
             Some(AsSegment::Sequence(list)) if list.len() < 255 => list.insert(0, asn),
             _ => self.as_path.insert(0, AsSegment::Sequence(vec![asn])),
         }
+    }
+
+    /// Leaves out the extended communities that stay inside an AS (RFC 4360 section 3).
+    pub(crate) fn retain_transitive_communities(&mut self) {
+        self.extended_communities.retain(|community| community[0] & 0x40 == 0);
     }
 
     /// Takes in one attribute other than NEXT_HOP and MP_*; `four` is the width of AS numbers.
@@ -165,6 +198,9 @@ impl Attributes {
                     return Err(discard);
                 }
                 let asn = if four { reader.u32() } else { reader.u16().map(u32::from) }.ok_or(discard)?;
+                if asn == 0 {
+                    return Err(discard);
+                }
                 self.aggregator = Some((asn, Ipv4Addr::from(reader.u32().ok_or(discard)?)));
             }
             COMMUNITIES => {
@@ -248,6 +284,10 @@ impl Attributes {
         if !four && wide(&self.as_path) {
             put(out, OPTIONAL | TRANSITIVE, AS4_PATH, &encode_as_path(&self.as_path, true));
         }
+        if let Some((asn, address)) = self.aggregator.filter(|(asn, _)| !four && *asn > 0xffff) {
+            let value = [asn.to_be_bytes(), address.octets()];
+            put(out, OPTIONAL | TRANSITIVE, AS4_AGGREGATOR, value.as_flattened());
+        }
         if !self.large_communities.is_empty() {
             let value = flat(self.large_communities.as_flattened());
             put(out, OPTIONAL | TRANSITIVE, LARGE_COMMUNITIES, &value);
@@ -319,7 +359,9 @@ fn decode_as_path(value: &[u8], four: bool) -> Option<Vec<AsSegment>> {
         }
         let mut list = Vec::with_capacity(usize::from(count));
         for _ in 0..count {
-            list.push(if four { reader.u32()? } else { u32::from(reader.u16()?) });
+            let asn = if four { reader.u32()? } else { u32::from(reader.u16()?) };
+            // RFC 7607: AS 0 is malformed.
+            list.push(Some(asn).filter(|asn| *asn != 0)?);
         }
         path.push(match kind {
             1 => AsSegment::Set(list),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub use attributes::{AsSegment, Attributes, Origin};
 pub use notification::Notification;
 pub use open::{Capability, GracefulRestart, Open};
-pub use update::{AttributeError, DecodeContext, EncodeContext, Reach, Update};
+pub use update::{AttributeError, DecodeContext, EncodeContext, Nlri, Reach, Update};
 
 use crate::prefix::Family;
 use notification::{MESSAGE_HEADER_ERROR, ROUTE_REFRESH_MESSAGE_ERROR};
@@ -36,8 +36,19 @@ pub enum Message {
     Update(Box<Update>),
     Notification(Notification),
     Keepalive,
-    /// `None`: a family that is not spoken.
-    RouteRefresh(Option<Family>),
+    /// `None`: a family that is not spoken, or a kind that is not known.
+    RouteRefresh(Option<(Family, Refresh)>),
+}
+
+/// What a ROUTE-REFRESH says (RFC 2918, RFC 7313).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    /// Send all again.
+    Request,
+    /// All comes again, from here: BoRR.
+    Begin,
+    /// All has come again: EoRR.
+    End,
 }
 
 /// The length of the first message in `buffer`, `None` while its header is incomplete.
@@ -79,10 +90,18 @@ pub fn decode(message: &[u8], context: &DecodeContext) -> Result<Message, Notifi
         }
         Some(KEEPALIVE) => Ok(Message::Keepalive),
         Some(ROUTE_REFRESH) => match body {
-            [a, b, _, safi] => {
-                Ok(Message::RouteRefresh(Family::from_afi_safi(u16::from_be_bytes([*a, *b]), *safi)))
+            [a, b, kind, safi] => {
+                let kind = match kind {
+                    1 => Some(Refresh::Begin),
+                    2 => Some(Refresh::End),
+                    0 => Some(Refresh::Request),
+                    _ => None,
+                };
+                let family = Family::from_afi_safi(u16::from_be_bytes([*a, *b]), *safi);
+                Ok(Message::RouteRefresh(family.zip(kind)))
             }
-            _ => Err(Notification::new(ROUTE_REFRESH_MESSAGE_ERROR, 1)),
+            // RFC 7313 section 5; outbound route filters (RFC 5291) are not offered.
+            _ => Err(Notification::with_data(ROUTE_REFRESH_MESSAGE_ERROR, 1, message)),
         },
         Some(other) => Err(Notification::with_data(MESSAGE_HEADER_ERROR, 3, &[other])),
         None => Err(Notification::new(MESSAGE_HEADER_ERROR, 2)),
@@ -100,14 +119,16 @@ pub fn encode_keepalive() -> Arc<[u8]> {
 pub fn encode_notification(notification: &Notification) -> Arc<[u8]> {
     finish(NOTIFICATION, |out| {
         out.extend_from_slice(&[notification.code, notification.subcode]);
-        out.extend_from_slice(&notification.data);
+        // A quoted message must not make this one too long.
+        let room = MESSAGE_LENGTH_MAX - HEADER_LENGTH - 2;
+        out.extend_from_slice(&notification.data[..notification.data.len().min(room)]);
     })
 }
 
-pub fn encode_route_refresh(family: Family) -> Arc<[u8]> {
+pub fn encode_route_refresh(family: Family, kind: Refresh) -> Arc<[u8]> {
     finish(ROUTE_REFRESH, |out| {
         out.extend_from_slice(&family.afi().to_be_bytes());
-        out.extend_from_slice(&[0, Family::SAFI]);
+        out.extend_from_slice(&[kind as u8, Family::SAFI]);
     })
 }
 
@@ -157,3 +178,6 @@ impl<'a> Reader<'a> {
         self.take(4).map(|octets| u32::from_be_bytes([octets[0], octets[1], octets[2], octets[3]]))
     }
 }
+
+#[cfg(test)]
+mod tests;

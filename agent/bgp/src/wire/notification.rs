@@ -17,11 +17,15 @@ pub const HOLD_TIMER_EXPIRED: u8 = 4;
 pub const FINITE_STATE_MACHINE_ERROR: u8 = 5;
 pub const CEASE: u8 = 6;
 pub const ROUTE_REFRESH_MESSAGE_ERROR: u8 = 7;
+/// RFC 9687.
+pub const SEND_HOLD_TIMER_EXPIRED: u8 = 8;
 
 /// Subcodes of Cease (RFC 4486, RFC 8538).
 pub mod cease {
+    pub const MAXIMUM_PREFIXES: u8 = 1;
     pub const ADMINISTRATIVE_SHUTDOWN: u8 = 2;
     pub const PEER_DE_CONFIGURED: u8 = 3;
+    pub const ADMINISTRATIVE_RESET: u8 = 4;
     pub const CONNECTION_REJECTED: u8 = 5;
     pub const OTHER_CONFIGURATION_CHANGE: u8 = 6;
     pub const CONNECTION_COLLISION_RESOLUTION: u8 = 7;
@@ -39,6 +43,34 @@ impl Notification {
 
     pub fn cease(subcode: u8) -> Notification {
         Notification::new(CEASE, subcode)
+    }
+
+    /// The same, so that the peer keeps no routes: the Hard Reset of RFC 8538.
+    pub fn hard(&self) -> Notification {
+        let data = [&[self.code, self.subcode], &self.data[..]].concat();
+        Notification { code: CEASE, subcode: cease::HARD_RESET, data }
+    }
+
+    /// What a Hard Reset stands for.
+    fn inner(&self) -> Option<Notification> {
+        match (self.code, self.subcode, &self.data[..]) {
+            (CEASE, cease::HARD_RESET, [code, subcode, data @ ..])
+                if (*code, *subcode) != (CEASE, cease::HARD_RESET) =>
+            {
+                Some(Notification::with_data(*code, *subcode, data))
+            }
+            _ => None,
+        }
+    }
+
+    /// The shutdown communication of RFC 9003: what the other operator had to say.
+    fn communication(&self) -> Option<String> {
+        let told = self.code == CEASE
+            && matches!(self.subcode, cease::ADMINISTRATIVE_SHUTDOWN | cease::ADMINISTRATIVE_RESET);
+        let (length, text) = self.data.split_first().filter(|_| told)?;
+        let text = text.get(..usize::from(*length)).filter(|text| !text.is_empty())?;
+        // Control characters would reach an engineer's terminal.
+        Some(String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect())
     }
 
     fn subcode_name(&self) -> &'static str {
@@ -75,6 +107,7 @@ impl Notification {
             (6, 7) => "Connection Collision Resolution",
             (6, 8) => "Out of Resources",
             (6, 9) => "Hard Reset",
+            (7, 1) => "Invalid Message Length",
             _ => "unknown subcode",
         }
     }
@@ -90,11 +123,18 @@ impl fmt::Display for Notification {
             FINITE_STATE_MACHINE_ERROR => "Finite State Machine Error",
             CEASE => "Cease",
             ROUTE_REFRESH_MESSAGE_ERROR => "ROUTE-REFRESH Message Error",
+            SEND_HOLD_TIMER_EXPIRED => "Send Hold Timer Expired",
             _ => "unknown code",
         };
         write!(f, "{code} ({})", self.code)?;
-        if self.code != HOLD_TIMER_EXPIRED {
+        if !matches!(self.code, HOLD_TIMER_EXPIRED | SEND_HOLD_TIMER_EXPIRED) {
             write!(f, ": {} ({})", self.subcode_name(), self.subcode)?;
+        }
+        if let Some(inner) = self.inner() {
+            write!(f, ": {inner}")?;
+        }
+        if let Some(text) = self.communication() {
+            write!(f, ": {text:?}")?;
         }
         Ok(())
     }

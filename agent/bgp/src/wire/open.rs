@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::Reader;
 use super::notification::{Notification, OPEN_MESSAGE_ERROR};
-use crate::prefix::Family;
+use crate::prefix::{Families, Family};
 
 /// AS_TRANS of RFC 6793: stands for an AS number that does not fit two octets.
 pub const AS_TRANS: u16 = 23456;
@@ -26,11 +26,36 @@ pub enum Capability {
     ExtendedMessage,
     FourOctetAs(u32),
     GracefulRestart(GracefulRestart),
+    /// RFC 7313: BoRR and EoRR around what was asked for.
+    EnhancedRouteRefresh,
+    /// RFC 7911, by family.
+    AddPath(Vec<(Family, AddPathMode)>),
+    /// RFC 8950: families whose next hop may be an IPv6 address.
+    ExtendedNextHop(Families),
+    /// RFC 9494, by family.
+    LongLivedGracefulRestart(Vec<LongLived>),
     /// Kept for display; ignored otherwise. Also multiprotocol families that are not spoken.
     Unknown {
         code: u8,
         value: Vec<u8>,
     },
+}
+
+/// What the sender of the capability can do with path identifiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct AddPathMode {
+    pub receive: bool,
+    pub send: bool,
+}
+
+/// RFC 9494 section 3.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongLived {
+    pub family: Family,
+    /// F bit: forwarding state was preserved.
+    pub forwarding: bool,
+    /// Seconds, 24 bits.
+    pub stale_time: u32,
 }
 
 /// RFC 4724 section 3, with the N bit of RFC 8538.
@@ -130,6 +155,32 @@ impl Open {
         })
     }
 
+    /// What the sender can do with path identifiers in a family.
+    pub fn add_path(&self, family: Family) -> AddPathMode {
+        let modes = self.capabilities.iter().filter_map(|capability| match capability {
+            Capability::AddPath(modes) => Some(modes),
+            _ => None,
+        });
+        modes.flatten().find(|(of, _)| *of == family).map(|(_, mode)| *mode).unwrap_or_default()
+    }
+
+    /// The families whose next hop may be an IPv6 address.
+    pub fn extended_next_hop(&self) -> Families {
+        let found = self.capabilities.iter().find_map(|capability| match capability {
+            Capability::ExtendedNextHop(families) => Some(*families),
+            _ => None,
+        });
+        found.unwrap_or_default()
+    }
+
+    pub fn long_lived(&self) -> &[LongLived] {
+        let found = self.capabilities.iter().find_map(|capability| match capability {
+            Capability::LongLivedGracefulRestart(families) => Some(families.as_slice()),
+            _ => None,
+        });
+        found.unwrap_or_default()
+    }
+
     /// The families of the multiprotocol capabilities; IPv4 alone where there is none (RFC 4760 section 8).
     pub fn families(&self) -> Vec<Family> {
         let mut any = false;
@@ -174,6 +225,33 @@ impl Capability {
                     out.extend_from_slice(&[Family::SAFI, if *forwarding { 0x80 } else { 0 }]);
                 }
             }
+            Capability::EnhancedRouteRefresh => out.extend_from_slice(&[70, 0]),
+            Capability::AddPath(families) => {
+                out.extend_from_slice(&[69, 4 * families.len() as u8]);
+                for (family, mode) in families {
+                    out.extend_from_slice(&family.afi().to_be_bytes());
+                    let mode = u8::from(mode.receive) | u8::from(mode.send) << 1;
+                    out.extend_from_slice(&[Family::SAFI, mode]);
+                }
+            }
+            Capability::ExtendedNextHop(families) => {
+                let families: Vec<Family> =
+                    Family::ALL.into_iter().filter(|family| families.contains(*family)).collect();
+                out.extend_from_slice(&[5, 6 * families.len() as u8]);
+                for family in families {
+                    out.extend_from_slice(&family.afi().to_be_bytes());
+                    out.extend_from_slice(&[0, Family::SAFI]);
+                    out.extend_from_slice(&Family::Ipv6.afi().to_be_bytes());
+                }
+            }
+            Capability::LongLivedGracefulRestart(families) => {
+                out.extend_from_slice(&[71, 7 * families.len() as u8]);
+                for long in families {
+                    out.extend_from_slice(&long.family.afi().to_be_bytes());
+                    out.extend_from_slice(&[Family::SAFI, if long.forwarding { 0x80 } else { 0 }]);
+                    out.extend_from_slice(&long.stale_time.min(0x00ff_ffff).to_be_bytes()[1..]);
+                }
+            }
             Capability::Unknown { code, value } => {
                 out.extend_from_slice(&[*code, value.len() as u8]);
                 out.extend_from_slice(value);
@@ -210,7 +288,44 @@ impl Capability {
                     families,
                 })
             }
+            70 => Capability::EnhancedRouteRefresh,
+            69 => {
+                let mut families = Vec::new();
+                while reader.remaining() >= 4 {
+                    let (afi, safi, mode) = (reader.u16()?, reader.u8()?, reader.u8()?);
+                    // RFC 7911 section 4: a tuple with another value is ignored.
+                    if let (Some(family), 1..=3) = (Family::from_afi_safi(afi, safi), mode) {
+                        let mode = AddPathMode { receive: mode & 1 != 0, send: mode & 2 != 0 };
+                        families.push((family, mode));
+                    }
+                }
+                Capability::AddPath(families)
+            }
+            5 => {
+                let mut families = Families::default();
+                while reader.remaining() >= 6 {
+                    let (afi, safi, next_hop) = (reader.u16()?, reader.u16()?, reader.u16()?);
+                    let safi = u8::try_from(safi).unwrap_or(0);
+                    if let (Some(family), 2) = (Family::from_afi_safi(afi, safi), next_hop) {
+                        families.insert(family);
+                    }
+                }
+                Capability::ExtendedNextHop(families)
+            }
+            71 => Capability::LongLivedGracefulRestart(decode_long_lived(&mut reader)?),
             _ => unknown(),
         })
     }
+}
+
+fn decode_long_lived(reader: &mut Reader<'_>) -> Option<Vec<LongLived>> {
+    let mut families = Vec::new();
+    while reader.remaining() >= 7 {
+        let (afi, safi, flags) = (reader.u16()?, reader.u8()?, reader.u8()?);
+        let stale_time = u32::from(reader.u8()?) << 16 | u32::from(reader.u16()?);
+        if let Some(family) = Family::from_afi_safi(afi, safi) {
+            families.push(LongLived { family, forwarding: flags & 0x80 != 0, stale_time });
+        }
+    }
+    Some(families)
 }

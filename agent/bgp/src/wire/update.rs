@@ -6,15 +6,21 @@ use std::sync::Arc;
 
 use super::attributes::{self as attr, Attributes, Fault};
 use super::notification::{Notification, UPDATE_MESSAGE_ERROR};
+use super::open::AS_TRANS;
 use super::{HEADER_LENGTH, Reader, finish};
-use crate::prefix::{Family, Prefix};
+use crate::prefix::{Families, Family, Prefix};
+
+/// Octets of one prefix on the wire: identifier, length, address.
+const NLRI_LENGTH_MAX: usize = 4 + 1 + 16;
 
 /// What was negotiated and changes how an UPDATE reads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DecodeContext {
     pub four_octet_as: bool,
     /// The peer is in another AS.
     pub external: bool,
+    /// Prefixes of these come with a path identifier (RFC 7911).
+    pub add_path: Families,
 }
 
 /// What was negotiated and changes how an UPDATE is written.
@@ -23,11 +29,27 @@ pub struct EncodeContext {
     pub four_octet_as: bool,
     /// Octets, header included.
     pub message_length_max: usize,
+    /// Prefixes of these go with a path identifier (RFC 7911).
+    pub add_path: Families,
+}
+
+/// A prefix as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nlri {
+    pub prefix: Prefix,
+    /// Tells several paths to one destination apart (RFC 7911); 0 where there are no identifiers.
+    pub path_id: u32,
+}
+
+impl From<Prefix> for Nlri {
+    fn from(prefix: Prefix) -> Nlri {
+        Nlri { prefix, path_id: 0 }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Update {
-    pub withdrawn: Vec<Prefix>,
+    pub withdrawn: Vec<Nlri>,
     pub reach: Vec<Reach>,
     pub attributes: Attributes,
     pub end_of_rib: Option<Family>,
@@ -39,7 +61,7 @@ pub struct Update {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reach {
     pub next_hop: IpAddr,
-    pub prefixes: Vec<Prefix>,
+    pub prefixes: Vec<Nlri>,
 }
 
 /// An attribute that was discarded, or for which the routes were treated as withdrawn.
@@ -63,6 +85,7 @@ struct Parse {
     seen: [u64; 4],
     next_hop: Option<Ipv4Addr>,
     as4_path: Option<Vec<u8>>,
+    as4_aggregator: Option<(u32, Ipv4Addr)>,
     mp_reach: Option<Reach>,
     mp_unreach_family: Option<Family>,
 }
@@ -80,18 +103,20 @@ impl Update {
         let withdrawn = reader.take(length).ok_or_else(malformed)?;
         let length = usize::from(reader.u16().ok_or_else(malformed)?);
         let attributes = reader.take(length).ok_or_else(malformed)?;
-        let nlri = decode_prefixes(reader.take(reader.remaining()).unwrap_or_default(), Family::Ipv4)
-            .ok_or_else(|| error(10))?;
+        let rest = reader.take(reader.remaining()).unwrap_or_default();
+        let nlri = decode_prefixes(rest, Family::Ipv4, context).ok_or_else(|| error(10))?;
 
         let mut parse = Parse {
             update: Update::default(),
             seen: [0; 4],
             next_hop: None,
             as4_path: None,
+            as4_aggregator: None,
             mp_reach: None,
             mp_unreach_family: None,
         };
-        parse.update.withdrawn = decode_prefixes(withdrawn, Family::Ipv4).ok_or_else(|| error(10))?;
+        parse.update.withdrawn =
+            decode_prefixes(withdrawn, Family::Ipv4, context).ok_or_else(|| error(10))?;
         parse.attributes(attributes, context)?;
         Ok(parse.finish(nlri, body.len()))
     }
@@ -145,19 +170,26 @@ impl Parse {
                 Err(_) => self.update.fault(code, true, "NEXT_HOP is not four octets"),
             },
             attr::MP_REACH_NLRI => {
-                self.mp_reach = decode_mp_reach(value).ok_or_else(|| error(9))?;
+                self.mp_reach = decode_mp_reach(value, context).ok_or_else(|| error(9))?;
             }
             attr::MP_UNREACH_NLRI => {
                 let mut reader = Reader::new(value);
                 let (Some(afi), Some(safi)) = (reader.u16(), reader.u8()) else { return Err(error(9)) };
                 if let Some(family) = Family::from_afi_safi(afi, safi) {
                     let rest = reader.take(reader.remaining()).unwrap_or_default();
-                    let prefixes = decode_prefixes(rest, family).ok_or_else(|| error(9))?;
+                    let prefixes = decode_prefixes(rest, family, context).ok_or_else(|| error(9))?;
                     self.update.withdrawn.extend(prefixes);
                     self.mp_unreach_family = Some(family);
                 }
             }
             attr::AS4_PATH if !context.four_octet_as => self.as4_path = Some(value.to_vec()),
+            attr::AS4_AGGREGATOR if !context.four_octet_as => match value.as_chunks::<4>() {
+                ([asn, address], []) => {
+                    self.as4_aggregator = Some((u32::from_be_bytes(*asn), Ipv4Addr::from(*address)));
+                }
+                _ => self.update.fault(code, false, "AS4_AGGREGATOR is not eight octets"),
+            },
+            // RFC 6793 section 6: from a speaker of four octets they are discarded.
             attr::AS4_PATH | attr::AS4_AGGREGATOR => {}
             _ => {
                 let taken =
@@ -174,9 +206,17 @@ impl Parse {
         Ok(())
     }
 
-    fn finish(mut self, nlri: Vec<Prefix>, body_length: usize) -> Update {
+    fn finish(mut self, nlri: Vec<Nlri>, body_length: usize) -> Update {
         let has = |seen: &[u64; 4], code: u8| seen[usize::from(code / 64)] & (1 << (code % 64)) != 0;
-        if let Some(value) = self.as4_path.take()
+        // RFC 6793 4.2.3: an AGGREGATOR that is not AS_TRANS was made after the AS4 attributes, which are then outdated.
+        let trans = u32::from(AS_TRANS);
+        let outdated = self.update.attributes.aggregator.is_some_and(|(asn, _)| asn != trans);
+        if let (Some(wide), false) = (self.as4_aggregator.take(), outdated)
+            && self.update.attributes.aggregator.is_some()
+        {
+            self.update.attributes.aggregator = Some(wide);
+        }
+        if let Some(value) = self.as4_path.take().filter(|_| !outdated)
             && self.update.attributes.merge_as4_path(&value).is_err()
         {
             self.update.fault(attr::AS4_PATH, false, "malformed value");
@@ -228,7 +268,7 @@ fn split_attribute<'a>(reader: &mut Reader<'a>) -> Option<(u8, u8, &'a [u8])> {
 }
 
 /// `None`: malformed. `Some(None)`: a family that is not spoken.
-fn decode_mp_reach(value: &[u8]) -> Option<Option<Reach>> {
+fn decode_mp_reach(value: &[u8], context: &DecodeContext) -> Option<Option<Reach>> {
     let mut reader = Reader::new(value);
     let (afi, safi, length) = (reader.u16()?, reader.u8()?, reader.u8()?);
     let next_hop = reader.take(usize::from(length))?;
@@ -240,14 +280,17 @@ fn decode_mp_reach(value: &[u8]) -> Option<Option<Reach>> {
         16 | 32 => IpAddr::from(<[u8; 16]>::try_from(&next_hop[..16]).ok()?),
         _ => return None,
     };
-    let prefixes = decode_prefixes(reader.take(reader.remaining())?, family)?;
+    let prefixes = decode_prefixes(reader.take(reader.remaining())?, family, context)?;
     Some(Some(Reach { next_hop, prefixes }))
 }
 
-fn decode_prefixes(octets: &[u8], family: Family) -> Option<Vec<Prefix>> {
+fn decode_prefixes(octets: &[u8], family: Family, context: &DecodeContext) -> Option<Vec<Nlri>> {
     let mut reader = Reader::new(octets);
     let mut prefixes = Vec::new();
-    while let Some(length) = reader.u8() {
+    let identified = context.add_path.contains(family);
+    while reader.remaining() > 0 {
+        let path_id = if identified { reader.u32()? } else { 0 };
+        let length = reader.u8()?;
         if length > family.bits() {
             return None;
         }
@@ -258,15 +301,18 @@ fn decode_prefixes(octets: &[u8], family: Family) -> Option<Vec<Prefix>> {
             Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(full[0], full[1], full[2], full[3])),
             Family::Ipv6 => IpAddr::V6(Ipv6Addr::from(full)),
         };
-        prefixes.push(Prefix::new(address, length)?);
+        prefixes.push(Nlri { prefix: Prefix::new(address, length)?, path_id });
     }
     Some(prefixes)
 }
 
-fn encode_prefix(prefix: &Prefix, out: &mut Vec<u8>) {
-    let count = usize::from(prefix.length().div_ceil(8));
-    out.push(prefix.length());
-    match prefix {
+fn encode_prefix(nlri: &Nlri, identified: bool, out: &mut Vec<u8>) {
+    let count = usize::from(nlri.prefix.length().div_ceil(8));
+    if identified {
+        out.extend_from_slice(&nlri.path_id.to_be_bytes());
+    }
+    out.push(nlri.prefix.length());
+    match nlri.prefix {
         Prefix::V4 { address, .. } => out.extend_from_slice(&address.octets()[..count]),
         Prefix::V6 { address, .. } => out.extend_from_slice(&address.octets()[..count]),
     }
@@ -275,8 +321,8 @@ fn encode_prefix(prefix: &Prefix, out: &mut Vec<u8>) {
 /// Writes `prefixes`, which share `attributes` and its next hop, into as few UPDATEs as fit.
 ///
 /// The prefixes must be of one family. IPv4 with an IPv6 next hop is written as RFC 8950 says.
-pub fn encode_reach(attributes: &Attributes, prefixes: &[Prefix], context: &EncodeContext) -> Vec<Arc<[u8]>> {
-    let Some(family) = prefixes.first().map(Prefix::family) else { return Vec::new() };
+pub fn encode_reach(attributes: &Attributes, prefixes: &[Nlri], context: &EncodeContext) -> Vec<Arc<[u8]>> {
+    let Some(family) = prefixes.first().map(|nlri| nlri.prefix.family()) else { return Vec::new() };
     let classic = match attributes.next_hop {
         IpAddr::V4(next_hop) if family == Family::Ipv4 => Some(next_hop),
         IpAddr::V4(_) | IpAddr::V6(_) => None,
@@ -285,12 +331,12 @@ pub fn encode_reach(attributes: &Attributes, prefixes: &[Prefix], context: &Enco
     attributes.encode(context.four_octet_as, classic, &mut shared);
     // Header, two length fields, and for MP_REACH_NLRI: flags, code, length, AFI, SAFI, next hop, reserved.
     let overhead = HEADER_LENGTH + 4 + shared.len() + 4 + 2 + 1 + 1 + 16 + 1;
-    let Some(room) = context.message_length_max.checked_sub(overhead + 17) else {
+    let room = context.message_length_max.saturating_sub(overhead);
+    if room < NLRI_LENGTH_MAX {
         // RFC 8654 section 4: what does not fit the peer's message size is withdrawn from it.
         return encode_withdraw(prefixes, context);
-    };
-    let room = room + 17;
-    split(prefixes, room)
+    }
+    split(prefixes, room, context.add_path.contains(family))
         .into_iter()
         .map(|chunk| {
             finish(super::UPDATE, |out| {
@@ -327,10 +373,11 @@ pub fn encode_reach(attributes: &Attributes, prefixes: &[Prefix], context: &Enco
 }
 
 /// Writes withdrawals of one family into as few UPDATEs as fit.
-pub fn encode_withdraw(prefixes: &[Prefix], context: &EncodeContext) -> Vec<Arc<[u8]>> {
-    let Some(family) = prefixes.first().map(Prefix::family) else { return Vec::new() };
+pub fn encode_withdraw(prefixes: &[Nlri], context: &EncodeContext) -> Vec<Arc<[u8]>> {
+    let Some(family) = prefixes.first().map(|nlri| nlri.prefix.family()) else { return Vec::new() };
     let room = context.message_length_max - HEADER_LENGTH - 4 - 7;
-    split(prefixes, room).into_iter().map(|chunk| withdraw_message(family, &chunk)).collect()
+    let identified = context.add_path.contains(family);
+    split(prefixes, room, identified).into_iter().map(|chunk| withdraw_message(family, &chunk)).collect()
 }
 
 /// The End-of-RIB marker of RFC 4724 section 2.
@@ -359,15 +406,16 @@ fn withdraw_message(family: Family, octets: &[u8]) -> Arc<[u8]> {
 }
 
 /// Encodes prefixes into runs of at most `room` octets.
-fn split(prefixes: &[Prefix], room: usize) -> Vec<Vec<u8>> {
+fn split(prefixes: &[Nlri], room: usize, identified: bool) -> Vec<Vec<u8>> {
     let mut chunks = Vec::new();
     let mut chunk = Vec::new();
-    for prefix in prefixes {
-        let size = 1 + usize::from(prefix.length().div_ceil(8));
+    let fixed = if identified { 5 } else { 1 };
+    for nlri in prefixes {
+        let size = fixed + usize::from(nlri.prefix.length().div_ceil(8));
         if !chunk.is_empty() && chunk.len() + size > room {
             chunks.push(std::mem::take(&mut chunk));
         }
-        encode_prefix(prefix, &mut chunk);
+        encode_prefix(nlri, identified, &mut chunk);
     }
     if !chunk.is_empty() {
         chunks.push(chunk);

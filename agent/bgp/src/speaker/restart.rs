@@ -1,0 +1,115 @@
+//! Time: restarts of peers and our own (RFC 4724, RFC 9494), and when old routes go.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::{Output, Speaker};
+use crate::prefix::Family;
+use crate::rib::Source;
+use crate::session::{self, State};
+use crate::wire::attributes::community;
+use crate::wire::notification::cease;
+
+impl Speaker {
+    pub(super) fn expire(&mut self, now: Instant) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let peers_where = |speaker: &Speaker, condition: &dyn Fn(&super::Peer) -> bool| -> Vec<IpAddr> {
+            speaker.peers.iter().filter(|(_, peer)| condition(peer)).map(|(address, _)| *address).collect()
+        };
+        for address in peers_where(self, &|peer| due(peer.session.next_deadline())) {
+            self.feed(address, session::Input::Tick, now);
+        }
+        for address in peers_where(self, &|peer| due(peer.start_deadline)) {
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.start_deadline = None;
+            }
+            self.feed(address, session::Input::Start, now);
+        }
+        for address in peers_where(self, &|peer| due(peer.stale_deadline)) {
+            self.end_restart_time(address, now);
+        }
+        for address in peers_where(self, &|peer| peer.long_stale_deadlines.values().any(|at| *at <= now)) {
+            let Some(peer) = self.peers.get_mut(&address) else { continue };
+            let over: Vec<Family> = peer
+                .long_stale_deadlines
+                .extract_if(.., |_, at| *at <= now)
+                .map(|(family, _)| family)
+                .collect();
+            for family in over {
+                self.rib.sweep_stale(Source::Peer(address), Some(family));
+            }
+            self.forget_if_dynamic(address, now);
+        }
+        self.finish_deferral(now);
+        self.finish_convergence(now);
+    }
+
+    /// The peer has not come back in its restart time: its routes go, or stay as a last resort (RFC 9494 section 4.2).
+    fn end_restart_time(&mut self, address: IpAddr, now: Instant) {
+        let source = Source::Peer(address);
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.stale_deadline = None;
+        let cap = peer.config.long_lived_stale_time.unwrap_or_default();
+        let long_lived = peer.long_lived.clone();
+        for family in Family::ALL {
+            let Some(time) = long_lived.get(&family) else {
+                self.rib.sweep_stale(source, Some(family));
+                continue;
+            };
+            self.rib.sweep(source, Some(family), |path| {
+                path.stale && path.received.communities.contains(&community::NO_LLGR)
+            });
+            for (prefix, mut path) in self.rib.paths_of(source) {
+                if path.stale && prefix.family() == family {
+                    path.attributes = self.mark_long_stale(&path.attributes);
+                    self.rib.insert(prefix, path);
+                }
+            }
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.long_stale_deadlines.insert(family, now + (*time).min(cap));
+            }
+        }
+        self.forget_if_dynamic(address, now);
+    }
+
+    fn forget_if_dynamic(&mut self, address: IpAddr, now: Instant) {
+        let Some(peer) = self.peers.get(&address) else { return };
+        if peer.dynamic && peer.session.state() < State::OpenSent && peer.long_stale_deadlines.is_empty() {
+            self.remove_peer(address, cease::PEER_DE_CONFIGURED, now);
+        }
+    }
+
+    /// Ends the start's deferral once every configured peer has sent all, or the time is over.
+    pub(super) fn finish_deferral(&mut self, now: Instant) {
+        let Some(deadline) = self.deferral_deadline else { return };
+        let mut configured = self.peers.values().filter(|peer| !peer.dynamic).peekable();
+        let complete = configured.peek().is_some() && configured.all(|peer| peer.synced_once);
+        if !complete && now < deadline {
+            return;
+        }
+        self.deferral_deadline = None;
+        self.decide();
+        self.flush_groups();
+        let owed: Vec<IpAddr> =
+            self.peers.iter().filter(|(_, peer)| peer.end_of_rib_owed).map(|(a, _)| *a).collect();
+        for address in owed {
+            self.send_end_of_rib(address);
+        }
+        self.finish_convergence(now);
+    }
+
+    /// Lets the FIB be swept. Later than the end of the deferral where a peer restarts at the same time: it is not
+    /// waited for with our own announcements (RFC 4724 4.1), or both would wait for ever, but its routes are still to
+    /// come, and the kernel forwards by them all the while.
+    pub(super) fn finish_convergence(&mut self, now: Instant) {
+        let Some(deadline) = self.convergence_deadline else { return };
+        let mut configured = self.peers.values().filter(|peer| !peer.dynamic).peekable();
+        let complete = configured.peek().is_some() && configured.all(|peer| peer.received_all);
+        if self.deferral_deadline.is_some() || (!complete && now < deadline) {
+            return;
+        }
+        self.convergence_deadline = None;
+        self.decide();
+        self.outputs.push_back(Output::Converged);
+    }
+}
