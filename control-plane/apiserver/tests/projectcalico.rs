@@ -120,7 +120,7 @@ fn rule(rule: Value) -> Value {
 }
 
 /// What is refused, and what the message must say.
-fn refused() -> Vec<(&'static str, Value, &'static str)> {
+fn refused_of_addresses() -> Vec<(&'static str, Value, &'static str)> {
     let workload = json!({ "cidr": "10.0.0.0/16", "ipipMode": "Never" });
     vec![
         ("IPPool", workload, "allowedUses must be [LoadBalancer]"),
@@ -143,6 +143,11 @@ fn refused() -> Vec<(&'static str, Value, &'static str)> {
         ("IPPool", pool("10.0.0.0/16", json!({ "blockSize": 12 })), "blockSize must be between"),
         ("IPPool", pool("10.0.0.0/16", json!({ "assignmentMode": "Sometimes" })), "assignmentMode"),
         ("IPReservation", json!({ "reservedCIDRs": ["10.0.0.1"] }), "reservedCIDRs"),
+    ]
+}
+
+fn refused_of_bgp() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
         ("BGPPeer", json!({ "nodeSelector": "all()" }), "one of peerIP and peerSelector must be set"),
         ("BGPPeer", peer(json!({ "peerSelector": "has(a)" })), "peerIP and peerSelector cannot both be set"),
         (
@@ -234,7 +239,10 @@ async fn calicos_manifests_apply_and_what_is_not_supported_is_refused_by_name() 
     let configurations = refused_configurations()
         .into_iter()
         .map(|(name, spec, message)| ("BGPConfiguration", name, spec, message));
-    let others = refused().into_iter().map(|(kind, spec, message)| (kind, "refused", spec, message));
+    let others = refused_of_addresses()
+        .into_iter()
+        .chain(refused_of_bgp())
+        .map(|(kind, spec, message)| (kind, "refused", spec, message));
     for (kind, name, spec, message) in others.chain(configurations) {
         // The name may be taken: what is invalid is said first.
         let answer = admin.post(&path(kind), &object(kind, name, spec.clone())).await;
