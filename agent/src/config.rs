@@ -87,10 +87,11 @@ pub struct Config {
     )]
     pub no_masquerade_cidrs: Vec<IpNetwork>,
 
-    /// Autonomous system of the cluster.
+    /// Autonomous system of nodes of which neither an annotation nor BGPConfiguration says another.
     #[arg(long, env = "SEAWAY_ASN", default_value_t = 64512)]
     pub asn: u32,
 
+    /// TCP port of BGP where BGPConfiguration says no other.
     #[arg(long, env = "SEAWAY_BGP_PORT", default_value_t = 179)]
     pub bgp_port: u16,
 

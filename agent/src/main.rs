@@ -22,15 +22,18 @@ mod health_ports;
 mod metrics;
 mod network;
 mod persist;
+mod routing;
 mod run;
 mod services;
 mod stale;
 mod status;
 mod watch;
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use clap::Parser;
+use run::Ended;
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -46,7 +49,14 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .init();
     match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Cancelled) => ExitCode::SUCCESS,
+        Ok(Ended::Anew) => {
+            // The same process, so that whoever watches it notices nothing. Sockets are closed by it, pods go on.
+            let error = std::env::current_exe()
+                .map(|program| std::process::Command::new(program).args(std::env::args_os().skip(1)).exec());
+            tracing::error!("starting anew: {error:?}");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
@@ -54,7 +64,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: config::Config) -> anyhow::Result<()> {
+fn start(config: config::Config) -> anyhow::Result<Ended> {
     // Fails only where a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     config.validate()?;

@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
+use bgp::policy::{Community, LocalKind};
 use bgp::{LocalRoute, Prefix};
 use dataplane::datapath::{Datapath, PodLinks};
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
@@ -21,6 +23,8 @@ use ebpf_common::desired::{Clients, Endpoint, Service, Services};
 use ebpf_common::{Address, FrontendKey, Port, Protocol};
 use ipam::{AllocateError, Allocation, Allocator, Pool, Request};
 use ipnetwork::IpNetwork;
+use proxy::Announced;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -56,12 +60,35 @@ pub struct PodStatus {
     pub host_index: Option<u32>,
 }
 
+/// What was announced of Services, and since which boot of the machine: the maps do not outlive it.
+#[derive(Default, Serialize, Deserialize)]
+struct Saved {
+    boot_id: String,
+    ranges: BTreeSet<IpNetwork>,
+    addresses: BTreeSet<IpNetwork>,
+}
+
+impl Saved {
+    fn of(announced: &Announced) -> Saved {
+        let Announced { ranges, addresses } = announced.clone();
+        Saved { boot_id: boot_id(), ranges, addresses }
+    }
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
 struct State {
     allocator: Allocator,
     routes: Routes,
     /// Routes that this node originates: blocks and pods. They go before learned ones.
     own: BTreeMap<IpNetwork, Target>,
     learned: BTreeMap<IpNetwork, Target>,
+    /// What is announced of Services.
+    services: Announced,
+    /// Communities by the range of the prefixes that carry them.
+    communities: Vec<(IpNetwork, Vec<Community>)>,
     index_by_attachment: BTreeMap<AttachmentKey, u32>,
     /// Attachments that had no link, and links that had no attachment, at the last collection.
     suspects: BTreeSet<String>,
@@ -70,6 +97,7 @@ struct State {
 pub struct Network {
     pools: Vec<Pool>,
     allocations: Allocations,
+    services_file: PathBuf,
     mtu: u32,
     node_ips: Vec<IpAddr>,
     service_cidrs: Vec<IpNetwork>,
@@ -110,12 +138,15 @@ impl Network {
             routes,
             own: BTreeMap::new(),
             learned: BTreeMap::new(),
+            services: Announced::default(),
+            communities: Vec::new(),
             index_by_attachment: BTreeMap::new(),
             suspects: BTreeSet::new(),
         };
         let network = Network {
             pools,
             allocations,
+            services_file: config.state_dir.join("announced.json"),
             mtu: uplink.mtu,
             node_ips: config.node_ips.clone(),
             service_cidrs: config.service_cidrs.clone(),
@@ -161,6 +192,9 @@ impl Network {
         // serves Services, these may need a route.
         if self.datapath.is_some() {
             state.own.extend(self.service_cidrs.iter().map(|range| (*range, Target::Unreachable)));
+        }
+        if self.datapath.is_some() {
+            self.restore_services(&mut state);
         }
         self.announce(&mut state);
         state.set_all();
@@ -372,8 +406,68 @@ impl Network {
                 state.own.insert(*block, Target::Blackhole);
             }
         }
-        let route = |block| (Prefix::from(block), LocalRoute::default());
-        self.bgp.set_local(blocks.into_iter().map(route).collect());
+        let services = &state.services;
+        let ranges = services.ranges.iter().map(|range| (*range, LocalKind::ServiceRange));
+        let addresses = services.addresses.iter().map(|address| (*address, LocalKind::Service));
+        let all = ranges.chain(addresses).chain(blocks.into_iter().map(|block| (block, LocalKind::Block)));
+        let route = |(prefix, kind): (IpNetwork, LocalKind)| {
+            (Prefix::from(prefix), local_route(prefix, kind, &state.communities))
+        };
+        self.bgp.set_local(all.map(route).collect());
+    }
+
+    /// Announces this of Services from now on, and nothing else. What the maps do not lead to a Service is unreachable
+    /// here: it must not be sent to a router that sends it back.
+    pub fn announce_services(&self, services: Announced) {
+        let mut state = self.state();
+        if state.services == services {
+            return;
+        }
+        let of = |announced: &Announced| announced.ranges.union(&announced.addresses).copied().collect();
+        let (before, after): (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>) =
+            (of(&state.services), of(&services));
+        for gone in before.difference(&after).filter(|range| !self.service_cidrs.contains(range)) {
+            if state.own.get(gone) == Some(&Target::Unreachable) {
+                state.set_own(*gone, None);
+            }
+        }
+        for new in after.difference(&before) {
+            if !state.own.contains_key(new) {
+                state.set_own(*new, Some(Target::Unreachable));
+            }
+        }
+        state.services = services;
+        let saved = Saved::of(&state.services);
+        if let Err(error) = persist::write(&self.services_file, &saved) {
+            tracing::warn!("{error:#}");
+        }
+        self.announce(&mut state);
+        state.apply();
+    }
+
+    /// Says this of announced prefixes from now on.
+    pub fn set_communities(&self, communities: Vec<(IpNetwork, Vec<Community>)>) {
+        let mut state = self.state();
+        if state.communities != communities {
+            state.communities = communities;
+            self.announce(&mut state);
+        }
+    }
+
+    /// What an earlier agent announced of Services, as long as the maps that it filled may be there still.
+    fn restore_services(&self, state: &mut State) {
+        let saved = match persist::read::<Saved>(&self.services_file) {
+            Ok(saved) => saved.filter(|saved| saved.boot_id == boot_id()).unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!("{error:#}");
+                return;
+            }
+        };
+        state.services = Announced { ranges: saved.ranges, addresses: saved.addresses };
+        let all = state.services.ranges.union(&state.services.addresses).copied().collect::<Vec<IpNetwork>>();
+        for prefix in all {
+            state.own.entry(prefix).or_insert(Target::Unreachable);
+        }
     }
 
     /// Takes what the speaker selected. No next hop: the destination is gone.
@@ -518,6 +612,27 @@ impl State {
             }
         }
     }
+}
+
+fn local_route(
+    prefix: IpNetwork,
+    kind: LocalKind,
+    communities: &[(IpNetwork, Vec<Community>)],
+) -> LocalRoute {
+    let mut route = LocalRoute { kind, ..LocalRoute::default() };
+    let covers = |range: &IpNetwork| range.contains(prefix.network()) && range.prefix() <= prefix.prefix();
+    for community in communities.iter().filter(|(range, _)| covers(range)).flat_map(|(_, all)| all) {
+        match community {
+            Community::Standard(value) if !route.communities.contains(value) => {
+                route.communities.push(*value)
+            }
+            Community::Large(value) if !route.large_communities.contains(value) => {
+                route.large_communities.push(*value);
+            }
+            _ => {}
+        }
+    }
+    route
 }
 
 fn host_ports_of(allocation: &Allocation) -> impl Iterator<Item = (FrontendKey, Service)> {

@@ -26,10 +26,25 @@ pub fn write_unflushed(path: &Path, value: &impl Serialize) -> anyhow::Result<()
     fs::rename(&aside, path).with_context(doing)
 }
 
+/// As [`write`], for the file's owner alone.
+pub fn write_private(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let doing = || format!("writing {}", path.display());
+    let mut text = serde_json::to_vec(value).with_context(doing)?;
+    text.push(b'\n');
+    write_mode(path, &text, 0o600)
+}
+
 pub fn write_text(path: &Path, text: &[u8]) -> anyhow::Result<()> {
+    write_mode(path, text, 0o666)
+}
+
+fn write_mode(path: &Path, text: &[u8], mode: u32) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
     let doing = || format!("writing {}", path.display());
     let aside = path.with_extension("new");
-    let mut file = File::create(&aside).with_context(doing)?;
+    let mut options = File::options();
+    let mut file =
+        options.write(true).create(true).truncate(true).mode(mode).open(&aside).with_context(doing)?;
     file.write_all(text).with_context(doing)?;
     file.sync_all().with_context(doing)?;
     fs::rename(&aside, path).with_context(doing)?;

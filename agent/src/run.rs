@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bgp::{PeerConfig, SpeakerConfig};
+use bgp::SpeakerConfig;
+use calico::{BgpConfiguration, BgpFilter, BgpPeer};
 use dataplane::datapath::{self, Datapath};
 use dataplane::routes::RouteMonitor;
 use ebpf_common::{FrontendKey, Port, Protocol};
@@ -24,9 +25,10 @@ use crate::config::Config;
 use crate::health::{Family, Health};
 use crate::metrics::Metrics;
 use crate::network::Network;
+use crate::routing::{self, Identity, Routing};
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
-use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, persist, stale, status};
+use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, stale, status};
 
 /// How long peers keep our routes while we restart, and we theirs.
 const RESTART_TIME: Duration = Duration::from_secs(120);
@@ -49,10 +51,21 @@ enum Event {
     Node(watcher::Event<Node>),
     Service(watcher::Event<Service>),
     Slice(watcher::Event<EndpointSlice>),
+    Configuration(watcher::Event<BgpConfiguration>),
+    Peer(watcher::Event<BgpPeer>),
+    Filter(watcher::Event<BgpFilter>),
+}
+
+/// Why the agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Cancelled,
+    /// It is to begin again, with another AS or port of the node.
+    Anew,
 }
 
 /// Runs until cancelled, or until something fails that a restart may cure.
-pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<Ended> {
     for folder in [&config.state_dir, &config.run_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
@@ -61,26 +74,29 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         let (_sender, ready) = signal::channel(true);
         let services = follow_services(&client, &config);
         run_kubelet(client, config, services, ready, cancel).await;
-        return Ok(());
+        return Ok(Ended::Cancelled);
     }
     let (bgp_sender, bgp_events) = mpsc::unbounded_channel();
-    let bgp = start_bgp(&config, bgp_sender)?;
+    let identity = routing::identity(&config)?;
+    let bgp = start_bgp(&config, identity, bgp_sender)?;
+    let routing = Routing::new(&config, identity, client.clone())?;
     let node = NodeView { name: config.node_name.clone(), zone: String::new(), api_servers };
     let family = |ip: &IpAddr| if ip.is_ipv4() { Family::V4 } else { Family::V6 };
     let health = Arc::new(Health::new(config.node_ips.iter().map(family).collect()));
     let metrics = Arc::new(Metrics::new(config.metrics_services));
     let mut services = Services::new(node, &config.cluster_domain, health.clone(), metrics.clone());
     let mut events = follow(&client, &config);
-    let (datapath, of_nodes) = if config.router_only {
+    let (datapath, for_later) = if config.router_only {
         (None, Vec::new())
     } else {
-        let (datapath, of_nodes) = open_meanwhile(&config, &mut services, &mut events).await?;
-        (Some(datapath), of_nodes)
+        let (datapath, for_later) = open_meanwhile(&config, &mut services, &mut events).await?;
+        (Some(datapath), for_later)
     };
     let network = Arc::new(Network::open(&config, datapath, bgp.clone())?);
-    let mut agent = Agent::new(config, network, bgp, client, services, health, metrics)?;
+    let mut agent =
+        Agent::new(config, (routing, identity), network, bgp, client, (services, health, metrics));
     agent.start(&cancel).await?;
-    of_nodes.into_iter().for_each(|event| agent.event(event));
+    for_later.into_iter().for_each(|event| agent.event(event));
     agent.run(events, bgp_events, cancel).await
 }
 
@@ -90,6 +106,9 @@ fn follow(client: &Client, config: &Config) -> mpsc::Receiver<Event> {
     let client = || client.clone();
     let all = || watcher::Config::default().any_semantic();
     watch::spawn(Api::all(client()), all(), sender.clone(), Event::Node);
+    watch::spawn(Api::all(client()), all(), sender.clone(), Event::Configuration);
+    watch::spawn(Api::all(client()), all(), sender.clone(), Event::Peer);
+    watch::spawn(Api::all(client()), all(), sender.clone(), Event::Filter);
     if !config.router_only {
         watch::spawn(Api::all(client()), all(), sender.clone(), Event::Service);
         watch::spawn(Api::all(client()), all(), sender, Event::Slice);
@@ -98,8 +117,8 @@ fn follow(client: &Client, config: &Config) -> mpsc::Receiver<Event> {
 }
 
 /// Opens the datapath on a thread of its own and takes what the API server lists meanwhile: the kernel checks the
-/// programs for as long as it takes to list tens of thousands of Services. Returns the events of nodes too, which are
-/// for later.
+/// programs for as long as it takes to list tens of thousands of Services. Returns the other events, which are for
+/// later.
 async fn open_meanwhile(
     config: &Config,
     services: &mut Services,
@@ -111,14 +130,14 @@ async fn open_meanwhile(
         allocator::give_back();
         opened
     });
-    let mut of_nodes = Vec::new();
+    let mut for_later = Vec::new();
     loop {
         tokio::select! {
-            opened = &mut opening => return Ok((opened.context("opening the datapath")??, of_nodes)),
+            opened = &mut opening => return Ok((opened.context("opening the datapath")??, for_later)),
             Some(event) = events.recv() => match event {
                 Event::Service(event) => services.service(event),
                 Event::Slice(event) => services.slice(event),
-                Event::Node(_) => of_nodes.push(event),
+                event => for_later.push(event),
             },
         }
     }
@@ -156,6 +175,7 @@ async fn addresses_of(url: &http::Uri) -> BTreeSet<FrontendKey> {
 
 fn start_bgp(
     config: &Config,
+    identity: Identity,
     events: mpsc::UnboundedSender<bgp_io::Event>,
 ) -> anyhow::Result<bgp_io::Handle> {
     let next_hop_v6 = config.node_ips.iter().find_map(|address| match address {
@@ -164,7 +184,7 @@ fn start_bgp(
     });
     let router_id = config.node_ip_v4().unwrap_or_else(|| router_id_of(config.node_ip()));
     let speaker = SpeakerConfig {
-        asn: config.asn,
+        asn: identity.asn,
         router_id,
         next_hop_v4: config.node_ip_v4(),
         next_hop_v6,
@@ -174,7 +194,7 @@ fn start_bgp(
         deferral_time: DEFERRAL_TIME,
         listen_ranges: config.bgp_listen_ranges.iter().map(|range| (*range).into()).collect(),
     };
-    bgp_io::start(speaker, &config.node_ips, config.bgp_port, events)
+    bgp_io::start(speaker, &config.node_ips, identity.port, events)
 }
 
 /// A node without IPv4 takes the low 32 bits of its address, which differ inside a network.
@@ -223,9 +243,11 @@ struct Agent {
     services: Services,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
-    peers_file: PathBuf,
-    address_by_node: BTreeMap<String, Vec<IpAddr>>,
-    /// The same, for who shows names.
+    routing: Routing,
+    identity: Identity,
+    /// The speaker cannot become what it is to be.
+    is_outdated: bool,
+    /// The nodes' addresses, for who shows names.
     nodes: signal::Sender<BTreeMap<String, Vec<IpAddr>>>,
     node_listing: Listing<Node>,
     /// The flows are swept at most once at a time.
@@ -239,16 +261,13 @@ struct Agent {
 impl Agent {
     fn new(
         config: Config,
+        (routing, identity): (Routing, Identity),
         network: Arc<Network>,
         bgp: bgp_io::Handle,
         client: Client,
-        services: Services,
-        health: Arc<Health>,
-        metrics: Arc<Metrics>,
-    ) -> anyhow::Result<Agent> {
-        let peers_file = config.state_dir.join("nodes.json");
-        let address_by_node = persist::read(&peers_file)?.unwrap_or_default();
-        Ok(Agent {
+        (services, health, metrics): (Services, Arc<Health>, Arc<Metrics>),
+    ) -> Agent {
+        Agent {
             services,
             health,
             metrics,
@@ -256,8 +275,9 @@ impl Agent {
             network,
             bgp,
             client,
-            peers_file,
-            address_by_node,
+            routing,
+            identity,
+            is_outdated: false,
             nodes: signal::Sender::default(),
             node_listing: Listing::default(),
             sweeping: None,
@@ -265,11 +285,11 @@ impl Agent {
             network_ready: signal::Sender::new(false),
             addresses_taken: Arc::new(Notify::new()),
             blocks_changed: Arc::new(Notify::new()),
-        })
+        }
     }
 
     async fn start(&mut self, cancel: &CancellationToken) -> anyhow::Result<()> {
-        // The nodes known last, so that routes come back while the API server is away.
+        // What was known last, so that routes come back while the API server is away.
         self.set_peers();
         let stale = stale::start(&self.network, cancel.clone())?;
         self.services.tell_gone(stale.due.clone());
@@ -341,7 +361,8 @@ impl Agent {
         mut events: mpsc::Receiver<Event>,
         mut bgp_events: mpsc::UnboundedReceiver<bgp_io::Event>,
         cancel: CancellationToken,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Ended> {
+        let mut passwords = self.routing.passwords();
         let monitor = RouteMonitor::open().context("watching the node's routes")?;
         let host_ports_changed = self.network.host_ports_changed();
         self.services.set_host_ports(self.network.host_ports());
@@ -354,7 +375,7 @@ impl Agent {
         }
         loop {
             tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
+                () = cancel.cancelled() => return Ok(Ended::Cancelled),
                 event = bgp_events.recv() => {
                     let event = event.context("the BGP speaker has stopped")?;
                     self.bgp_events(event, &mut bgp_events);
@@ -367,6 +388,7 @@ impl Agent {
                         burst -= 1;
                     }
                 }
+                Ok(()) = passwords.changed() => self.set_peers(),
                 // Only what follows the select is due.
                 () = self.blocks_changed.notified() => {}
                 () = host_ports_changed.notified() => self.services.set_host_ports(self.network.host_ports()),
@@ -383,6 +405,9 @@ impl Agent {
                 _ = sweep.tick() => self.sweep_flows(),
                 _ = collect.tick() => self.collect_dead(),
             }
+            if self.is_outdated {
+                return Ok(Ended::Anew);
+            }
             self.services.apply(&self.network);
             self.update_readiness()?;
         }
@@ -397,6 +422,21 @@ impl Agent {
             }
             Event::Service(event) => self.services.service(event),
             Event::Slice(event) => self.services.slice(event),
+            Event::Configuration(event) => {
+                if self.routing.configuration(event) {
+                    self.set_peers();
+                }
+            }
+            Event::Peer(event) => {
+                if self.routing.peer(event) {
+                    self.set_peers();
+                }
+            }
+            Event::Filter(event) => {
+                if self.routing.filter(event) {
+                    self.set_peers();
+                }
+            }
         }
     }
 
@@ -418,55 +458,28 @@ impl Agent {
         {
             self.health.set_node(own);
         }
-        let mut known = self.address_by_node.clone();
-        match change {
-            Change::All(nodes) => known = nodes.iter().map(node_addresses).collect(),
-            Change::Apply(node) => {
-                let (name, addresses) = node_addresses(&node);
-                known.insert(name, addresses);
-            }
-            Change::Delete(node) => {
-                known.remove(&node.metadata.name.unwrap_or_default());
-            }
-        }
-        if known == self.address_by_node {
-            return;
-        }
-        self.address_by_node = known;
-        self.set_peers();
-        if let Err(error) = persist::write(&self.peers_file, &self.address_by_node) {
-            tracing::warn!("{error:#}");
+        if self.routing.node(&change) {
+            self.set_peers();
         }
     }
 
-    /// All other nodes, by their address of our primary family, and the peers of the command line.
-    fn set_peers(&self) {
-        self.nodes.send_replace(self.address_by_node.clone());
+    /// Carries out what is known of nodes, peers and the configuration.
+    fn set_peers(&mut self) {
+        self.nodes.send_replace(self.routing.addresses());
         self.set_masquerade();
-        let mut peers = BTreeMap::new();
-        let primary = self.config.node_ip();
-        for (name, addresses) in &self.address_by_node {
-            let address = addresses.iter().find(|address| address.is_ipv4() == primary.is_ipv4());
-            if let Some(address) = address.filter(|_| *name != self.config.node_name) {
-                peers.insert(*address, self.config.asn);
-            }
+        let (told, identity) = self.routing.tell(&self.config);
+        self.bgp.set_peers(told.neighbours);
+        self.services.set_advertisement(told.advertisement);
+        self.network.set_communities(told.communities);
+        if identity != self.identity {
+            tracing::info!(before = ?self.identity, now = ?identity, "the node's AS or BGP port changes: starting anew");
+            self.is_outdated = true;
         }
-        for peer in &self.config.bgp_peers {
-            peers.insert(peer.address, peer.asn.unwrap_or(self.config.asn));
-        }
-        peers.retain(|address, _| !self.config.node_ips.contains(address));
-        let configure = |asn: u32| bgp_io::Neighbour {
-            config: PeerConfig { asn: Some(asn), ..PeerConfig::default() },
-            ..bgp_io::Neighbour::default()
-        };
-        let mut peers: BTreeMap<IpAddr, bgp_io::Neighbour> =
-            peers.into_iter().map(|(address, asn)| (address, configure(asn))).collect();
-        peers.extend(self.config.bgp_peer_file.iter().flat_map(|file| file.0.iter().cloned()));
-        self.bgp.set_peers(peers);
     }
 
     fn set_masquerade(&self) {
-        let nodes = self.address_by_node.values().flatten().copied();
+        let nodes = self.routing.addresses();
+        let nodes = nodes.values().flatten().copied();
         if let Err(error) = self.network.set_masquerade(nodes) {
             tracing::warn!("{error:#}");
         }
@@ -558,15 +571,6 @@ impl Agent {
         self.network_ready.send_replace(reason.is_empty());
         Ok(())
     }
-}
-
-fn node_addresses(node: &Node) -> (String, Vec<IpAddr>) {
-    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let internal = addresses
-        .filter(|address| address.type_ == "InternalIP")
-        .filter_map(|address| address.address.parse().ok())
-        .collect();
-    (node.metadata.name.clone().unwrap_or_default(), internal)
 }
 
 /// Runs the kubelet until cancelled; when it fails, it is started again: the network does not depend on it.

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher;
 use kubelet::{LinkPort, ServiceLink, ServiceLinks};
-use proxy::{HealthCheck, NodeView, ObjectName, Proxy};
+use proxy::{Advertisement, HealthCheck, NodeView, ObjectName, Proxy};
 use tokio::sync::{Notify, watch as signal};
 
 use crate::allocator;
@@ -144,6 +144,20 @@ impl Services {
         self.proxy.set_host_ports(host_ports);
     }
 
+    /// Announces Services like this from now on.
+    pub fn set_advertisement(&mut self, advertisement: Advertisement) {
+        self.proxy.set_advertisement(advertisement);
+    }
+
+    /// Tells peers what the maps lead somewhere, and no sooner.
+    fn announce(&mut self, network: &Network) {
+        if self.applied
+            && let Some(announced) = self.proxy.take_announced()
+        {
+            network.announce_services(announced);
+        }
+    }
+
     /// Makes the maps equal what Services and slices say, once both are complete.
     pub fn apply(&mut self, network: &Network) {
         if !self.services.complete() || !self.slices.complete() {
@@ -163,6 +177,8 @@ impl Services {
         if !self.dirty {
             // What came was nothing to the maps.
             self.changed_at = None;
+            drop(datapath);
+            self.announce(network);
             return;
         }
         self.health.queued(Instant::now());
@@ -178,6 +194,8 @@ impl Services {
                 if applied.datagram_backends_gone {
                     self.datagram_backends_gone.notify_one();
                 }
+                drop(datapath);
+                self.announce(network);
             }
             Err(error) => {
                 self.metrics.sync_failed();

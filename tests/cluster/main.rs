@@ -1,5 +1,6 @@
 //! The cluster tier: real containerd, kubectl and kernel, on the cluster that `cargo xtask test cluster` made.
 
+mod advertised;
 mod bad_input;
 mod dual_stack;
 mod exposed;

@@ -18,6 +18,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("bgp", &[]),
     ("ipam", &[]),
     ("api", &[]),
+    ("calico", &[]),
     ("cel", &["api"]),
     ("cni", &[]),
     ("proxy", &["ebpf-common"]),
@@ -25,10 +26,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kubelet", &[]),
     ("dns", &[]),
     ("cli", &[]),
-    ("agent", &["bgp", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common"]),
-    ("apiserver", &["api", "cel"]),
+    ("agent", &["bgp", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"]),
+    ("apiserver", &["api", "calico", "cel"]),
     ("scheduler", &["api"]),
-    ("controllers", &["cel", "api", "scheduler"]),
+    ("controllers", &["cel", "api", "calico", "scheduler"]),
     ("control-plane", &["apiserver", "scheduler", "controllers", "api"]),
     ("xtask", &[]),
     ("protoc", &[]),
@@ -39,7 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.
-const PURE: &[&str] = &["ebpf-common", "bgp", "ipam", "proxy", "api", "cel"];
+const PURE: &[&str] = &["ebpf-common", "bgp", "ipam", "proxy", "api", "calico", "cel"];
 const IMPURE_DEPENDENCIES: &[&str] = &["tokio", "rtnetlink", "nix", "kube", "hyper"];
 /// Calls that read a clock, which pure crates take as an argument.
 const CLOCKS: &[&str] = &["Instant::now()", "SystemTime::now()", "Timestamp::now()"];

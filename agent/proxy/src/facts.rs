@@ -43,6 +43,8 @@ pub(crate) struct Service {
     /// The addresses by which clients outside the cluster know the Service: externalIPs, and those of its load balancer
     /// that are its own and not a proxy's (KEP-1860).
     pub(crate) external_ips: Box<[IpAddr]>,
+    /// The same, apart; few Services have any.
+    pub(crate) outside: Option<Box<Outside>>,
     /// Those of them that are for some clients only.
     pub(crate) restricted: Option<Box<Restricted>>,
     pub(crate) ports: Box<[ServicePortFacts]>,
@@ -52,6 +54,13 @@ pub(crate) struct Service {
     pub(crate) health_port: Option<u16>,
     pub(crate) internal_local: bool,
     pub(crate) external_local: bool,
+}
+
+/// Addresses for clients outside of the cluster, by where they are written.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Outside {
+    pub(crate) external: Box<[IpAddr]>,
+    pub(crate) balancers: Box<[IpAddr]>,
 }
 
 /// `loadBalancerSourceRanges`: whom the addresses of a load balancer serve.
@@ -134,6 +143,7 @@ impl Service {
         Some(Self {
             cluster_ips: cluster_ips.into(),
             external_ips: external_ips(service, spec).into_iter().collect(),
+            outside: Outside::of(service, spec).map(Box::new),
             restricted: Restricted::of(service, spec).map(Box::new),
             ports: spec.ports.iter().flatten().filter_map(service_port).collect(),
             affinity_seconds: affinity_seconds(spec),
@@ -141,6 +151,14 @@ impl Service {
             internal_local: is_local(spec.internal_traffic_policy.as_deref()),
             external_local: is_local(spec.external_traffic_policy.as_deref()),
         })
+    }
+}
+
+impl Outside {
+    fn of(service: &v1::Service, spec: &ServiceSpec) -> Option<Self> {
+        let external: Box<[IpAddr]> = addresses(spec.external_ips.iter().flatten()).collect();
+        let balancers: Box<[IpAddr]> = balancer_ips(service, spec).collect();
+        (!external.is_empty() || !balancers.is_empty()).then_some(Self { external, balancers })
     }
 }
 

@@ -8,6 +8,7 @@
 //! of the node that lead to a pod (`hostPort`) stand among them.
 //! Deliberately absent: IO, clock, SCTP, and the node's addresses: a node port is desired once, for any of them.
 
+mod advertise;
 mod endpoints;
 mod facts;
 mod health;
@@ -20,6 +21,7 @@ use std::{
     sync::Arc,
 };
 
+pub use advertise::{Advertisement, Announced, EXCLUDE};
 use ebpf_common::{
     FrontendKey,
     desired::{self, Services},
@@ -27,6 +29,7 @@ use ebpf_common::{
 use facts::Zones;
 pub use facts::invalid_source_ranges;
 pub use health::HealthCheck;
+use ipnetwork::IpNetwork;
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -98,6 +101,10 @@ pub struct Proxy {
     host_ports: Services,
     host_ports_due: BTreeSet<FrontendKey>,
     health_by_service: BTreeMap<ObjectName, HealthCheck>,
+    advertisement: Advertisement,
+    announced_by_service: BTreeMap<Arc<ObjectName>, Box<[IpNetwork]>>,
+    /// What is announced differs from what was last taken.
+    announced_changed: bool,
     zones: Zones,
     due: BTreeSet<Arc<ObjectName>>,
 }
@@ -134,6 +141,9 @@ impl Proxy {
             host_ports: Services::new(),
             host_ports_due: BTreeSet::new(),
             health_by_service: BTreeMap::new(),
+            advertisement: Advertisement::default(),
+            announced_by_service: BTreeMap::new(),
+            announced_changed: true,
             zones: Zones::default(),
             due: BTreeSet::new(),
         }
@@ -275,6 +285,7 @@ impl Proxy {
             && let Some(name) = self.due.pop_first()
         {
             self.set_health(&name);
+            self.set_announced(&name);
             let mut frontends = self.frontends_of(&name);
             if name.is_api_server() {
                 self.keep_last_endpoints(&mut frontends);
@@ -310,6 +321,42 @@ impl Proxy {
     /// The Services whose endpoints on this node somebody may ask for, as of the last update.
     pub fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
         &self.health_by_service
+    }
+
+    /// Announces Services like this from now on.
+    pub fn set_advertisement(&mut self, advertisement: Advertisement) {
+        if self.advertisement == advertisement {
+            return;
+        }
+        self.advertisement = advertisement;
+        self.announced_changed = true;
+        let names: Vec<Arc<ObjectName>> = self.known_by_service.keys().cloned().collect();
+        names.iter().for_each(|name| self.set_announced(name));
+    }
+
+    /// What this node shall announce, where that has changed since the last call. Of Services that are due, it may be ahead
+    /// of the last update.
+    pub fn take_announced(&mut self) -> Option<Announced> {
+        std::mem::take(&mut self.announced_changed).then(|| Announced {
+            ranges: self.advertisement.ranges(),
+            addresses: self.announced_by_service.values().flatten().copied().collect(),
+        })
+    }
+
+    fn set_announced(&mut self, name: &Arc<ObjectName>) {
+        let known = self.known_by_service.get(name);
+        let announced = known.and_then(|known| {
+            Some(advertise::of_service(known.service.as_deref()?, known.slices(), &self.advertisement))
+        });
+        let announced = announced.filter(|announced| !announced.is_empty());
+        if self.announced_by_service.get(name) == announced.as_ref() {
+            return;
+        }
+        self.announced_changed = true;
+        match announced {
+            Some(announced) => self.announced_by_service.insert(Arc::clone(name), announced),
+            None => self.announced_by_service.remove(name),
+        };
     }
 
     fn set_health(&mut self, name: &ObjectName) {

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use calico::{IpPool, IpReservation};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -43,6 +44,10 @@ pub struct Cluster {
     pub endpoint_slices: Arc<Store<EndpointSlice>>,
     pub endpoints: Arc<Store<Endpoints>>,
     pub ip_addresses: Arc<Store<IPAddress>>,
+    /// Not waited for, as a server may not serve the kind.
+    pub ip_pools: Arc<Store<IpPool>>,
+    /// As [`Self::ip_pools`].
+    pub ip_reservations: Arc<Store<IpReservation>>,
     pub jobs: Arc<Store<Job>>,
     /// The Leases of nodes: namespace kube-node-lease.
     pub leases: Arc<Store<Lease>>,
@@ -86,6 +91,8 @@ impl Cluster {
             endpoint_slices: Arc::default(),
             endpoints: Arc::default(),
             ip_addresses: Arc::default(),
+            ip_pools: Arc::default(),
+            ip_reservations: Arc::default(),
             jobs: Arc::default(),
             leases: Arc::default(),
             namespaces: Arc::default(),
@@ -123,6 +130,8 @@ impl Cluster {
         self.watch(&self.endpoint_slices, tasks, cancel);
         self.watch(&self.endpoints, tasks, cancel);
         self.watch(&self.ip_addresses, tasks, cancel);
+        self.watch(&self.ip_pools, tasks, cancel);
+        self.watch(&self.ip_reservations, tasks, cancel);
         self.watch(&self.jobs, tasks, cancel);
         self.watch(&self.namespaces, tasks, cancel);
         self.watch(&self.nodes, tasks, cancel);

@@ -29,6 +29,7 @@ pub mod endpoints;
 pub mod events;
 pub mod garbage;
 pub mod job;
+pub mod load_balancer;
 pub mod namespace;
 pub mod node_lifecycle;
 pub mod ownership;
@@ -174,6 +175,7 @@ impl Controllers<'_> {
         self.start(endpoint_slice::new(&self.acting_as("endpointslice-controller")), 4);
         self.start(endpoint_slice_mirroring::new(&self.acting_as("endpointslicemirroring-controller")), 1);
         self.start(endpoints::new(&self.acting_as("endpoint-controller")), 2);
+        self.start(load_balancer::new(&self.acting_as("load-balancer-controller")), 1);
         self.start(service_cidr::new(&self.acting_as("service-cidrs-controller")), 1);
         let repair = self.acting_as(ADDRESS_REPAIR);
         self.start(service_ip_repair::of_services(&repair), 1);

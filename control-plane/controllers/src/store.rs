@@ -131,6 +131,11 @@ impl<K: Resource> Store<K> {
         self.handlers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(handler));
     }
 
+    /// Whether the first complete list is in the store.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
     /// Waits until the first complete list is in the store.
     pub async fn wait_synced(&self) {
         let mut synced = self.synced.subscribe();

@@ -55,6 +55,7 @@ pub mod body;
 pub(crate) mod bootstrap;
 mod certificates;
 mod connection;
+mod definitions;
 mod gzip;
 mod health;
 mod legacy_tokens;
@@ -102,6 +103,7 @@ impl Server {
             .map_err(|status| anyhow::anyhow!(status.message))
             .context("cannot write the ServiceCIDR kubernetes")?;
         bootstrap::reconcile(&state).await.context("cannot write the bootstrap objects")?;
+        definitions::install(&state).await.context("cannot write the definitions of projectcalico.org")?;
         flow_control::sync::load(&state);
         tokio::spawn(flow_control::sync::run(Arc::clone(&state)));
         tokio::spawn(Registrar::start(&state).await.run());

@@ -163,6 +163,16 @@ pub(super) const ROLES: &[Role] = &[
             "delete, patch | core | secrets",
         ],
     },
+    // Not a role of upstream's: who gives Services of type LoadBalancer their addresses.
+    Role {
+        name: "load-balancer-controller",
+        rules: &[
+            "read | core | services",
+            "patch | core | services/status",
+            "create, delete, read | networking.k8s.io | ipaddresses",
+            EVENTS,
+        ],
+    },
     Role {
         name: "namespace-controller",
         rules: &[
