@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{Changes, NodeView, ObjectName, Proxy, desired};
 
+mod balancing;
 mod external;
 mod health;
 mod topology;
