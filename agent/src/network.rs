@@ -649,6 +649,7 @@ fn host_ports_of(allocation: &Allocation) -> impl Iterator<Item = (FrontendKey, 
             port: Port::new(port.container_port),
             local: true,
             clients: Clients::All,
+            weight: Endpoint::WEIGHT,
         };
         let service = Service {
             name: format!("{}/{}:{}", owner.pod_namespace, owner.pod_name, port.container_port),

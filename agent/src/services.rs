@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use dataplane::datapath::Datapath;
 use dns::Zone;
-use ebpf_common::desired;
+use ebpf_common::{Balancing, desired};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -104,6 +104,7 @@ impl Services {
             Some(Step::Apply(service)) => {
                 write(&self.zone).set_service(&service);
                 warn_of_ranges(&service);
+                warn_of_balancing(&service);
                 self.proxy.insert_service(&service);
             }
             Some(Step::Delete(service)) => {
@@ -125,6 +126,7 @@ impl Services {
             None => {}
             Some(Step::Apply(slice)) => {
                 write(&self.zone).set_slice(&slice);
+                warn_of_weight(&slice);
                 self.proxy.insert_slice(&slice);
             }
             Some(Step::Delete(slice)) => {
@@ -191,6 +193,13 @@ impl Services {
                     allocator::give_back();
                 }
                 self.health.updated(Timestamp::now());
+                if applied.tables_without_room > 0 {
+                    let tables = applied.tables_without_room;
+                    tracing::warn!(
+                        tables,
+                        "no room for tables of backends, which are chosen by chance instead"
+                    );
+                }
                 if applied.datagram_backends_gone {
                     self.datagram_backends_gone.notify_one();
                 }
@@ -221,6 +230,34 @@ fn warn_of_ranges(service: &Service) {
         let name = ObjectName::of(&service.metadata);
         let service = format!("{}/{}", name.namespace, name.name);
         tracing::warn!(service, range, "ignoring an invalid range of spec.loadBalancerSourceRanges");
+    }
+}
+
+fn warn_of_balancing(service: &Service) {
+    if let Some(value) = proxy::invalid_balancing(service) {
+        let name = ObjectName::of(&service.metadata);
+        let known = Balancing::ALL.map(Balancing::name).join(", ");
+        tracing::warn!(
+            service = format!("{}/{}", name.namespace, name.name),
+            value,
+            known,
+            "ignoring an unknown value of the annotation {}: backends are chosen at random",
+            proxy::BALANCING
+        );
+    }
+}
+
+fn warn_of_weight(slice: &EndpointSlice) {
+    if let Some(value) = proxy::invalid_weight(slice) {
+        let name = ObjectName::of(&slice.metadata);
+        tracing::warn!(
+            slice = format!("{}/{}", name.namespace, name.name),
+            value,
+            "ignoring the annotation {}: a weight is a number from {} to {}",
+            proxy::WEIGHT,
+            proxy::WEIGHTS.start(),
+            proxy::WEIGHTS.end()
+        );
     }
 }
 

@@ -224,6 +224,7 @@ impl Status {
                             "port": b.port,
                             "local": b.local,
                             "clients": clients_name(b.clients),
+                            "weight": b.weight,
                         })
                     })
                     .collect();
@@ -235,6 +236,7 @@ impl Status {
                     "port": entry.port,
                     "protocol": protocol_name(entry.protocol),
                     "affinitySeconds": entry.affinity_seconds,
+                    "balancing": entry.balancing.name(),
                     "sourceRanges": entry.source_ranges.as_ref().map(|ranges| ranges_text(ranges)),
                     "connections": count.chosen,
                     "refused": count.refused,

@@ -119,7 +119,7 @@ fn sought(ctx: &SockAddrContext, key: &FrontendKey) -> Option<FrontendKey> {
 #[inline(always)]
 fn select(ctx: &SockAddrContext, family: Family, key: &mut FrontendKey) -> Result<Option<Backend>, Error> {
     let mut selected = None;
-    match service::select(key, Origin::Node, &client(ctx, family), &mut selected) {
+    match service::select(key, Origin::Node, &client(ctx, family), 0, &mut selected) {
         Err(error) => Err(refused(ctx, key, error)),
         Ok(()) => Ok(selected),
     }

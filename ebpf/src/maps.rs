@@ -13,7 +13,9 @@ use aya_ebpf::{
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, DropGate,
     Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges,
-    ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple, maps::*,
+    ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple,
+    balancing::{Piece, PieceKey},
+    maps::*,
 };
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
@@ -27,6 +29,11 @@ pub static SOURCE_RANGES: LpmTrie<SourceAddress, u32> = LpmTrie::pinned(SOURCE_R
 /// Written by the agent, read after FRONTENDS.
 #[map(name = "SLOTS_1")]
 pub static SLOTS: HashMap<SlotKey, BackendId> = HashMap::pinned(SLOTS_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the agent, read in the place of SLOTS after those of FRONTENDS that say so. Without preallocation: who asks for
+/// no table has none.
+#[map(name = "TABLES_1")]
+pub static TABLES: HashMap<PieceKey, Piece> = HashMap::pinned(TABLES_MAX, BPF_F_NO_PREALLOC);
 
 /// Written by the agent, read after SLOTS; an id's absence says that a remembered backend is gone.
 #[map(name = "BACKENDS_1")]

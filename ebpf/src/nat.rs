@@ -119,7 +119,8 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         FrontendKey::new(packet.tuple.destination, packet.tuple.destination_port, packet.tuple.protocol);
     let client = Client::of_packet(packet.tuple.source);
     let mut selected = None;
-    service::select(&mut key, origin, &client, &mut selected)?;
+    let port = u16::from_ne_bytes(packet.tuple.source_port.to_network());
+    service::select(&mut key, origin, &client, port as u32, &mut selected)?;
     let Some(backend) = &selected else {
         service::stray(&packet.tuple.destination)?;
         return Ok(deliver(ctx, &packet, &packet.tuple.destination, origin));

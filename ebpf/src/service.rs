@@ -1,17 +1,21 @@
-//! From a frontend to a backend: affinity where asked for, else a random slot.
+//! From a frontend to a backend: a random slot, unless the frontend asks for affinity or has tables.
+
+use core::ptr;
 
 use aya_ebpf::{
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
     maps::lpm_trie::Key,
 };
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Counter, Frontend, FrontendKey, Origin, ServiceId,
-    SlotKey, SourceAddress, SourceRangeKey, pick_backend,
+    Address, Affinity, AffinityKey, Backend, BackendId, Balancing, Counter, Frontend, FrontendKey, Origin,
+    ServiceId, SlotKey, SourceAddress, SourceRangeKey,
+    balancing::{self, PIECE_PLACES, PieceKey},
+    pick_backend,
 };
 
 use crate::{
     error::Error,
-    maps::{self, AFFINITY, BACKENDS, FRONTENDS, SLOTS, SOURCE_RANGES},
+    maps::{self, AFFINITY, BACKENDS, FRONTENDS, SLOTS, SOURCE_RANGES, TABLES},
 };
 
 /// The agent changes one map after the other. A reader that looked at one before and at the next after a change may
@@ -78,7 +82,7 @@ pub fn backend(id: BackendId) -> Option<Backend> {
 }
 
 /// Finds the backend for a new connection of `client`; `selected` stays as it is where `key` is no frontend, or the
-/// packets shall ask. `key` may change as [`frontend`] says.
+/// packets shall ask. `key` may change as [`frontend`] says. `port` is the client's in a packet, as it lies there.
 ///
 /// Like every function here that is not inlined, it returns what fits one register: a BPF function has no other way,
 /// and the stack of 512 bytes does not hold everything inlined.
@@ -87,18 +91,31 @@ pub fn select(
     key: &mut FrontendKey,
     origin: Origin,
     client: &Client,
+    port: u32,
     selected: &mut Option<Backend>,
 ) -> Result<(), Error> {
     let Some(mut frontend) = frontend(key) else { return Ok(()) };
-    if frontend.has_source_ranges() {
-        match admission(frontend.service_id, key, client) {
-            Admission::Granted => {}
-            Admission::Denied => return Err(Error::SourceRange),
-            Admission::LeftToPackets => return Ok(()),
+    if !frontend.is_plain() {
+        if frontend.has_source_ranges() {
+            match admission(frontend.service_id, key, client) {
+                Admission::Granted => {}
+                Admission::Denied => return Err(Error::SourceRange),
+                Admission::LeftToPackets => return Ok(()),
+            }
         }
-    }
-    if frontend.affinity_seconds != 0 {
-        if let Some(backend) = remembered(&frontend, origin, client) {
+        let mut found = None;
+        if frontend.affinity_seconds != 0 {
+            found = remembered(&frontend, origin, client);
+        }
+        if found.is_none() && frontend.has_tables() {
+            found = in_table(&frontend, origin, client, port);
+            if let Some(backend) = &found
+                && frontend.affinity_seconds != 0
+            {
+                remember(frontend.service_id, backend.id, client);
+            }
+        }
+        if let Some(backend) = found {
             maps::count_asked(frontend.service_id, false);
             *selected = Some(backend);
             return Ok(());
@@ -178,6 +195,47 @@ fn in_slot(service_id: ServiceId, slot: u32) -> Option<Backend> {
     let id = unsafe { SLOTS.get(SlotKey { service_id, slot }) }.copied()?;
     let backend = backend(id)?;
     if backend.service_id == service_id { Some(backend) } else { None }
+}
+
+/// The backend in the client's place, or in any place. Where the table has none any more, there are the slots.
+#[inline(always)]
+fn in_table(frontend: &Frontend, origin: Origin, client: &Client, port: u32) -> Option<Backend> {
+    let port = if frontend.affinity_seconds != 0 { 0 } else { port };
+    let bits = match frontend.balancing() {
+        Balancing::Maglev => client_bits(client, port, frontend.affinity_seconds != 0),
+        // SAFETY: a helper without arguments.
+        Balancing::Random => unsafe { bpf_get_prandom_u32() },
+    };
+    let backend = backend(at_place(frontend.service_id, frontend.first_piece(origin), bits))?;
+    if backend.service_id == frontend.service_id { Some(backend) } else { None }
+}
+
+/// A socket that connects has no port yet, and comes to no other node: it gets any place, but for one namespace the same
+/// where it is to be remembered.
+#[inline(never)]
+fn client_bits(client: &Client, port: u32, is_remembered: bool) -> u32 {
+    if client.is_packet() {
+        balancing::client_bits(&client.source, port)
+    } else if is_remembered {
+        balancing::namespace_bits(client.netns_cookie)
+    } else {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+#[inline(never)]
+fn at_place(service_id: ServiceId, first_piece: u32, bits: u32) -> BackendId {
+    let place = balancing::place(bits);
+    let key = PieceKey { service_id, piece: first_piece + place / PIECE_PLACES };
+    let at = place % PIECE_PLACES;
+    // SAFETY: a value of its own. The compiler knows that it is below the bound, and the verifier does not.
+    let at = unsafe { ptr::read_volatile(&raw const at) };
+    if at >= PIECE_PLACES {
+        return BackendId(0);
+    }
+    // SAFETY: copied at once; pieces are replaced as a whole.
+    unsafe { TABLES.get(key) }.map_or(BackendId(0), |piece| piece.backends[at as usize])
 }
 
 #[inline(always)]

@@ -14,12 +14,13 @@ use crate::{
 };
 
 /// Maps whose elements only the agent writes and deletes.
-pub const WRITTEN_BY_AGENT: [&str; 7] = [
+pub const WRITTEN_BY_AGENT: [&str; 8] = [
     maps::FRONTENDS,
     maps::SLOTS,
     maps::BACKENDS,
     maps::ADDRESSES,
     maps::SOURCE_RANGES,
+    maps::TABLES,
     maps::NODE_ADDRESSES,
     maps::PODS,
 ];

@@ -2,7 +2,8 @@
 //!
 //! Entries point forward: address -> frontend -> slot -> backend. New ones are written from the end (backends, slots,
 //! frontends, addresses), old ones deleted from the start, so that what an entry leads to always exists. So it is with the
-//! source ranges of a frontend that is for some clients only: they are there before it says so and for as long as it does.
+//! source ranges of a frontend that is for some clients only, and with its tables: they are there before it says so and for as
+//! long as it does.
 //! Ids are recovered from the maps when the agent starts again, and given out once: element 0 of the backends, which no
 //! reader accepts, keeps the highest ones.
 
@@ -14,8 +15,9 @@ use std::{
 };
 
 use ebpf_common::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, Protocol, ServiceId, SlotKey,
-    SourceRangeKey,
+    Address, Backend, BackendId, Balancing, Frontend, FrontendKey, Origin, Port, Protocol, ServiceId,
+    SlotKey, SourceRangeKey,
+    balancing::PIECES,
     desired::{Clients, Endpoint, Service, Services, SourceRange},
     maps,
     retired::Frontend1,
@@ -27,8 +29,10 @@ use crate::{
 };
 
 mod names;
+mod tables;
 
 pub use names::Names;
+use tables::{Member, Tables};
 
 const LAST_IDS: BackendId = BackendId(0);
 
@@ -39,6 +43,8 @@ pub struct Applied {
     pub deleted: usize,
     /// Backends of datagram Services went: sockets that were connected to them may be left.
     pub datagram_backends_gone: bool,
+    /// Tables that their map has no room for: until there is, the frontends' backends are chosen by chance.
+    pub tables_without_room: usize,
 }
 
 /// A frontend as the maps hold it.
@@ -52,6 +58,7 @@ pub struct ServiceEntry {
     pub protocol: Protocol,
     pub service_id: u32,
     pub affinity_seconds: u32,
+    pub balancing: Balancing,
     /// In slot order.
     pub backends: Vec<BackendEntry>,
     /// Address and prefix length of the clients that are served; `None` where all are.
@@ -66,6 +73,8 @@ pub struct BackendEntry {
     /// On this node.
     pub local: bool,
     pub clients: Clients,
+    /// Where a table says so, and more than the maps is known.
+    pub weight: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -81,6 +90,7 @@ pub struct ServiceMaps {
     /// How many frontends each address has; node ports, which any address of the node has, are not counted.
     addresses: Delta<Address, u32>,
     source_ranges: Delta<SourceRangeKey, u32>,
+    tables: Tables,
     /// Those that are desired.
     ranges_by_service: HashMap<ServiceId, Box<[SourceRange]>>,
     /// For people. Of the maps' contents nothing more is kept than what they hold: at 50,000 Services it would count.
@@ -109,6 +119,7 @@ impl ServiceMaps {
         let slots: Vec<(SlotKey, BackendId)> = slots_map.read_all()?;
         let backends: BTreeMap<BackendId, Backend> = backends_map.read_all()?.into_iter().collect();
 
+        let tables = Tables::open(directory)?;
         let last = backends.get(&LAST_IDS);
         let last_service_id = frontends
             .iter()
@@ -116,6 +127,7 @@ impl ServiceMaps {
             .chain(slots.iter().map(|(key, _)| key.service_id.0))
             .chain(backends.values().map(|backend| backend.service_id.0))
             .chain(source_ranges.iter().map(|range| range.source.service_id.0))
+            .chain(tables.last_service_id())
             .max()
             .unwrap_or(0);
         let last_backend_id =
@@ -126,6 +138,7 @@ impl ServiceMaps {
             backends: Delta::from_actual(backends.into_iter().filter(|(id, _)| *id != LAST_IDS)),
             addresses: Delta::from_actual(addresses_map.read_all()?),
             source_ranges: Delta::from_actual(source_ranges.into_iter().map(|range| (range, 0))),
+            tables,
             ranges_by_service: HashMap::new(),
             addresses_map,
             ranges_map,
@@ -185,6 +198,9 @@ impl ServiceMaps {
         if !service.source_ranges.is_empty() {
             frontend = frontend.with_source_ranges();
         }
+        if self.desire_tables(&frontend, service.balancing, &endpoints, &ids) {
+            frontend = frontend.with_tables(service.balancing);
+        }
         self.claim_address(&key);
         self.frontends.insert_desired(key, frontend);
         if self.name_by_frontend.get(&key).is_none_or(|name| **name != *service.name) {
@@ -208,6 +224,39 @@ impl ServiceMaps {
         }
         self.remove_backends(key, ids.iter());
         self.desire_ranges(service_id, &[]);
+        self.remove_tables(service_id);
+    }
+
+    /// Desires the tables of a frontend, where chance alone does not do: whether it has any.
+    fn desire_tables(
+        &mut self,
+        frontend: &Frontend,
+        balancing: Balancing,
+        endpoints: &[&Endpoint],
+        ids: &[BackendId],
+    ) -> bool {
+        let mut weights = endpoints.iter().filter(|e| e.clients != Clients::Present).map(|e| e.weight);
+        let first = weights.next();
+        let are_equal = weights.all(|weight| Some(weight) == first);
+        if first.is_none() || (balancing == Balancing::Random && are_equal) {
+            self.remove_tables(frontend.service_id);
+            return false;
+        }
+        let is_one = frontend.first_piece(Origin::Beyond) == frontend.first_piece(Origin::Node);
+        for (origin, first_piece) in [(Origin::Node, 0), (Origin::Beyond, PIECES)] {
+            let is_used = origin == Origin::Node || !is_one;
+            let given = endpoints.iter().zip(ids).filter(|(e, _)| is_used && e.clients.include(origin));
+            let member = |(e, id): (&&Endpoint, &BackendId)| {
+                let Endpoint { address, port, weight, .. } = **e;
+                Member { id: *id, address, port, weight }
+            };
+            self.tables.desire(frontend.service_id, first_piece, given.map(member).collect());
+        }
+        true
+    }
+
+    fn remove_tables(&mut self, service_id: ServiceId) {
+        [0, PIECES].into_iter().for_each(|piece| self.tables.desire(service_id, piece, Vec::new()));
     }
 
     fn desire_ranges(&mut self, service_id: ServiceId, ranges: &[SourceRange]) {
@@ -248,12 +297,21 @@ impl ServiceMaps {
             }
             Err(error) => return Err(error),
         }
-        applied.written += self.write_new()?;
+        let (written, without_room) = self.write_all()?;
+        applied.written += written;
+        applied.tables_without_room = without_room;
         applied.deleted += delete(&self.addresses_map, &mut self.addresses)?;
         let frontends_deleted = delete(&self.frontends_map, &mut self.frontends)?;
         self.generation += frontends_deleted as u64;
         applied.deleted += frontends_deleted;
         applied.deleted += delete(&self.ranges_map, &mut self.source_ranges)?;
+        let tables_deleted = self.tables.delete()?;
+        applied.deleted += tables_deleted;
+        if tables_deleted > 0 && applied.tables_without_room > 0 {
+            let tables = self.tables.write()?;
+            applied.written += tables.pieces;
+            applied.tables_without_room = tables.without_room;
+        }
         applied.deleted += delete(&self.slots_map, &mut self.slots)?;
         applied.deleted += delete(&self.backends_map, &mut self.backends)?;
         applied.datagram_backends_gone = std::mem::take(&mut self.datagram_backends_gone);
@@ -263,15 +321,22 @@ impl ServiceMaps {
     /// Writes what is new or changed, and deletes nothing: for parts of a whole that is still to be desired. Returns how
     /// many elements.
     pub fn write_new(&mut self) -> Result<usize, MapError> {
+        self.write_all().map(|(written, _)| written)
+    }
+
+    /// The same; tells as well how many tables there is no room for.
+    fn write_all(&mut self) -> Result<(usize, usize), MapError> {
         self.keep_last_ids()?;
         let mut written = write(&self.backends_map, &mut self.backends)?;
+        let tables = self.tables.write()?;
+        written += tables.pieces;
         written += write(&self.slots_map, &mut self.slots)?;
         written += write(&self.ranges_map, &mut self.source_ranges)?;
         written += write(&self.frontends_map, &mut self.frontends)?;
         // Last, and first to be deleted: ports of a known address are refused, and one that is about to be there must
         // not be.
         written += write(&self.addresses_map, &mut self.addresses)?;
-        Ok(written)
+        Ok((written, tables.without_room))
     }
 
     /// Whether the maps say what is desired, as far as this process knows.
@@ -281,6 +346,7 @@ impl ServiceMaps {
             && self.backends.is_settled()
             && self.addresses.is_settled()
             && self.source_ranges.is_settled()
+            && self.tables.is_settled()
     }
 
     /// What the maps hold, by address and port.
@@ -288,7 +354,14 @@ impl ServiceMaps {
         let backend = |slot: &SlotKey| self.backends.actual(self.slots.actual(slot)?).copied();
         let name = |key: &FrontendKey| self.name_by_frontend.get(key).map(|name| name.to_string());
         let frontends = self.frontends.actuals();
-        let entries = frontends.map(|(key, frontend)| entry(key, frontend, name(key), backend)).collect();
+        let mut entries: Vec<ServiceEntry> =
+            frontends.map(|(key, frontend)| entry(key, frontend, name(key), backend)).collect();
+        for entry in &mut entries {
+            let id = ServiceId(entry.service_id);
+            for backend in &mut entry.backends {
+                backend.weight = self.tables.weight(id, BackendId(backend.backend_id));
+            }
+        }
         sorted(with_ranges(entries, self.source_ranges.actuals().map(|(key, _)| *key)))
     }
 
@@ -436,6 +509,7 @@ fn entry(
             port: backend.port.get(),
             local: !backend.is_remote(),
             clients: clients(frontend, slot),
+            weight: None,
         })
     });
     ServiceEntry {
@@ -445,6 +519,7 @@ fn entry(
         protocol: key.protocol,
         service_id: service_id.0,
         affinity_seconds: frontend.affinity_seconds,
+        balancing: frontend.balancing(),
         backends: backends.collect(),
         source_ranges: frontend.has_source_ranges().then(Vec::new),
     }

@@ -14,7 +14,9 @@ use aya::Pod;
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, DropGate, Flow, Fragment,
     FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges, ServiceCount, ServiceId,
-    SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple, maps,
+    SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple,
+    balancing::{Piece, PieceKey},
+    maps,
 };
 
 use crate::{
@@ -64,6 +66,7 @@ pub enum Element {
     Frontend(FrontendKey, Frontend),
     Slot(SlotKey, BackendId),
     Backend(BackendId, Backend),
+    TablePiece(PieceKey, Box<Piece>),
     Affinity(AffinityKey, Affinity),
     SocketForward(SocketKey, SocketForward),
     SocketReverse(SocketKey, SocketReverse),
@@ -118,6 +121,7 @@ impl Element {
             Self::Node(node) => vec![node.source_v4, node.source_v6],
             Self::NodeAddress(address) | Self::Pod(address, _) | Self::Address(address, _) => vec![*address],
             Self::Slot(..)
+            | Self::TablePiece(..)
             | Self::Counter(..)
             | Self::Call(..)
             | Self::Beyond(_)
@@ -138,6 +142,7 @@ impl Element {
             maps::FRONTENDS => both(key, value, Self::Frontend),
             maps::SLOTS => both(key, value, Self::Slot),
             maps::BACKENDS => both(key, value, Self::Backend),
+            maps::TABLES => both(key, value, |key, piece| Self::TablePiece(key, Box::new(piece))),
             maps::AFFINITY => both(key, value, Self::Affinity),
             maps::SOCKET_FORWARD => both(key, value, Self::SocketForward),
             maps::SOCKET_REVERSE => both(key, value, Self::SocketReverse),

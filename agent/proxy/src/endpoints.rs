@@ -4,6 +4,8 @@
 //! An endpoint that is chosen by neither but serves keeps the datagram flows that it has, as with kube-proxy: neither a
 //! policy, nor a hint, nor the begin of its end breaks what is under way.
 //!
+//! Those of weight 0 are chosen for nobody new.
+//!
 //! Two choices are made, each on its own: *cluster* is what the policy Cluster leads to, narrowed by hints; *local* is
 //! what the policy Local leads to, and hints do not matter there. Each takes endpoints that are ready, and only without
 //! any of these those that end but still serve.
@@ -31,6 +33,8 @@ pub(crate) struct State {
     serving_terminating: bool,
     local: bool,
     hints: Hints,
+    /// The highest that a slice says.
+    weight: u16,
 }
 
 /// For this node.
@@ -58,7 +62,12 @@ pub(crate) fn of_port<'a>(
     for slice in slices {
         for (_, number) in slice.ports.iter().filter(|(name, _)| name == port) {
             for (endpoint, zones) in slice.endpoints() {
-                known.entry((endpoint.address, *number)).or_default().merge(&endpoint, zones, node);
+                known.entry((endpoint.address, *number)).or_default().merge(
+                    &endpoint,
+                    slice.weight,
+                    zones,
+                    node,
+                );
             }
         }
     }
@@ -115,7 +124,8 @@ fn local(known: &Known) -> Chosen {
 /// leave out would else have no endpoint.
 fn hint_in_use(known: &Known, node: &NodeView) -> fn(&Hints) -> bool {
     let all_and_any = |has: fn(&Hints) -> bool, here: fn(&Hints) -> bool| {
-        let mut ready = known.values().filter(|state| state.ready).map(|state| &state.hints);
+        let mut ready =
+            known.values().filter(|state| state.is_for_new() && state.ready).map(|state| &state.hints);
         ready.clone().all(has) && ready.any(here)
     };
     if all_and_any(|hints| hints.has_nodes, |hints| hints.this_node) {
@@ -128,22 +138,27 @@ fn hint_in_use(known: &Known, node: &NodeView) -> fn(&Hints) -> bool {
 }
 
 fn chosen(known: &Known, usable: impl Fn(&State) -> bool) -> Chosen {
-    known.iter().filter(|(_, state)| usable(state)).map(|(at, _)| *at).collect()
+    known.iter().filter(|(_, state)| state.is_for_new() && usable(state)).map(|(at, _)| *at).collect()
 }
 
 fn endpoint(known: &Known, at: &(Address, Port), clients: Clients) -> Endpoint {
-    let local = known.get(at).is_some_and(|state| state.local);
-    Endpoint { address: at.0, port: at.1, local, clients }
+    let (local, weight) = known.get(at).map_or((false, 0), |state| (state.local, state.weight));
+    Endpoint { address: at.0, port: at.1, local, clients, weight }
 }
 
 impl State {
     fn is_usable(&self) -> bool {
-        self.ready || self.serving_terminating
+        self.is_for_new() && (self.ready || self.serving_terminating)
+    }
+
+    fn is_for_new(&self) -> bool {
+        self.weight != 0
     }
 
     fn merge<'a>(
         &mut self,
         endpoint: &facts::Endpoint,
+        weight: u16,
         zones: impl Iterator<Item = &'a str>,
         node: &NodeView,
     ) {
@@ -151,6 +166,7 @@ impl State {
         self.serving |= endpoint.serving;
         self.serving_terminating |= endpoint.serving && endpoint.terminating;
         self.local |= endpoint.here;
+        self.weight = self.weight.max(weight);
         self.hints.has_nodes |= endpoint.has_nodes;
         self.hints.this_node |= endpoint.this_node;
         for zone in zones {

@@ -8,11 +8,15 @@ use std::{
     sync::Arc,
 };
 
-use ebpf_common::{Address, Port, Protocol, desired::SourceRange};
+use ebpf_common::{
+    Address, Balancing, Port, Protocol,
+    desired::{self, SourceRange},
+};
 use k8s_openapi::api::{
     core::v1::{self, ServicePort, ServiceSpec},
     discovery::v1::{self as discovery, EndpointConditions, EndpointPort},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::ObjectName;
 
@@ -20,6 +24,11 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Somebody else proxies what carries this label.
 const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Of a Service, by an annotation: how its backends are chosen.
+pub const BALANCING: &str = "seaway.dev/load-balancing";
+/// Of an EndpointSlice, by an annotation: the weight of each of its endpoints, [`WEIGHTS`].
+pub const WEIGHT: &str = "seaway.dev/weight";
+pub const WEIGHTS: std::ops::RangeInclusive<u16> = 0..=256;
 /// `sessionAffinityConfig.clientIP.timeoutSeconds`, as the API defaults it.
 const AFFINITY_SECONDS: i32 = 10_800;
 
@@ -52,6 +61,7 @@ pub(crate) struct Service {
     pub(crate) affinity_seconds: u32,
     /// Where load balancers ask for endpoints on this node.
     pub(crate) health_port: Option<u16>,
+    pub(crate) balancing: Balancing,
     pub(crate) internal_local: bool,
     pub(crate) external_local: bool,
 }
@@ -76,6 +86,7 @@ pub(crate) struct Slice {
     pub(crate) is_v4: bool,
     pub(crate) ports: Box<[(PortName, Port)]>,
     endpoints: Endpoints,
+    pub(crate) weight: u16,
     /// The endpoints that are hinted to zones, in order; few have any.
     hints: Option<Box<[ZoneHint]>>,
 }
@@ -148,6 +159,7 @@ impl Service {
             ports: spec.ports.iter().flatten().filter_map(service_port).collect(),
             affinity_seconds: affinity_seconds(spec),
             health_port: health_port(spec),
+            balancing: said(&service.metadata, BALANCING, Balancing::of_name).unwrap_or_default(),
             internal_local: is_local(spec.internal_traffic_policy.as_deref()),
             external_local: is_local(spec.external_traffic_policy.as_deref()),
         })
@@ -182,6 +194,27 @@ impl Restricted {
         }
         self.ranges.iter().filter(|range| range.is_v4() == ip.is_ipv4()).copied().collect()
     }
+}
+
+/// What an annotation says.
+fn said<T>(metadata: &ObjectMeta, annotation: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+    read(metadata.annotations.as_ref()?.get(annotation)?.trim())
+}
+
+fn weight(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|weight| WEIGHTS.contains(weight))
+}
+
+/// What a Service's annotation [`BALANCING`] says, where that is nothing known, and so ignored.
+pub fn invalid_balancing(service: &v1::Service) -> Option<&str> {
+    let text = service.metadata.annotations.as_ref()?.get(BALANCING)?;
+    Balancing::of_name(text.trim()).is_none().then_some(text)
+}
+
+/// What an EndpointSlice's annotation [`WEIGHT`] says, where that is no weight, and so ignored.
+pub fn invalid_weight(slice: &discovery::EndpointSlice) -> Option<&str> {
+    let text = slice.metadata.annotations.as_ref()?.get(WEIGHT)?;
+    weight(text.trim()).is_none().then_some(text)
 }
 
 /// What of `loadBalancerSourceRanges` is no range, and so ignored. Blanks around a range are allowed, and so is an empty
@@ -241,6 +274,7 @@ impl Slice {
             is_v4,
             ports: slice.ports.iter().flatten().filter_map(slice_port).collect(),
             endpoints: Endpoints::of(endpoints),
+            weight: said(&slice.metadata, WEIGHT, weight).unwrap_or(desired::Endpoint::WEIGHT),
             hints: (!hints.is_empty()).then(|| hints.into()),
         };
         Some((ObjectName { namespace, name }, facts))

@@ -27,7 +27,7 @@ use ebpf_common::{
     desired::{self, Services},
 };
 use facts::Zones;
-pub use facts::invalid_source_ranges;
+pub use facts::{BALANCING, WEIGHT, WEIGHTS, invalid_balancing, invalid_source_ranges, invalid_weight};
 pub use health::HealthCheck;
 use ipnetwork::IpNetwork;
 use k8s_openapi::{

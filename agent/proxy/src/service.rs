@@ -33,6 +33,7 @@ pub(crate) fn frontends<'a>(
                 desired::Service {
                     name: display_name(name, &port.port),
                     endpoints: choice.endpoints,
+                    balancing: service.balancing,
                     affinity_seconds: service.affinity_seconds,
                     has_endpoints: choice.has_endpoints,
                     source_ranges: Box::default(),

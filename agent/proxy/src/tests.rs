@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{Changes, NodeView, ObjectName, Proxy, desired};
 
 mod advertise;
+mod balancing;
 mod external;
 mod health;
 mod topology;

@@ -46,6 +46,7 @@ fn own() -> Own {
         port: 179,
         default_port: 179,
         static_peers: Vec::new(),
+        file_peers: Vec::new(),
         cluster_ranges: vec!["10.244.0.0/16".parse().expect("a range")],
     }
 }

@@ -1,12 +1,13 @@
 //! Elements of maps as rows: fields in an order for people, joined to the names of pods, Services and nodes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 
 use dataplane::services::Names;
 use dataplane::view::Element;
 use ebpf_common::{
     Address, Backend, BackendId, Call, Counter, Flow, Origin, Port, Range, ServiceId, SourceRangeKey, Tuple,
+    balancing::{PIECE_PLACES, PIECES, PLACES, Piece, PieceKey},
 };
 use serde_json::{Value, json};
 
@@ -86,6 +87,23 @@ impl<'a> Joins<'a> {
         json!(self.backend_by_id.get(&id).map(|backend| end(&backend.address, backend.port)))
     }
 
+    /// The places of each backend are counted: there are hundreds.
+    fn piece_row(&self, key: &PieceKey, piece: &Piece) -> Row {
+        let first = key.piece % PIECES * PIECE_PLACES;
+        let end = PLACES.min(first + PIECE_PLACES);
+        let mut places_by_id: BTreeMap<u32, u32> = BTreeMap::new();
+        for id in piece.backends.iter().take((end - first) as usize) {
+            *places_by_id.entry(id.0).or_default() += 1;
+        }
+        vec![
+            ("serviceId", json!(key.service_id.0)),
+            ("service", self.service(key.service_id)),
+            ("clients", json!(if key.piece < PIECES { "node" } else { "beyond" })),
+            ("places", json!(format!("{first}..{end}"))),
+            ("placesByBackendId", json!(places_by_id)),
+        ]
+    }
+
     fn idle(&self, seen_ns: u64) -> Value {
         json!(self.now_ns.saturating_sub(seen_ns) / NS_PER_SECOND)
     }
@@ -103,6 +121,8 @@ impl<'a> Joins<'a> {
                 ("affinitySeconds", json!(frontend.affinity_seconds)),
                 ("hasEndpoints", json!(frontend.has_endpoints())),
                 ("hasSourceRanges", json!(frontend.has_source_ranges())),
+                ("balancing", json!(frontend.balancing().name())),
+                ("hasTables", json!(frontend.has_tables())),
             ],
             Element::Slot(key, id) => vec![
                 ("serviceId", json!(key.service_id.0)),
@@ -112,6 +132,7 @@ impl<'a> Joins<'a> {
                 ("service", self.service(key.service_id)),
             ],
             Element::Backend(id, backend) => self.backend_row(*id, backend),
+            Element::TablePiece(key, piece) => self.piece_row(key, piece),
             Element::Affinity(..)
             | Element::SocketForward(..)
             | Element::SocketReverse(..)
@@ -297,6 +318,7 @@ fn plain_row(element: &Element) -> Row {
         Element::Frontend(..)
         | Element::Slot(..)
         | Element::Backend(..)
+        | Element::TablePiece(..)
         | Element::Affinity(..)
         | Element::SocketForward(..)
         | Element::SocketReverse(..)
@@ -321,6 +343,7 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         Element::Frontend(_, frontend) => (Some(frontend.service_id), None),
         Element::Slot(key, id) => (Some(key.service_id), Some(*id)),
         Element::Backend(_, backend) => (Some(backend.service_id), None),
+        Element::TablePiece(key, _) => (Some(key.service_id), None),
         Element::Affinity(key, affinity) => (Some(key.service_id()), Some(affinity.backend_id)),
         Element::SocketForward(_, value) => (Some(value.service_id), Some(value.backend_id)),
         Element::SocketReverse(_, value) => (Some(value.service_id), None),

@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, collections::BTreeMap, string::String, vec::Vec};
 use core::net::{IpAddr, Ipv6Addr};
 
-use crate::{Address, FrontendKey, Origin, Port};
+use crate::{Address, Balancing, FrontendKey, Origin, Port};
 
 /// All that is balanced: each frontend and where it leads. A node port stands there once for each family, without
 /// address (`FrontendKey::of_any_address`).
@@ -16,6 +16,7 @@ pub struct Service {
     pub name: String,
     /// In any order, without duplicates.
     pub endpoints: Vec<Endpoint>,
+    pub balancing: Balancing,
     /// `sessionAffinity: ClientIP` timeout; 0 means none.
     pub affinity_seconds: u32,
     /// Somewhere in the cluster is an endpoint, be it one that no client here gets. A client that gets none is refused
@@ -73,6 +74,13 @@ pub struct Endpoint {
     /// On this node.
     pub local: bool,
     pub clients: Clients,
+    /// Its share of new clients, beside the other endpoints': twice as many for twice the weight, none for 0.
+    pub weight: u16,
+}
+
+impl Endpoint {
+    /// Of one for which nothing is said.
+    pub const WEIGHT: u16 = 1;
 }
 
 /// Who may get an endpoint. The order is that of the slots.

@@ -12,6 +12,7 @@
 extern crate alloc;
 
 mod address;
+pub mod balancing;
 mod bucket;
 mod call;
 pub mod checksum;
@@ -29,6 +30,7 @@ mod service;
 mod tests;
 
 pub use address::{Address, Port, Protocol};
+pub use balancing::Balancing;
 pub use bucket::Bucket;
 pub use call::{Call, Reason};
 pub use conntrack::{Direction, FORWARD_PORTS, Flow, Fragment, FragmentKey, Tuple, timeout_seconds};

@@ -28,9 +28,10 @@ pub const SERVICE_COUNTS: &str = "SVC_COUNTS_1";
 pub const MASQUERADE: &str = "MASQ_1";
 pub const UNMASQUERADED: &str = "UNMASQ_1";
 pub const INBOUND: &str = "INBOUND_1";
+pub const TABLES: &str = "TABLES_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 27] = [
+pub const ALL: [&str; 28] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -58,6 +59,7 @@ pub const ALL: [&str; 27] = [
     MASQUERADE,
     UNMASQUERADED,
     INBOUND,
+    TABLES,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -85,6 +87,8 @@ pub const SERVICE_COUNTS_MAX: u32 = 1 << 12;
 pub const UNMASQUERADED_MAX: u32 = 1 << 14;
 /// Answers follow within seconds.
 pub const INBOUND_MAX: u32 = 1 << 12;
+/// Pieces of tables, 963 of them and 67 kB for each.
+pub const TABLES_MAX: u32 = 1 << 15;
 /// A hundred milliseconds of what 16 CPUs may tell.
 pub const DROPS_BYTES: u32 = 1 << 17;
 /// Room for calls to come.

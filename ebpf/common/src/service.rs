@@ -12,13 +12,15 @@
 //!
 //! Slots behind both ranges hold backends that nobody new is given and that still serve who has them.
 //!
-//! A frontend may be for some clients only: then their addresses are looked up among the source ranges first.
+//! A frontend may be for some clients only: then their addresses are looked up among the source ranges first. One whose
+//! backends are not chosen by chance alone has tables in place of the slots ([`crate::balancing`]); those are there still,
+//! for who finds no table.
 //!
 //! A node port's key has no address ([`FrontendKey::of_any_address`]): it is looked up for every address of the node,
 //! so that the number of addresses multiplies nothing. A backend id belongs to one service and is never given to
 //! another, so an id that is still present is still right.
 
-use crate::{Address, Port, Protocol};
+use crate::{Address, Balancing, Port, Protocol, balancing::PIECES};
 
 /// One service port of one address family. Stable over agent restarts; 0 is never used.
 #[repr(transparent)]
@@ -80,6 +82,10 @@ impl Frontend {
     const HAS_ENDPOINTS: u32 = 1;
     /// Only clients in the Service's source ranges are served. Agents that knew none wrote 0, which was right.
     const HAS_SOURCE_RANGES: u32 = 2;
+    /// Tables lead to the backends, which are there before the frontend says so.
+    const HAS_TABLES: u32 = 4;
+    /// A client's place in a table is its own, and not a random one.
+    const PLACES_ARE_CLIENTS: u32 = 8;
 
     pub const fn new(
         service_id: ServiceId,
@@ -96,6 +102,42 @@ impl Frontend {
     /// The same for clients in the Service's source ranges only.
     pub const fn with_source_ranges(self) -> Self {
         Self { flags: self.flags | Self::HAS_SOURCE_RANGES, ..self }
+    }
+
+    /// The same with backends that tables lead to.
+    pub const fn with_tables(self, balancing: Balancing) -> Self {
+        let places = match balancing {
+            Balancing::Random => 0,
+            Balancing::Maglev => Self::PLACES_ARE_CLIENTS,
+        };
+        Self { flags: self.flags | Self::HAS_TABLES | places, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn has_tables(&self) -> bool {
+        self.flags & Self::HAS_TABLES != 0
+    }
+
+    #[inline(always)]
+    pub const fn balancing(&self) -> Balancing {
+        if self.flags & Self::PLACES_ARE_CLIENTS != 0 { Balancing::Maglev } else { Balancing::Random }
+    }
+
+    /// Whether anybody who asks gets any backend, by chance, and nothing is remembered: as nearly always.
+    #[inline(always)]
+    pub const fn is_plain(&self) -> bool {
+        // A shift is one instruction, and a mask is two.
+        self.affinity_seconds | (self.flags >> Self::HAS_ENDPOINTS) == 0
+    }
+
+    /// The first piece of the table for clients that ask from `origin`.
+    #[inline(always)]
+    pub const fn first_piece(&self, origin: Origin) -> u32 {
+        let is_one = self.node_first == 0 && self.node_count == self.beyond_count;
+        match origin {
+            Origin::Beyond if !is_one => PIECES,
+            Origin::Node | Origin::Beyond => 0,
+        }
     }
 
     #[inline(always)]

@@ -41,6 +41,34 @@ fn pick_backend_stays_below_the_count_and_reaches_every_slot() {
 }
 
 #[test]
+fn a_clients_place_is_the_same_everywhere_and_in_every_release() {
+    let v4 = Address::from(IpAddr::V4(Ipv4Addr::new(10, 89, 0, 12)));
+    let v6 = Address::from(IpAddr::V6("2001:db8::12".parse().unwrap()));
+    let port = u32::from(u16::from_ne_bytes(Port::new(40_000).to_network()));
+    let places = [(v4, port), (v4, 0), (v6, port)]
+        .map(|(address, port)| balancing::place(balancing::client_bits(&address, port)));
+    assert_eq!(places, [2547, 2063, 12298]);
+    assert_eq!((balancing::place(0), balancing::place(u32::MAX)), (0, balancing::PLACES - 1));
+}
+
+#[test]
+fn a_frontend_says_whether_it_has_tables_and_which() {
+    let plain = Frontend::new(ServiceId(7), 0, 3, 0..3, true);
+    assert!(plain.is_plain() && !plain.has_tables());
+    assert!(Frontend::new(ServiceId(7), 0, 0, 0..0, false).is_plain());
+    assert!(!Frontend::new(ServiceId(7), 60, 3, 0..3, true).is_plain());
+    assert!(!plain.with_source_ranges().is_plain());
+    for balancing in Balancing::ALL {
+        let frontend = plain.with_tables(balancing);
+        assert!(!frontend.is_plain() && frontend.has_tables());
+        assert_eq!((frontend.balancing(), frontend.first_piece(Origin::Beyond)), (balancing, 0));
+    }
+    let split = Frontend::new(ServiceId(7), 0, 2, 1..4, true).with_tables(Balancing::Maglev);
+    assert_eq!(split.first_piece(Origin::Node), 0);
+    assert_eq!(split.first_piece(Origin::Beyond), balancing::PIECES);
+}
+
+#[test]
 fn checksum_agrees_with_the_example_of_rfc_1071() {
     let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
     assert_eq!(fold(sum(&bytes, 0)), 0xddf2);

@@ -1,5 +1,6 @@
 //! The datapath's programs and maps.
 
+mod balancing;
 mod delivery;
 mod drops;
 mod errors;
@@ -59,7 +60,13 @@ fn key(frontend: &str, protocol: Protocol) -> FrontendKey {
 }
 
 fn endpoint(address: IpAddr, port: u16, local: bool) -> Endpoint {
-    Endpoint { address: Address::from(address), port: Port::new(port), local, clients: Clients::All }
+    Endpoint {
+        address: Address::from(address),
+        port: Port::new(port),
+        local,
+        clients: Clients::All,
+        weight: Endpoint::WEIGHT,
+    }
 }
 
 /// A service to `backends`, all of them on this node.

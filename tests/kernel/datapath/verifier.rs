@@ -278,7 +278,7 @@ fn bytes(words: &[u32]) -> Vec<String> {
     words.iter().flat_map(|word| word.to_ne_bytes()).map(|byte| byte.to_string()).collect()
 }
 
-fn bpftool(arguments: &[&str]) {
+pub fn bpftool(arguments: &[&str]) {
     let output = Command::new("bpftool").args(arguments).output().expect("running bpftool");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -26,6 +26,8 @@ struct Frontend {
     port: u16,
     protocol: String,
     affinity_seconds: u64,
+    /// `random` or `maglev`.
+    balancing: String,
     /// Whom it serves; `None` where all.
     source_ranges: Option<Vec<String>>,
     /// Clients that were given a backend on this node.
@@ -43,6 +45,8 @@ struct Backend {
     local: bool,
     /// `all`, or only those of the `node` or `beyond` it.
     clients: String,
+    /// `None` where backends have none.
+    weight: Option<u16>,
 }
 
 impl Frontend {
@@ -107,7 +111,7 @@ pub fn list(answer: &Value, wide: bool) -> anyhow::Result<String> {
     frontends.sort_by(|a, b| (&a.name, a.address, a.port).cmp(&(&b.name, b.address, b.port)));
     let mut table = Table::new(
         &["NAMESPACE", "NAME", "ADDRESS", "PORT", "BACKENDS", "LOCAL"],
-        &["PORT-NAME", "ID", "AFFINITY"],
+        &["PORT-NAME", "ID", "AFFINITY", "BALANCING"],
         "No services.",
     );
     for frontend in frontends {
@@ -122,6 +126,7 @@ pub fn list(answer: &Value, wide: bool) -> anyhow::Result<String> {
             frontend.port_name().to_owned(),
             frontend.id.to_string(),
             frontend.affinity(),
+            frontend.balancing.clone(),
         ]);
     }
     Ok(table.render(wide))
@@ -146,16 +151,21 @@ pub fn show(answer: &Value, pods: &Value, wide: bool) -> anyhow::Result<String> 
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "Service:   {}\nFrontend:  {at}/{}\nAffinity:  {affinity}\nId:        {}\nClients:   \
+            "Service:   {}\nFrontend:  {at}/{}\nAffinity:  {affinity}\nBalancing: {}\nId:        {}\nClients:   \
              {} given a backend here, {} refused",
-            frontend.name, frontend.protocol, frontend.id, frontend.connections, frontend.refused
+            frontend.name,
+            frontend.protocol,
+            frontend.balancing,
+            frontend.id,
+            frontend.connections,
+            frontend.refused
         );
         if let Some(ranges) = &frontend.source_ranges {
             let _ = writeln!(text, "Sources:   {}", ranges.join(", "));
         }
         text.push('\n');
         let empty = "No backends: connections are refused.";
-        let mut table = Table::new(&["BACKEND", "LOCAL", "POD"], &["ID", "CLIENTS"], empty);
+        let mut table = Table::new(&["BACKEND", "LOCAL", "POD"], &["ID", "CLIENTS", "WEIGHT"], empty);
         for backend in &frontend.backends {
             table.row([
                 SocketAddr::new(backend.address, backend.port).to_string(),
@@ -163,6 +173,7 @@ pub fn show(answer: &Value, pods: &Value, wide: bool) -> anyhow::Result<String> 
                 pod_by_address.get(&backend.address).cloned().unwrap_or_default(),
                 backend.id.to_string(),
                 backend.clients.clone(),
+                backend.weight.map(|weight| weight.to_string()).unwrap_or_default(),
             ]);
         }
         text.push_str(&table.render(wide));
@@ -177,12 +188,12 @@ mod tests {
     use super::*;
 
     fn answer() -> Value {
-        let backend = |id: u32, address: &str, local: bool| json!({ "id": id, "address": address, "port": 8080, "local": local, "clients": "all" });
+        let backend = |id: u32, address: &str, local: bool| json!({ "id": id, "address": address, "port": 8080, "local": local, "clients": "all", "weight": 3 });
         json!([
             { "name": "kube-system/kube-dns:dns", "id": 2, "address": "10.96.0.10", "port": 53, "protocol": "UDP",
-              "affinitySeconds": 0, "connections": 0, "refused": 3, "backends": [] },
+              "affinitySeconds": 0, "balancing": "random", "connections": 0, "refused": 3, "backends": [] },
             { "name": "default/web", "id": 9, "address": "10.96.7.1", "port": 80, "protocol": "TCP",
-              "affinitySeconds": 10800, "connections": 12, "refused": 0, "backends": [backend(4, "10.244.0.3", true), backend(5, "10.244.1.3", false)] },
+              "affinitySeconds": 10800, "balancing": "maglev", "connections": 12, "refused": 0, "backends": [backend(4, "10.244.0.3", true), backend(5, "10.244.1.3", false)] },
         ])
     }
 
@@ -195,7 +206,7 @@ mod tests {
              kube-system   kube-dns   10.96.0.10   53/UDP   0          0\n"
         );
         let wide = list(&answer(), true).unwrap();
-        assert!(wide.ends_with("53/UDP   0          0       dns         2    -\n"), "{wide}");
+        assert!(wide.ends_with("53/UDP   0          0       dns         2    -          random\n"), "{wide}");
         let of_one = of_namespace(answer(), Some("default")).unwrap();
         assert_eq!(of_one.as_array().map(Vec::len), Some(1));
     }
@@ -207,12 +218,14 @@ mod tests {
         let found = find(answer(), "default", "web").unwrap();
         assert_eq!(
             show(&found, &pods, false).unwrap(),
-            "Service:   default/web\nFrontend:  10.96.7.1:80/TCP\nAffinity:  ClientIP, 3h\nId:        9\n\
+            "Service:   default/web\nFrontend:  10.96.7.1:80/TCP\nAffinity:  ClientIP, 3h\nBalancing: maglev\nId:        9\n\
              Clients:   12 given a backend here, 0 refused\n\n\
              BACKEND           LOCAL   POD\n\
              10.244.0.3:8080   yes     default/web-1\n\
              10.244.1.3:8080   no      -\n"
         );
+        let wide = show(&found, &pods, true).unwrap();
+        assert!(wide.ends_with("5    all       3\n"), "{wide}");
         let mut restricted = found.clone();
         restricted[0]["sourceRanges"] = json!(["10.0.0.0/8", "192.0.2.0/24"]);
         let shown = show(&restricted, &pods, false).unwrap();

@@ -56,7 +56,7 @@ impl ServiceMaps {
     }
 
     /// Elements of the maps, by the maps' names.
-    pub(crate) fn map_entries(&self) -> [(&'static str, usize); 5] {
+    pub(crate) fn map_entries(&self) -> [(&'static str, usize); 6] {
         [
             (maps::FRONTENDS, self.frontends.actual_count()),
             (maps::SLOTS, self.slots.actual_count()),
@@ -68,6 +68,7 @@ impl ServiceMaps {
             ),
             (maps::ADDRESSES, self.addresses.actual_count()),
             (maps::SOURCE_RANGES, self.source_ranges.actual_count()),
+            (maps::TABLES, self.tables.piece_count()),
         ]
     }
 

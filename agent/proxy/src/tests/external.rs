@@ -248,6 +248,7 @@ fn a_host_port_stands_where_no_service_does() {
             port: Port::new(80),
             local: true,
             clients: Clients::All,
+            weight: Endpoint::WEIGHT,
         };
         desired::Service { endpoints: vec![endpoint], has_endpoints: true, ..desired::Service::default() }
     };

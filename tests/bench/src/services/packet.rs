@@ -132,6 +132,7 @@ fn leading_to(backend: Option<(&str, u16, bool)>) -> Service {
         port: Port::new(port),
         local,
         clients: Clients::All,
+        weight: Endpoint::WEIGHT,
     };
     Service {
         name: "bench".to_owned(),
