@@ -15,7 +15,6 @@ use crate::persist;
 
 /// Seconds an address rests after its pod is gone.
 const COOLDOWN: u64 = 30;
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 pub struct Allocations {
     path: PathBuf,
@@ -40,8 +39,7 @@ impl Allocations {
     /// Reads what an earlier agent wrote. `wired` tells that pods have links: then a damaged file is an error, as their
     /// addresses would be given away again. Otherwise it is set aside. `now` is in seconds since the epoch.
     pub fn open(path: PathBuf, wired: bool, now: u64) -> anyhow::Result<(Allocations, Allocator)> {
-        let boot_id = std::fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
-        let allocations = Allocations { path, boot_id: boot_id.trim().to_owned() };
+        let allocations = Allocations { path, boot_id: persist::boot_id()? };
         let allocator = match read(&allocations.path) {
             Ok(Some(saved)) => allocations.of_this_boot(saved, now),
             Ok(None) => Allocator::new(COOLDOWN),

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 use crate::allocations::Allocations;
 use crate::bgp_io;
 use crate::config::Config;
+use crate::persist;
 
 /// Container id and interface name.
 type AttachmentKey = (String, String);
@@ -69,14 +70,17 @@ struct Saved {
 }
 
 impl Saved {
-    fn of(announced: &Announced) -> Saved {
+    fn write(announced: &Announced, path: &Path) -> anyhow::Result<()> {
         let Announced { ranges, addresses } = announced.clone();
-        Saved { boot_id: boot_id(), ranges, addresses }
+        persist::write_unflushed(path, &Saved { boot_id: persist::boot_id()?, ranges, addresses })
     }
-}
 
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+    /// What is of this boot.
+    fn read(path: &Path) -> anyhow::Result<Saved> {
+        let boot_id = persist::boot_id()?;
+        let saved = persist::read::<Saved>(path)?;
+        Ok(saved.filter(|saved| saved.boot_id == boot_id).unwrap_or_default())
+    }
 }
 
 struct State {
@@ -437,8 +441,7 @@ impl Network {
             }
         }
         state.services = services;
-        let saved = Saved::of(&state.services);
-        if let Err(error) = persist::write(&self.services_file, &saved) {
+        if let Err(error) = Saved::write(&state.services, &self.services_file) {
             tracing::warn!("{error:#}");
         }
         self.announce(&mut state);
@@ -456,8 +459,8 @@ impl Network {
 
     /// What an earlier agent announced of Services, as long as the maps that it filled may be there still.
     fn restore_services(&self, state: &mut State) {
-        let saved = match persist::read::<Saved>(&self.services_file) {
-            Ok(saved) => saved.filter(|saved| saved.boot_id == boot_id()).unwrap_or_default(),
+        let saved = match Saved::read(&self.services_file) {
+            Ok(saved) => saved,
             Err(error) => {
                 tracing::warn!("{error:#}");
                 return;

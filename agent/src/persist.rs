@@ -8,6 +8,13 @@ use anyhow::Context;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Names the running boot of the machine: what was true of its kernel in another is not any more.
+pub fn boot_id() -> anyhow::Result<String> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = fs::read_to_string(PATH).with_context(|| format!("reading {PATH}"))?;
+    Ok(text.trim().to_owned())
+}
+
 /// Replaces `path`; after the return it is on disk.
 pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let doing = || format!("writing {}", path.display());
