@@ -225,6 +225,7 @@ impl Status {
                             "local": b.local,
                             "clients": clients_name(b.clients),
                             "weight": b.weight,
+                            "open": b.open,
                         })
                     })
                     .collect();

@@ -45,6 +45,9 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     };
     let cookie = socket_cookie(ctx);
     remember_frontend(cookie, &key, &backend);
+    if backend.is_counted() {
+        maps::note_counted(cookie, backend.id);
+    }
     if key.protocol == Protocol::UDP {
         note_connected(cookie, netns_cookie(ctx), &backend);
     }
@@ -211,6 +214,10 @@ fn note_connected(cookie: u64, netns_cookie: u64, backend: &Backend) {
 /// The socket is closed for good.
 #[inline(always)]
 pub fn release(ctx: &SockContext) {
+    if maps::is_counting() {
+        // SAFETY: the context is a socket.
+        maps::forget_counted(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+    }
     // SAFETY: a field of the context, as the verifier allows.
     if unsafe { ptr::read_volatile(&raw const (*ctx.sock).protocol) } != Protocol::UDP.0 as u32 {
         return;

@@ -35,6 +35,20 @@ pub static SLOTS: HashMap<SlotKey, BackendId> = HashMap::pinned(SLOTS_MAX, BPF_F
 #[map(name = "TABLES_1")]
 pub static TABLES: HashMap<PieceKey, Piece> = HashMap::pinned(TABLES_MAX, BPF_F_NO_PREALLOC);
 
+/// Connections of this node's clients to backends that are counted. Written and read here; the agent counts anew what it
+/// finds in SOCKETS_COUNTED and CONNTRACK, so that nothing that was missed stays wrong.
+#[map(name = "OPEN_1")]
+static OPEN: HashMap<BackendId, i64> = HashMap::pinned(OPEN_MAX, BPF_F_NO_PREALLOC);
+
+/// Sockets, by cookie, that are connected to a counted backend. Written at connect, deleted at release. LRU: one that died
+/// without is forgotten.
+#[map(name = "SOCK_COUNT_1")]
+static SOCKETS_COUNTED: LruHashMap<u64, BackendId> = LruHashMap::pinned(SOCKETS_COUNTED_MAX, 0);
+
+/// Not 0 once a socket was counted. Written here.
+#[map(name = "COUNTING_1")]
+static COUNTING: Array<u32> = Array::pinned(1, 0);
+
 /// Written by the agent, read after SLOTS; an id's absence says that a remembered backend is gone.
 #[map(name = "BACKENDS_1")]
 pub static BACKENDS: HashMap<BackendId, Backend> = HashMap::pinned(BACKENDS_MAX, BPF_F_NO_PREALLOC);
@@ -188,6 +202,60 @@ pub fn note_beyond() {
 #[inline(always)]
 pub fn has_beyond() -> bool {
     BEYOND.get(0).is_none_or(|has_flows| *has_flows != 0)
+}
+
+/// One connection to a counted backend more, or less.
+#[inline(never)]
+pub fn add_open(id: BackendId, change: i64) {
+    if OPEN.get_ptr(id).is_none() {
+        // It may be there by now: then that stays. Where there is no room, nothing is counted.
+        let _ = OPEN.insert(id, 0, BPF_NOEXIST as u64);
+    }
+    if let Some(open) = OPEN.get_ptr_mut(id) {
+        // SAFETY: alive for this run of the program. Of two additions at the very same time one is lost, until the
+        // agent counts anew.
+        unsafe { *open += change };
+    }
+}
+
+/// How many connections a backend has, of those that are counted. After a recount meanwhile it may be below 0.
+#[inline(always)]
+pub fn open_count(id: BackendId) -> i64 {
+    // SAFETY: copied at once.
+    unsafe { OPEN.get(id) }.copied().unwrap_or(0)
+}
+
+/// Notes that a socket is connected to a counted backend, and no longer to another one.
+#[inline(never)]
+pub fn note_counted(cookie: u64, id: BackendId) {
+    forget_counted(cookie);
+    if SOCKETS_COUNTED.insert(cookie, id, 0).is_err() {
+        return;
+    }
+    add_open(id, 1);
+    let Some(counting) = COUNTING.get_ptr_mut(0) else { return };
+    // SAFETY: as at `note_client`.
+    unsafe {
+        if *counting == 0 {
+            *counting = 1;
+        }
+    }
+}
+
+/// Whether any socket was ever counted.
+#[inline(always)]
+pub fn is_counting() -> bool {
+    COUNTING.get(0).is_some_and(|counting| *counting != 0)
+}
+
+/// A socket is no longer connected to a counted backend, if it was.
+#[inline(never)]
+pub fn forget_counted(cookie: u64) -> bool {
+    // SAFETY: copied at once.
+    let Some(id) = unsafe { SOCKETS_COUNTED.get(cookie) }.copied() else { return false };
+    let _ = SOCKETS_COUNTED.remove(cookie);
+    add_open(id, -1);
+    true
 }
 
 #[inline(always)]

@@ -135,6 +135,9 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     } else {
         conntrack::open(&packet.tuple, backend, &mut flow)?;
     }
+    if backend.is_counted() {
+        maps::add_open(backend.id, 1);
+    }
     maps::count(Counter::FlowNew);
     log_new(ctx, &packet, backend);
     translate(ctx, &packet, &flow, true)?;

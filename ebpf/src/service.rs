@@ -1,4 +1,4 @@
-//! From a frontend to a backend: a random slot, unless the frontend asks for affinity or has tables.
+//! From a frontend to a backend: a random slot, unless the frontend asks for affinity, has tables or counts connections.
 
 use core::ptr;
 
@@ -107,8 +107,13 @@ pub fn select(
         if frontend.affinity_seconds != 0 {
             found = remembered(&frontend, origin, client);
         }
-        if found.is_none() && frontend.has_tables() {
-            found = in_table(&frontend, origin, client, port);
+        if found.is_none() && (frontend.has_tables() || frontend.counts()) {
+            found = if frontend.counts() {
+                let (first, count) = frontend.slots(origin);
+                backend(less_open(frontend.service_id, first, count))
+            } else {
+                in_table(&frontend, origin, client, port)
+            };
             if let Some(backend) = &found
                 && frontend.affinity_seconds != 0
             {
@@ -197,6 +202,26 @@ fn in_slot(service_id: ServiceId, slot: u32) -> Option<Backend> {
     if backend.service_id == service_id { Some(backend) } else { None }
 }
 
+/// Of two backends in random slots the one with fewer connections: nearly as even as of all, without looking at all, and
+/// clients that come at once do not all take the same.
+#[inline(never)]
+fn less_open(service_id: ServiceId, first: u32, count: u32) -> BackendId {
+    // SAFETY: helpers without arguments.
+    let random = unsafe { [bpf_get_prandom_u32(), bpf_get_prandom_u32()] };
+    let Some(one) = pick_backend(random[0], count) else { return BackendId(0) };
+    let one_id = id_in_slot(service_id, first + one);
+    let Some(other) = pick_backend(random[1], count - 1) else { return one_id };
+    let other = if other < one { other } else { other + 1 };
+    let other_id = id_in_slot(service_id, first + other);
+    if maps::open_count(other_id) < maps::open_count(one_id) { other_id } else { one_id }
+}
+
+#[inline(always)]
+fn id_in_slot(service_id: ServiceId, slot: u32) -> BackendId {
+    // SAFETY: copied at once.
+    unsafe { SLOTS.get(SlotKey { service_id, slot }) }.copied().unwrap_or(BackendId(0))
+}
+
 /// The backend in the client's place, or in any place. Where the table has none any more, there are the slots.
 #[inline(always)]
 fn in_table(frontend: &Frontend, origin: Origin, client: &Client, port: u32) -> Option<Backend> {
@@ -204,7 +229,7 @@ fn in_table(frontend: &Frontend, origin: Origin, client: &Client, port: u32) -> 
     let bits = match frontend.balancing() {
         Balancing::Maglev => client_bits(client, port, frontend.affinity_seconds != 0),
         // SAFETY: a helper without arguments.
-        Balancing::Random => unsafe { bpf_get_prandom_u32() },
+        Balancing::Random | Balancing::LeastConnections => unsafe { bpf_get_prandom_u32() },
     };
     let backend = backend(at_place(frontend.service_id, frontend.first_piece(origin), bits))?;
     if backend.service_id == frontend.service_id { Some(backend) } else { None }

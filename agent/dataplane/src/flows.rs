@@ -96,6 +96,9 @@ pub struct Flows {
     directory: PathBuf,
     map: PinnedMap<Tuple, Flow>,
     backends: PinnedMap<BackendId, Backend>,
+    open: PinnedMap<BackendId, i64>,
+    /// Sockets, by cookie, that are connected to a backend whose connections are counted.
+    sockets: PinnedMap<u64, BackendId>,
 }
 
 impl Flows {
@@ -104,7 +107,9 @@ impl Flows {
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         let map = PinnedMap::open(directory, maps::CONNTRACK)?;
         let backends = PinnedMap::open(directory, maps::BACKENDS)?;
-        Ok(Self { directory: directory.to_owned(), map, backends })
+        let open = PinnedMap::open(directory, maps::OPEN)?;
+        let sockets = PinnedMap::open(directory, maps::SOCKETS_COUNTED)?;
+        Ok(Self { directory: directory.to_owned(), map, backends, open, sockets })
     }
 
     /// Every flow, at `now_ns` of CLOCK_MONOTONIC.
@@ -153,7 +158,33 @@ impl Flows {
                 all.remove(&tuple);
             }
         }
+        self.recount(&all)?;
         Ok(Swept { seen, deleted: seen - all.len(), census: Census::of(&all) })
+    }
+
+    /// Counts the connections of backends anew, from the sockets and the flows that there are. What opens or closes
+    /// meanwhile may be missed until the next time.
+    fn recount(&self, all: &HashMap<Tuple, Flow>) -> Result<(), MapError> {
+        let counted = self.open.read_all()?;
+        if counted.is_empty() {
+            return Ok(());
+        }
+        let mut open: HashMap<BackendId, i64> = counted.iter().map(|(id, _)| (*id, 0)).collect();
+        let forward = all.values().filter(|flow| flow.is_forward() && !flow.is_closing());
+        let sockets = self.sockets.read_all()?;
+        for id in forward.map(|flow| flow.backend_id).chain(sockets.into_iter().map(|(_, id)| id)) {
+            if let Some(count) = open.get_mut(&id) {
+                *count += 1;
+            }
+        }
+        for (id, before) in counted {
+            match open.get(&id).copied().unwrap_or(0) {
+                0 if self.backends.get(&id)?.is_none() => self.open.remove(&id)?,
+                count if count != before => self.open.insert(&id, &count)?,
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The backends of datagrams' flows that are none any more. An id is never given to another, so they stay that.

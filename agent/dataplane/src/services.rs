@@ -75,6 +75,8 @@ pub struct BackendEntry {
     pub clients: Clients,
     /// Where a table says so, and more than the maps is known.
     pub weight: Option<u16>,
+    /// Connections from this node, where they are counted.
+    pub open: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ pub struct ServiceMaps {
     slots_map: PinnedMap<SlotKey, BackendId>,
     backends_map: PinnedMap<BackendId, Backend>,
     addresses_map: PinnedMap<Address, u32>,
+    open_map: PinnedMap<BackendId, i64>,
     ranges_map: PinnedMap<SourceRangeKey, u32>,
     frontends: Delta<FrontendKey, Frontend>,
     slots: Delta<SlotKey, BackendId>,
@@ -141,6 +144,7 @@ impl ServiceMaps {
             tables,
             ranges_by_service: HashMap::new(),
             addresses_map,
+            open_map: PinnedMap::open(directory, maps::OPEN)?,
             ranges_map,
             frontends_map,
             slots_map,
@@ -176,7 +180,7 @@ impl ServiceMaps {
         endpoints.retain(|endpoint| endpoint.clients != Clients::Present || is_kept(endpoint));
         endpoints.sort_unstable_by_key(|endpoint| (endpoint.clients, endpoint.address, endpoint.port));
         let ids: Vec<BackendId> =
-            endpoints.iter().map(|endpoint| self.desire_backend(service_id, endpoint, &known)).collect();
+            endpoints.iter().map(|e| self.desire_backend(service_id, e, service.balancing, &known)).collect();
         let before = self.desired_backends(service_id);
         for (slot, id) in (0..).zip(&ids) {
             self.slots.insert_desired(SlotKey { service_id, slot }, *id);
@@ -200,6 +204,9 @@ impl ServiceMaps {
         }
         if self.desire_tables(&frontend, service.balancing, &endpoints, &ids) {
             frontend = frontend.with_tables(service.balancing);
+        }
+        if service.balancing == Balancing::LeastConnections {
+            frontend = frontend.with_counts();
         }
         self.claim_address(&key);
         self.frontends.insert_desired(key, frontend);
@@ -238,7 +245,8 @@ impl ServiceMaps {
         let mut weights = endpoints.iter().filter(|e| e.clients != Clients::Present).map(|e| e.weight);
         let first = weights.next();
         let are_equal = weights.all(|weight| Some(weight) == first);
-        if first.is_none() || (balancing == Balancing::Random && are_equal) {
+        let by_chance = balancing == Balancing::Random && are_equal;
+        if first.is_none() || by_chance || balancing == Balancing::LeastConnections {
             self.remove_tables(frontend.service_id);
             return false;
         }
@@ -359,7 +367,11 @@ impl ServiceMaps {
         for entry in &mut entries {
             let id = ServiceId(entry.service_id);
             for backend in &mut entry.backends {
-                backend.weight = self.tables.weight(id, BackendId(backend.backend_id));
+                let backend_id = BackendId(backend.backend_id);
+                backend.weight = self.tables.weight(id, backend_id);
+                if entry.balancing == Balancing::LeastConnections {
+                    backend.open = Some(self.open_map.get(&backend_id).ok().flatten().unwrap_or(0).max(0));
+                }
             }
         }
         sorted(with_ranges(entries, self.source_ranges.actuals().map(|(key, _)| *key)))
@@ -409,6 +421,7 @@ impl ServiceMaps {
         &mut self,
         service_id: ServiceId,
         endpoint: &Endpoint,
+        balancing: Balancing,
         known: &HashMap<(Address, Port), BackendId>,
     ) -> BackendId {
         let id = known.get(&(endpoint.address, endpoint.port)).copied().unwrap_or_else(|| {
@@ -418,6 +431,9 @@ impl ServiceMaps {
         let mut backend = Backend::new(id, service_id, endpoint.address, endpoint.port);
         if !endpoint.local {
             backend = backend.remote();
+        }
+        if balancing == Balancing::LeastConnections {
+            backend = backend.counted();
         }
         backend = match endpoint.clients {
             Clients::All => backend,
@@ -510,6 +526,7 @@ fn entry(
             local: !backend.is_remote(),
             clients: clients(frontend, slot),
             weight: None,
+            open: None,
         })
     });
     ServiceEntry {

@@ -67,6 +67,12 @@ pub enum Element {
     Slot(SlotKey, BackendId),
     Backend(BackendId, Backend),
     TablePiece(PieceKey, Box<Piece>),
+    /// Its connections from this node.
+    Open(BackendId, i64),
+    /// A socket, by cookie, and the backend that it is counted with.
+    SocketCounted(u64, BackendId),
+    /// Not 0 once a socket was counted.
+    Counting(u32),
     Affinity(AffinityKey, Affinity),
     SocketForward(SocketKey, SocketForward),
     SocketReverse(SocketKey, SocketReverse),
@@ -122,6 +128,9 @@ impl Element {
             Self::NodeAddress(address) | Self::Pod(address, _) | Self::Address(address, _) => vec![*address],
             Self::Slot(..)
             | Self::TablePiece(..)
+            | Self::Open(..)
+            | Self::SocketCounted(..)
+            | Self::Counting(_)
             | Self::Counter(..)
             | Self::Call(..)
             | Self::Beyond(_)
@@ -142,6 +151,9 @@ impl Element {
             maps::FRONTENDS => both(key, value, Self::Frontend),
             maps::SLOTS => both(key, value, Self::Slot),
             maps::BACKENDS => both(key, value, Self::Backend),
+            maps::OPEN => both(key, value, Self::Open),
+            maps::SOCKETS_COUNTED => both(key, value, Self::SocketCounted),
+            maps::COUNTING => read(value).map(Self::Counting),
             maps::TABLES => both(key, value, |key, piece| Self::TablePiece(key, Box::new(piece))),
             maps::AFFINITY => both(key, value, Self::Affinity),
             maps::SOCKET_FORWARD => both(key, value, Self::SocketForward),

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use dataplane::services::Names;
 use dataplane::view::Element;
 use ebpf_common::{
-    Address, Backend, BackendId, Call, Counter, Flow, Origin, Port, Range, ServiceId, SourceRangeKey, Tuple,
+    Address, Backend, BackendId, Call, Counter, Flow, Frontend, FrontendKey, Origin, Port, Range, ServiceId,
+    SourceRangeKey, Tuple,
     balancing::{PIECE_PLACES, PIECES, PLACES, Piece, PieceKey},
 };
 use serde_json::{Value, json};
@@ -87,6 +88,23 @@ impl<'a> Joins<'a> {
         json!(self.backend_by_id.get(&id).map(|backend| end(&backend.address, backend.port)))
     }
 
+    fn frontend_row(&self, key: &FrontendKey, frontend: &Frontend) -> Row {
+        vec![
+            ("address", json!(key.address.to_ip())),
+            ("port", json!(key.port.get())),
+            ("protocol", json!(protocol_name(key.protocol))),
+            ("service", self.service(frontend.service_id)),
+            ("serviceId", json!(frontend.service_id.0)),
+            ("forNode", slots(frontend.slots(Origin::Node))),
+            ("forBeyond", slots(frontend.slots(Origin::Beyond))),
+            ("affinitySeconds", json!(frontend.affinity_seconds)),
+            ("hasEndpoints", json!(frontend.has_endpoints())),
+            ("hasSourceRanges", json!(frontend.has_source_ranges())),
+            ("balancing", json!(frontend.balancing().name())),
+            ("hasTables", json!(frontend.has_tables())),
+        ]
+    }
+
     /// The places of each backend are counted: there are hundreds.
     fn piece_row(&self, key: &PieceKey, piece: &Piece) -> Row {
         let first = key.piece % PIECES * PIECE_PLACES;
@@ -110,20 +128,7 @@ impl<'a> Joins<'a> {
 
     pub fn rows(&self, element: &Element) -> Vec<Row> {
         vec![match element {
-            Element::Frontend(key, frontend) => vec![
-                ("address", json!(key.address.to_ip())),
-                ("port", json!(key.port.get())),
-                ("protocol", json!(protocol_name(key.protocol))),
-                ("service", self.service(frontend.service_id)),
-                ("serviceId", json!(frontend.service_id.0)),
-                ("forNode", slots(frontend.slots(Origin::Node))),
-                ("forBeyond", slots(frontend.slots(Origin::Beyond))),
-                ("affinitySeconds", json!(frontend.affinity_seconds)),
-                ("hasEndpoints", json!(frontend.has_endpoints())),
-                ("hasSourceRanges", json!(frontend.has_source_ranges())),
-                ("balancing", json!(frontend.balancing().name())),
-                ("hasTables", json!(frontend.has_tables())),
-            ],
+            Element::Frontend(key, frontend) => self.frontend_row(key, frontend),
             Element::Slot(key, id) => vec![
                 ("serviceId", json!(key.service_id.0)),
                 ("slot", json!(key.slot)),
@@ -136,7 +141,9 @@ impl<'a> Joins<'a> {
             Element::Affinity(..)
             | Element::SocketForward(..)
             | Element::SocketReverse(..)
-            | Element::Socket(..) => self.remembered_row(element),
+            | Element::Socket(..)
+            | Element::Open(..)
+            | Element::SocketCounted(..) => self.remembered_row(element),
             Element::Flow(tuple, flow) => self.flow_row(tuple, flow),
             Element::Fragment(key, to) => vec![
                 ("source", json!(key.source.to_ip())),
@@ -181,6 +188,12 @@ impl<'a> Joins<'a> {
     /// What is remembered of a choice.
     fn remembered_row(&self, element: &Element) -> Row {
         match element {
+            Element::Open(id, open) => {
+                vec![("backendId", json!(id.0)), ("backend", self.backend(*id)), ("connections", json!(open))]
+            }
+            Element::SocketCounted(cookie, id) => {
+                vec![("socket", json!(cookie)), ("backendId", json!(id.0)), ("backend", self.backend(*id))]
+            }
             Element::Affinity(key, affinity) => vec![
                 (
                     "client",
@@ -313,12 +326,15 @@ fn plain_row(element: &Element) -> Row {
             let (address, bits) = prefix.to_parts();
             vec![("destinations", json!(format!("{}/{bits}", address.to_ip())))]
         }
+        Element::Counting(any) => vec![("hasSockets", json!(*any != 0))],
         Element::Beyond(has_flows) => vec![("hasFlows", json!(*has_flows != 0))],
         Element::Bytes(key, value) => vec![("key", json!(hex(key))), ("value", json!(hex(value)))],
         Element::Frontend(..)
         | Element::Slot(..)
         | Element::Backend(..)
         | Element::TablePiece(..)
+        | Element::Open(..)
+        | Element::SocketCounted(..)
         | Element::Affinity(..)
         | Element::SocketForward(..)
         | Element::SocketReverse(..)
@@ -344,6 +360,7 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         Element::Slot(key, id) => (Some(key.service_id), Some(*id)),
         Element::Backend(_, backend) => (Some(backend.service_id), None),
         Element::TablePiece(key, _) => (Some(key.service_id), None),
+        Element::Open(id, _) | Element::SocketCounted(_, id) => (None, Some(*id)),
         Element::Affinity(key, affinity) => (Some(key.service_id()), Some(affinity.backend_id)),
         Element::SocketForward(_, value) => (Some(value.service_id), Some(value.backend_id)),
         Element::SocketReverse(_, value) => (Some(value.service_id), None),
@@ -357,6 +374,7 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         | Element::NodeAddress(_)
         | Element::Pod(..)
         | Element::Beyond(_)
+        | Element::Counting(_)
         | Element::Call(..)
         | Element::Address(..)
         | Element::Ranges(_)

@@ -6,7 +6,9 @@
 //! the backends alone, and a client's place from what every node sees of it: so a client that comes by another node finds the
 //! backend that it had. Words are little-endian, as the programs are.
 
-use crate::{Address, BackendId, Port, ServiceId};
+#[cfg(feature = "desired")]
+use crate::Port;
+use crate::{Address, BackendId, ServiceId};
 
 /// How a Service's backends are chosen.
 #[repr(u8)]
@@ -17,15 +19,18 @@ pub enum Balancing {
     Random,
     /// By the client's address and port, alike on every node.
     Maglev,
+    /// By chance, of two the one with fewer connections from this node.
+    LeastConnections,
 }
 
 impl Balancing {
-    pub const ALL: [Self; 2] = [Self::Random, Self::Maglev];
+    pub const ALL: [Self; 3] = [Self::Random, Self::Maglev, Self::LeastConnections];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
             Self::Maglev => "maglev",
+            Self::LeastConnections => "least-connections",
         }
     }
 

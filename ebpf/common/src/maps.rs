@@ -29,9 +29,12 @@ pub const MASQUERADE: &str = "MASQ_1";
 pub const UNMASQUERADED: &str = "UNMASQ_1";
 pub const INBOUND: &str = "INBOUND_1";
 pub const TABLES: &str = "TABLES_1";
+pub const OPEN: &str = "OPEN_1";
+pub const SOCKETS_COUNTED: &str = "SOCK_COUNT_1";
+pub const COUNTING: &str = "COUNTING_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 28] = [
+pub const ALL: [&str; 31] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -60,6 +63,9 @@ pub const ALL: [&str; 28] = [
     UNMASQUERADED,
     INBOUND,
     TABLES,
+    OPEN,
+    SOCKETS_COUNTED,
+    COUNTING,
 ];
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
@@ -87,8 +93,11 @@ pub const SERVICE_COUNTS_MAX: u32 = 1 << 12;
 pub const UNMASQUERADED_MAX: u32 = 1 << 14;
 /// Answers follow within seconds.
 pub const INBOUND_MAX: u32 = 1 << 12;
-/// Pieces of tables, 963 of them and 67 kB for each.
-pub const TABLES_MAX: u32 = 1 << 15;
+/// Backends whose connections are counted.
+pub const OPEN_MAX: u32 = 1 << 14;
+pub const SOCKETS_COUNTED_MAX: u32 = 1 << 14;
+/// Pieces of tables, 481 of them and 67 kB for each.
+pub const TABLES_MAX: u32 = 1 << 14;
 /// A hundred milliseconds of what 16 CPUs may tell.
 pub const DROPS_BYTES: u32 = 1 << 17;
 /// Room for calls to come.

@@ -86,6 +86,8 @@ impl Frontend {
     const HAS_TABLES: u32 = 4;
     /// A client's place in a table is its own, and not a random one.
     const PLACES_ARE_CLIENTS: u32 = 8;
+    /// The connections of the backends are counted, and who has fewer gets the next.
+    const COUNTS: u32 = 16;
 
     pub const fn new(
         service_id: ServiceId,
@@ -107,7 +109,7 @@ impl Frontend {
     /// The same with backends that tables lead to.
     pub const fn with_tables(self, balancing: Balancing) -> Self {
         let places = match balancing {
-            Balancing::Random => 0,
+            Balancing::Random | Balancing::LeastConnections => 0,
             Balancing::Maglev => Self::PLACES_ARE_CLIENTS,
         };
         Self { flags: self.flags | Self::HAS_TABLES | places, ..self }
@@ -120,7 +122,24 @@ impl Frontend {
 
     #[inline(always)]
     pub const fn balancing(&self) -> Balancing {
-        if self.flags & Self::PLACES_ARE_CLIENTS != 0 { Balancing::Maglev } else { Balancing::Random }
+        if self.counts() {
+            Balancing::LeastConnections
+        } else if self.flags & Self::PLACES_ARE_CLIENTS != 0 {
+            Balancing::Maglev
+        } else {
+            Balancing::Random
+        }
+    }
+
+    /// The same with backends whose connections are counted, [`Backend::counted`].
+    pub const fn with_counts(self) -> Self {
+        Self { flags: self.flags | Self::COUNTS, ..self }
+    }
+
+    /// Whether of two backends the one with fewer connections is given.
+    #[inline(always)]
+    pub const fn counts(&self) -> bool {
+        self.flags & Self::COUNTS != 0
     }
 
     /// Whether anybody who asks gets any backend, by chance, and nothing is remembered: as nearly always.
@@ -227,6 +246,7 @@ impl Backend {
     const REMOTE: u16 = 1;
     const NOT_FOR_NODE: u16 = 2;
     const NOT_FOR_BEYOND: u16 = 4;
+    const COUNTED: u16 = 8;
 
     /// A backend on this node, for all clients.
     pub const fn new(id: BackendId, service_id: ServiceId, address: Address, port: Port) -> Self {
@@ -250,6 +270,16 @@ impl Backend {
     /// The same for those only that have it already.
     pub const fn for_nobody_new(self) -> Self {
         Self { flags: self.flags | Self::NOT_FOR_NODE | Self::NOT_FOR_BEYOND, ..self }
+    }
+
+    /// The same with connections that are counted.
+    pub const fn counted(self) -> Self {
+        Self { flags: self.flags | Self::COUNTED, ..self }
+    }
+
+    #[inline(always)]
+    pub const fn is_counted(&self) -> bool {
+        self.flags & Self::COUNTED != 0
     }
 
     #[inline(always)]

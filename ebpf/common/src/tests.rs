@@ -58,7 +58,10 @@ fn a_frontend_says_whether_it_has_tables_and_which() {
     assert!(Frontend::new(ServiceId(7), 0, 0, 0..0, false).is_plain());
     assert!(!Frontend::new(ServiceId(7), 60, 3, 0..3, true).is_plain());
     assert!(!plain.with_source_ranges().is_plain());
-    for balancing in Balancing::ALL {
+    let counting = plain.with_counts();
+    assert!(!counting.is_plain() && !counting.has_tables());
+    assert_eq!(counting.balancing(), Balancing::LeastConnections);
+    for balancing in [Balancing::Random, Balancing::Maglev] {
         let frontend = plain.with_tables(balancing);
         assert!(!frontend.is_plain() && frontend.has_tables());
         assert_eq!((frontend.balancing(), frontend.first_piece(Origin::Beyond)), (balancing, 0));

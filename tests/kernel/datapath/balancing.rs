@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use dataplane::datapath::Datapath;
+use dataplane::{datapath::Datapath, maps::PinnedMap};
 use ebpf_common::{
-    Balancing, Protocol,
+    BackendId, Balancing, Protocol,
     balancing::PIECES,
     desired::{Clients, Endpoint, Service},
     maps,
@@ -232,4 +232,95 @@ fn sockets_reach_any_backend_of_a_table_and_keep_to_one_under_affinity() {
     let mut seen = connections(&host, 20);
     seen.dedup();
     assert_eq!(seen.len(), 1, "one client has one backend");
+}
+
+fn least(endpoints: Vec<Endpoint>) -> Service {
+    Service { balancing: Balancing::LeastConnections, ..leading_to(endpoints) }
+}
+
+/// The connections of each backend, as they are told.
+fn open_connections(datapath: &Datapath) -> Vec<i64> {
+    datapath.services()[0].backends.iter().map(|backend| backend.open.expect("a count")).collect()
+}
+
+#[test]
+fn sockets_get_the_backend_with_fewer_connections_and_give_it_back_when_they_close() {
+    let mut host = Host::new();
+    let listeners: Vec<_> = (1..=4)
+        .map(|last| {
+            let at = format!("10.244.0.{last}:8080");
+            host.namespace.run(|| std::net::TcpListener::bind(&at).unwrap_or_else(|e| panic!("{at}: {e}")))
+        })
+        .collect();
+    let endpoints = (1..=4).map(|n| endpoint(Ipv4Addr::new(10, 244, 0, n).into(), 8080, true)).collect();
+    serve(&mut host.datapath, least(endpoints));
+    // Connections with the backends that they have, in the order of the backends.
+    let connect = |count: usize| -> Vec<Vec<(TcpStream, TcpStream)>> {
+        let mut by_backend: Vec<Vec<(TcpStream, TcpStream)>> = (0..4).map(|_| Vec::new()).collect();
+        host.namespace.run(|| {
+            listeners.iter().for_each(|listener| listener.set_nonblocking(true).expect("not waiting"));
+            for _ in 0..count {
+                let stream = TcpStream::connect(FRONTEND).expect("a backend");
+                let accepted = listeners
+                    .iter()
+                    .zip(&mut by_backend)
+                    .find_map(|(listener, of)| Some((listener.accept().ok()?.0, of)));
+                let (server, of) = accepted.expect("a connection at a backend");
+                of.push((stream, server));
+            }
+        });
+        by_backend
+    };
+    let spread = |open: &[i64]| open.iter().max().expect("one") - open.iter().min().expect("one");
+    let mut held = connect(40);
+    let open = open_connections(&host.datapath);
+    assert_eq!(open, held.iter().map(|of| of.len() as i64).collect::<Vec<_>>());
+    assert!(spread(&open) <= 6, "{open:?}");
+    held[2].clear();
+    assert_eq!(open_connections(&host.datapath)[2], 0, "closed is closed at once");
+    // It is looked at by every second client.
+    let _more = connect(90);
+    let open = open_connections(&host.datapath);
+    assert!(open.iter().sum::<i64>() > 110 && spread(&open) <= 8, "{open:?}: the idle one caught up");
+    // A sweep finds what it knew.
+    host.datapath.sweep_flows().expect("a sweep");
+    assert_eq!(open_connections(&host.datapath), open);
+}
+
+#[test]
+fn packets_get_the_backend_with_fewer_connections_and_a_wrong_count_is_put_right() {
+    let directory = BpfDir::new();
+    let mut datapath = node_with(&directory, least(backends(1..=4)));
+    let of = |seen: &[u8]| -> Vec<i64> {
+        (1..=4).map(|backend| seen.iter().filter(|seen| **seen == backend).count() as i64).collect()
+    };
+    let seen = of(&chosen(&mut datapath, 40_000..40_100));
+    assert_eq!(open_connections(&datapath), seen);
+    assert!(seen.iter().all(|count| (20..=30).contains(count)), "{seen:?}");
+    datapath.sweep_flows().expect("a sweep");
+    assert_eq!(open_connections(&datapath), seen, "flows that are open are counted");
+
+    // As if closings had been missed.
+    let open: PinnedMap<BackendId, i64> =
+        PinnedMap::open(&directory.path.join("maps"), maps::OPEN).expect("the counts");
+    let first = BackendId(datapath.services()[0].backends[0].backend_id);
+    open.insert(&first, &1000).expect("a wrong count");
+    let avoided = of(&chosen(&mut datapath, 41_000..41_040));
+    assert_eq!(avoided[0], 0, "{avoided:?}");
+    datapath.sweep_flows().expect("a sweep");
+    let together: Vec<i64> = seen.iter().zip(&avoided).map(|(one, other)| one + other).collect();
+    assert_eq!(open_connections(&datapath), together);
+    let after = of(&chosen(&mut datapath, 42_000..42_020));
+    assert!(after[0] >= 2, "{after:?}: it gets its share again");
+
+    for port in 40_000..40_100 {
+        // FIN and ACK.
+        asked(&mut datapath, "pod_ingress", CLIENT, port, 0x11);
+    }
+    datapath.sweep_flows().expect("a sweep");
+    let left: Vec<i64> = avoided.iter().zip(&after).map(|(one, other)| one + other).collect();
+    assert_eq!(open_connections(&datapath), left, "what ends is no longer open");
+    datapath.set_services(services([])).expect("no service");
+    datapath.flow_table().sweep(u64::MAX / 2).expect("forgetting all flows");
+    assert_eq!(open.read_all().expect("the counts"), [], "nothing is kept of backends that are gone");
 }

@@ -26,7 +26,7 @@ struct Frontend {
     port: u16,
     protocol: String,
     affinity_seconds: u64,
-    /// `random` or `maglev`.
+    /// `random`, `maglev` or `least-connections`.
     balancing: String,
     /// Whom it serves; `None` where all.
     source_ranges: Option<Vec<String>>,
@@ -47,6 +47,8 @@ struct Backend {
     clients: String,
     /// `None` where backends have none.
     weight: Option<u16>,
+    /// Connections from this node; `None` where they are not counted.
+    open: Option<u64>,
 }
 
 impl Frontend {
@@ -165,7 +167,7 @@ pub fn show(answer: &Value, pods: &Value, wide: bool) -> anyhow::Result<String> 
         }
         text.push('\n');
         let empty = "No backends: connections are refused.";
-        let mut table = Table::new(&["BACKEND", "LOCAL", "POD"], &["ID", "CLIENTS", "WEIGHT"], empty);
+        let mut table = Table::new(&["BACKEND", "LOCAL", "POD"], &["ID", "CLIENTS", "WEIGHT", "OPEN"], empty);
         for backend in &frontend.backends {
             table.row([
                 SocketAddr::new(backend.address, backend.port).to_string(),
@@ -174,6 +176,7 @@ pub fn show(answer: &Value, pods: &Value, wide: bool) -> anyhow::Result<String> 
                 backend.id.to_string(),
                 backend.clients.clone(),
                 backend.weight.map(|weight| weight.to_string()).unwrap_or_default(),
+                backend.open.map(|open| open.to_string()).unwrap_or_default(),
             ]);
         }
         text.push_str(&table.render(wide));
@@ -225,7 +228,7 @@ mod tests {
              10.244.1.3:8080   no      -\n"
         );
         let wide = show(&found, &pods, true).unwrap();
-        assert!(wide.ends_with("5    all       3\n"), "{wide}");
+        assert!(wide.ends_with("5    all       3        -\n"), "{wide}");
         let mut restricted = found.clone();
         restricted[0]["sourceRanges"] = json!(["10.0.0.0/8", "192.0.2.0/24"]);
         let shown = show(&restricted, &pods, false).unwrap();

@@ -20,9 +20,12 @@ fn weighted(name: &str, weight: &str, address: &str) -> k8s_openapi::api::discov
 
 #[test]
 fn a_service_says_how_its_backends_are_chosen() {
-    for (value, wanted) in
-        [("maglev", Balancing::Maglev), ("random", Balancing::Random), (" maglev ", Balancing::Maglev)]
-    {
+    for (value, wanted) in [
+        ("maglev", Balancing::Maglev),
+        ("random", Balancing::Random),
+        (" maglev ", Balancing::Maglev),
+        ("least-connections", Balancing::LeastConnections),
+    ] {
         let service = annotated(value);
         let services = desired([&service], &[], &node());
         assert_eq!(services[&key("10.96.0.7", 80, Protocol::TCP)].balancing, wanted, "{value:?}");
