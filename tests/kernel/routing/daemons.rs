@@ -34,6 +34,8 @@ pub struct Side {
     pub hold_time: u16,
     /// Its peers are its clients.
     pub reflects: bool,
+    /// It announces its IPv6 prefix; else it takes those of others alone.
+    pub announces_v6: bool,
     /// BIRD may have several.
     pub peers: Vec<String>,
 }
@@ -49,6 +51,7 @@ impl Side {
             ttl_security: false,
             hold_time: 90,
             reflects: false,
+            announces_v6: true,
             peers: vec!["192.0.2.1".to_owned()],
         }
     }
@@ -97,7 +100,7 @@ impl Daemon {
             }
             Kind::Frr => {
                 let mut bgpd = Command::new("/usr/lib/frr/bgpd");
-                bgpd.args(["-Z", "-u", "root", "-g", "root", "-l", &side.v4(), "--log", "stdout"]);
+                bgpd.args(["-Z", "-S", "-P", "0", "-l", &side.v4(), "--log", "stdout"]);
                 bgpd.arg("-f").arg(&file).arg("-i").arg(folder.join("pid")).arg("--vty_socket").arg(&folder);
                 bgpd
             }

@@ -341,8 +341,10 @@ fn peer_of(choice: (u8, u8, u8)) -> PeerConfig {
     }
 }
 
+type Table = Vec<(Prefix, Vec<IpAddr>, Vec<Attributes>)>;
+
 /// What every speaker knows, but for identifiers of its own.
-fn tables(network: &Network) -> Vec<Vec<(Prefix, Vec<IpAddr>, Vec<Attributes>)>> {
+fn tables(network: &Network) -> Vec<Table> {
     let table = |speaker: &Speaker| {
         let route = |route: RouteStatus| {
             let mut paths = route.paths;
