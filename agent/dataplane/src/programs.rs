@@ -499,9 +499,13 @@ fn program_of_link(name: &str) -> Option<String> {
 }
 
 fn interface_name(program: &str, interface_index: u32) -> Result<String, ProgramError> {
-    nix::net::if_::if_indextoname(interface_index)
-        .map(|name| name.to_string_lossy().into_owned())
-        .map_err(|errno| attach_error(program, Target::Interface(interface_index), errno.into()))
+    let failed = |errno: nix::Error| attach_error(program, Target::Interface(interface_index), errno.into());
+    let name = nix::net::if_::if_indextoname(interface_index).map_err(failed)?;
+    // Where there is none, libc's null pointer passes for success there.
+    if name.is_empty() {
+        return Err(failed(nix::Error::ENODEV));
+    }
+    Ok(name.to_string_lossy().into_owned())
 }
 
 fn attach_error(program: &str, target: Target, source: io::Error) -> ProgramError {

@@ -23,8 +23,8 @@ pub fn import(filters: &[(&str, &BgpFilterSpec)]) -> Result<Policy, String> {
     Ok(Policy { rules, default: Verdict::Accept })
 }
 
-/// What a peer is told: what these filters accept, and of what they do not decide about all that is the cluster's own, be it
-/// from here or in `ranges`. What others announce to a node is not passed on.
+/// What a peer is told: what these filters accept, and of what they do not decide about all that is from here, and what other
+/// nodes announce in `ranges`. Nothing else is passed on.
 pub fn export(filters: &[(&str, &BgpFilterSpec)], ranges: &[IpNetwork]) -> Result<Policy, String> {
     let mut rules = rules(filters, "export", |spec| [&spec.export_v4, &spec.export_v6])?;
     let accept = |name: String, matches: Match| Rule {

@@ -141,10 +141,7 @@ impl Planner<'_> {
     fn peer(&mut self, name: &str, spec: &BgpPeerSpec) -> Result<(), String> {
         let peers_of = selector("peerSelector", &spec.peer_selector)?;
         let node_selector = selector("nodeSelector", &spec.node_selector)?;
-        let selects = |node: &str, facts: &NodeFacts| match &node_selector {
-            Some(selector) => selector.matches(&facts.labels),
-            None => spec.node.is_empty() || spec.node == node,
-        };
+        let selects = |node: &str, facts: &NodeFacts| selects(spec, node_selector.as_ref(), node, facts);
         let own = self.own_facts();
         let is_selected = selects(&self.own.name, &own);
         let mut found: Vec<(IpAddr, Option<u16>, Option<String>)> = Vec::new();
@@ -209,7 +206,7 @@ impl Planner<'_> {
             _ if spec.keep_original_next_hop => NextHopMode::Keep,
             _ => NextHopMode::Auto,
         };
-        let (import, export) = self.policies(name, spec);
+        let (import, export) = self.policies(name, spec, next_hop);
         let keepalive =
             spec.keepalive_time.as_deref().map(|text| duration("keepaliveTime", text)).transpose()?;
         let config = PeerConfig {
@@ -244,8 +241,8 @@ impl Planner<'_> {
     }
 
     /// Where a filter cannot be carried out, nothing passes.
-    fn policies(&mut self, name: &str, spec: &BgpPeerSpec) -> (Policy, Policy) {
-        match self.whole_policies(spec) {
+    fn policies(&mut self, name: &str, spec: &BgpPeerSpec, next_hop: NextHopMode) -> (Policy, Policy) {
+        match self.whole_policies(spec, next_hop) {
             Ok(policies) => policies,
             Err(message) => {
                 self.problem(
@@ -258,7 +255,7 @@ impl Planner<'_> {
         }
     }
 
-    fn whole_policies(&self, spec: &BgpPeerSpec) -> Result<(Policy, Policy), String> {
+    fn whole_policies(&self, spec: &BgpPeerSpec, next_hop: NextHopMode) -> Result<(Policy, Policy), String> {
         let mut named = Vec::new();
         for name in &spec.filters {
             let filter = self
@@ -268,10 +265,30 @@ impl Planner<'_> {
                 .ok_or_else(|| format!("filters: there is no BGPFilter {name}"))?;
             named.push((name.as_str(), filter));
         }
-        let mut ranges = self.own.cluster_ranges.clone();
-        let services = self.known.advertisement(&self.own.name);
-        ranges.extend(services.load_balancer.into_iter().chain(services.external).chain(services.cluster));
-        Ok((filters::import(&named)?, filters::export(&named, &ranges)?))
+        Ok((filters::import(&named)?, filters::export(&named, &self.passed_on(spec, next_hop)?)?))
+    }
+
+    /// What other nodes announce and this one passes on. Where every node has this peer, each speaks for itself: a second way to
+    /// its pods would be a detour. A Service's address leads to the node that announces it and to no other, which may have
+    /// no endpoint: so it goes only where the next hop stays.
+    fn passed_on(&self, spec: &BgpPeerSpec, next_hop: NextHopMode) -> Result<Vec<IpNetwork>, String> {
+        let node_selector = selector("nodeSelector", &spec.node_selector)?;
+        let is_for_others = self.own_facts().cluster_id.is_some()
+            || self
+                .known
+                .nodes
+                .iter()
+                .any(|(name, facts)| !selects(spec, node_selector.as_ref(), name, facts));
+        let mut ranges = Vec::new();
+        if is_for_others || next_hop == NextHopMode::Keep {
+            ranges.extend(&self.own.cluster_ranges);
+        }
+        if next_hop == NextHopMode::Keep {
+            let services = self.known.advertisement(&self.own.name);
+            ranges
+                .extend(services.load_balancer.into_iter().chain(services.external).chain(services.cluster));
+        }
+        Ok(ranges)
     }
 
     /// # Errors
@@ -286,6 +303,14 @@ impl Planner<'_> {
             Ok(octets) => Ok(Some(Secret::new(octets))),
             Err(why) => Err(format!("{field}: {why}; the peer is not connected to")),
         }
+    }
+}
+
+/// Whether a BGPPeer is for a node.
+fn selects(spec: &BgpPeerSpec, node_selector: Option<&Selector>, node: &str, facts: &NodeFacts) -> bool {
+    match node_selector {
+        Some(selector) => selector.matches(&facts.labels),
+        None => spec.node.is_empty() || spec.node == node,
     }
 }
 

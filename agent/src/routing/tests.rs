@@ -226,21 +226,26 @@ fn verdict(policy: &Policy, prefix: &str, source: RouteSource) -> Verdict {
 }
 
 #[test]
-fn what_is_the_clusters_own_is_announced_and_nothing_is_passed_on() {
-    let mut known = with_peer(json!({ "peerIP": TOR }));
-    configuration(
-        &mut known,
-        "default",
-        json!({ "nodeToNodeMeshEnabled": false, "serviceLoadBalancerIPs": [{ "cidr": "203.0.113.0/24" }] }),
-    );
-    let desired = plan(&known);
-    let export = &only(&desired).config.export;
+fn a_node_speaks_for_itself_and_for_others_only_where_they_cannot() {
+    let export = |spec: Value| {
+        let mut known = with_peer(spec);
+        let services = json!([{ "cidr": "203.0.113.0/24" }]);
+        let spec = json!({ "nodeToNodeMeshEnabled": false, "serviceLoadBalancerIPs": services });
+        configuration(&mut known, "default", spec);
+        only(&plan(&known)).config.export.clone()
+    };
     let (own, other) = (RouteSource::Local(LocalKind::Block), RouteSource::Peer(PeerType::Internal));
-    assert_eq!(verdict(export, "192.168.0.0/24", own), Verdict::Accept);
-    assert_eq!(verdict(export, "10.244.1.0/26", other), Verdict::Accept, "another node's pods");
-    assert_eq!(verdict(export, "203.0.113.9/32", other), Verdict::Accept, "another node's Service");
-    assert_eq!(verdict(export, "0.0.0.0/0", other), Verdict::Reject, "what another router told");
-    assert_eq!(verdict(&only(&desired).config.import, "0.0.0.0/0", other), Verdict::Accept);
+    let of_others = |policy: &Policy| {
+        let prefixes = ["10.244.1.0/26", "203.0.113.9/32", "0.0.0.0/0"];
+        prefixes.map(|prefix| verdict(policy, prefix, other) == Verdict::Accept)
+    };
+    let everywhere = export(json!({ "peerIP": TOR }));
+    assert_eq!(verdict(&everywhere, "192.168.0.0/24", own), Verdict::Accept);
+    assert_eq!(of_others(&everywhere), [false, false, false], "every node has this peer");
+    let border = export(json!({ "peerIP": TOR, "nodeSelector": "rack == 'r1'" }));
+    assert_eq!(of_others(&border), [true, false, false], "pods of rack r2 are reached by this node");
+    let kept = export(json!({ "peerIP": TOR, "nextHopMode": "Keep" }));
+    assert_eq!(of_others(&kept), [true, true, false], "the routes lead straight to their nodes");
 }
 
 #[test]
