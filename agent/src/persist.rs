@@ -33,7 +33,7 @@ pub fn write_unflushed(path: &Path, value: &impl Serialize) -> anyhow::Result<()
     fs::rename(&aside, path).with_context(doing)
 }
 
-/// As [`write`], for the file's owner alone.
+/// As [`write()`], for the file's owner alone.
 pub fn write_private(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let doing = || format!("writing {}", path.display());
     let mut text = serde_json::to_vec(value).with_context(doing)?;
