@@ -442,7 +442,7 @@ mod tests {
             line(&element, names, &[]),
             "{\"address\":\"10.96.0.7\",\"port\":80,\"protocol\":\"TCP\",\"service\":\"default/web:http\",\
              \"serviceId\":9,\"forNode\":\"1..4\",\"forBeyond\":\"0..2\",\"affinitySeconds\":0,\
-             \"hasEndpoints\":true,\"hasSourceRanges\":false}\n"
+             \"hasEndpoints\":true,\"hasSourceRanges\":false,\"balancing\":\"random\",\"hasTables\":false}\n"
         );
     }
 
