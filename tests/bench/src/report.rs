@@ -127,6 +127,14 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(if values.len() % 2 == 1 { upper } else { f64::midpoint(values[middle - 1], upper) })
 }
 
+/// The smallest value that this part of all values do not exceed.
+pub(crate) fn percentile(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * part).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 pub(crate) fn shown(value: Option<f64>) -> String {
     match value {
         None => String::new(),
@@ -176,5 +184,14 @@ mod tests {
         figures.latencies("x", (0..100).rev().map(Duration::from_micros).collect());
         assert_eq!(figures.0[0].2.round(), 50.0);
         assert_eq!(figures.0[1].2.round(), 99.0);
+    }
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        let values: Vec<f64> = (1..=100).map(f64::from).rev().collect();
+        assert_eq!(percentile(&values, 0.5), Some(50.0));
+        assert_eq!(percentile(&values, 0.99), Some(99.0));
+        assert_eq!(percentile(&[7.0], 0.99), Some(7.0));
+        assert_eq!(percentile(&[], 0.5), None);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Value, json};
 
 use super::Options;
-use crate::report::{median, shown};
+use crate::report::{median, percentile, shown};
 
 const OURS: &str = "seaway";
 /// Of the peer's time.
@@ -44,19 +44,19 @@ impl Report {
         let names: Vec<&str> = self.by_plugin.keys().copied().collect();
         println!("| figure | {} | goal |", names.join(" | "));
         println!("|---|{}---|", "---|".repeat(names.len()));
-        self.row("ADD, median", |figures| percentile(&figures.add, 0.5), Some(PART), None);
-        self.row("ADD, p99", |figures| percentile(&figures.add, 0.99), None, None);
+        self.row("ADD, median", |figures| part_of(&figures.add, 0.5), Some(PART), None);
+        self.row("ADD, p99", |figures| part_of(&figures.add, 0.99), None, None);
         self.row("ADD, CPU time, median", |figures| cpu(&figures.add_cpu), None, None);
-        self.row("DEL, median", |figures| percentile(&figures.del, 0.5), Some(PART), None);
-        self.row("DEL, p99", |figures| percentile(&figures.del, 0.99), None, None);
+        self.row("DEL, median", |figures| part_of(&figures.del, 0.5), Some(PART), None);
+        self.row("DEL, p99", |figures| part_of(&figures.del, 0.99), None, None);
         self.row("DEL, CPU time until the link is gone, median", |figures| cpu(&figures.del_cpu), None, None);
-        self.row("from DEL's end until the link is gone, median", |f| percentile(&f.gone, 0.5), None, None);
+        self.row("from DEL's end until the link is gone, median", |f| part_of(&f.gone, 0.5), None, None);
         let at_once = format!("ADD of {} at once", options.burst);
         let burst = Some(BURST_GOAL_MS);
-        self.row(&format!("{at_once}, median"), |figures| percentile(&figures.burst_add, 0.5), None, burst);
-        self.row(&format!("{at_once}, longest"), |figures| percentile(&figures.burst_add, 1.0), None, None);
+        self.row(&format!("{at_once}, median"), |figures| part_of(&figures.burst_add, 0.5), None, burst);
+        self.row(&format!("{at_once}, longest"), |figures| part_of(&figures.burst_add, 1.0), None, None);
         let at_once = format!("DEL of {} at once", options.burst);
-        self.row(&format!("{at_once}, median"), |figures| percentile(&figures.burst_del, 0.5), None, None);
+        self.row(&format!("{at_once}, median"), |figures| part_of(&figures.burst_del, 0.5), None, None);
     }
 
     /// `part`: at most this part of the peer's; `limit`: at most this.
@@ -97,29 +97,13 @@ impl Report {
     }
 }
 
-/// Milliseconds: the smallest value that this part of all values do not exceed.
-fn percentile(times: &[Duration], part: f64) -> Option<f64> {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    let index = ((sorted.len() as f64 * part).ceil() as usize).saturating_sub(1);
-    sorted.get(index).map(|time| time.as_secs_f64() * 1000.0)
+/// Milliseconds.
+fn part_of(times: &[Duration], part: f64) -> Option<f64> {
+    let milliseconds: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
+    percentile(&milliseconds, part)
 }
 
 /// Milliseconds.
 fn cpu(seconds: &[f64]) -> Option<f64> {
     median(seconds.iter().map(|seconds| seconds * 1000.0).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_values_that_occurred() {
-        let times: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
-        assert_eq!(percentile(&times, 0.5), Some(50.0));
-        assert_eq!(percentile(&times, 0.99), Some(99.0));
-        assert_eq!(percentile(&times, 1.0), Some(100.0));
-        assert_eq!(percentile(&[], 0.5), None);
-    }
 }

@@ -13,7 +13,7 @@ use super::{
     packet::Class,
     path::{Runs, Subject},
 };
-use crate::report::{median, shown};
+use crate::report::{median, percentile, shown};
 
 /// Times plain routing, at every size.
 const CONNECTIONS_GOAL: f64 = 1.10;
@@ -327,14 +327,6 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// The smallest value that this part of all values do not exceed.
-fn percentile(values: &[f64], part: f64) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let rank = (sorted.len() as f64 * part).ceil() as usize;
-    sorted.get(rank.saturating_sub(1)).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -369,14 +361,5 @@ mod tests {
             report.ran(line, Subject::Plain, outcome(10, 0.1));
         }
         assert_eq!(report.failures(), [(line, 5, Subject::Seaway)]);
-    }
-
-    #[test]
-    fn percentiles_are_values_that_were_measured() {
-        let values: Vec<f64> = (1..=100).map(f64::from).rev().collect();
-        assert_eq!(percentile(&values, 0.5), Some(50.0));
-        assert_eq!(percentile(&values, 0.99), Some(99.0));
-        assert_eq!(percentile(&[7.0], 0.99), Some(7.0));
-        assert_eq!(percentile(&[], 0.5), None);
     }
 }
