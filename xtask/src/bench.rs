@@ -62,7 +62,7 @@ struct ServicesArguments {
     /// services: how many there are, such as 10,1000
     #[arg(long)]
     services: Option<String>,
-    /// services: only these parts of path,change,packet
+    /// services: only these parts of path,change,packet; apiserver: of get,list,watch
     #[arg(long)]
     only: Option<String>,
     /// services: seconds of each run
@@ -106,6 +106,7 @@ fn apiserver(arguments: &BenchArguments) -> Result<()> {
             ("--objects", number(of.objects)),
             ("--watchers", number(of.watchers)),
             ("--http", of.http.clone()),
+            ("--only", arguments.services.only.clone()),
             ("--rounds", number(arguments.rounds)),
         ],
     );

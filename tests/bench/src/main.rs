@@ -41,6 +41,14 @@ pub(crate) enum HttpVersion {
     Two,
 }
 
+/// What of an API server is measured besides start, creation and memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    Get,
+    List,
+    Watch,
+}
+
 #[derive(Parser)]
 #[command(name = "seaway-bench")]
 struct Arguments {
@@ -81,6 +89,9 @@ pub(crate) struct Options {
     /// How many pods of 2 kB there are
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     objects: u32,
+    /// Only these parts, besides start, creation and memory, which are always measured
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "get,list,watch")]
+    only: Vec<Part>,
     /// How many watchers, each on a connection of its own
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     watchers: u32,

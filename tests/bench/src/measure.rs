@@ -14,7 +14,7 @@ use rand::Rng as _;
 use serde_json::{Value, json};
 
 use crate::{
-    Options,
+    Options, Part,
     client::{Client, Request},
     objects::{self, APPS, NODES},
     report::Figures,
@@ -40,9 +40,15 @@ pub(crate) async fn all(mut subject: Subject, options: &Options, figures: &mut F
     if let Some(store) = store {
         figures.put("memory of the store", "MB", store);
     }
-    get(&subject, &client, options, figures).await?;
-    lists(&subject, &client, options, figures).await?;
-    watchers::measure(&subject, &client, options, figures).await?;
+    if options.only.contains(&Part::Get) {
+        get(&subject, &client, options, figures).await?;
+    }
+    if options.only.contains(&Part::List) {
+        lists(&subject, &client, options, figures).await?;
+    }
+    if options.only.contains(&Part::Watch) {
+        watchers::measure(&subject, &client, options, figures).await?;
+    }
     subject.stop()?;
     let (_, took) = subject.start().await?;
     figures.put("ready, filled store", "ms", milliseconds(took));

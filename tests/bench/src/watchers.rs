@@ -22,7 +22,9 @@ use crate::{
     subject::Subject,
 };
 
-const WRITES: u32 = 500;
+const WRITES: u32 = 1500;
+/// Who writes at the same time where nobody waits for the watchers.
+const WRITERS: u32 = 8;
 const DELIVERY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What the watchers tell the writer.
@@ -37,51 +39,109 @@ struct Shared {
     latencies: Mutex<Vec<Duration>>,
 }
 
+impl Shared {
+    /// So many more are to be delivered; returns how many that are in all.
+    fn expect(&self, more: u32) -> u64 {
+        let wanted = self.delivered.load(Ordering::Acquire) + u64::from(more);
+        self.wanted.store(wanted, Ordering::Release);
+        wanted
+    }
+
+    async fn wait_for(&self, wanted: u64) -> Result<()> {
+        let all = async {
+            while self.delivered.load(Ordering::Acquire) < wanted {
+                self.reached.notified().await;
+            }
+        };
+        tokio::time::timeout(DELIVERY_TIME_MAX, all).await.context("an event did not reach every watcher")
+    }
+}
+
 pub(crate) async fn measure(
     subject: &Subject,
     client: &Client,
     options: &Options,
     figures: &mut Figures,
 ) -> Result<()> {
-    let mut writer = client.connect().await?;
-    write(&mut writer, 0, "warm").await?;
-    let (cpu, kernel) = (subject.cpu()?, subject.cpu_of_kernel()?);
-    for index in 0..WRITES {
-        write(&mut writer, index % options.objects, "alone").await?;
+    let mut writers = Vec::new();
+    for _ in 0..WRITERS {
+        let mut writer = client.connect().await?;
+        write(&mut writer, 0, "warm").await?;
+        writers.push(writer);
     }
-    let (alone, kernel_alone) = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
-    figures.put("patch", "us CPU", alone / f64::from(WRITES) * 1e6);
+    let used = Used::of(subject)?;
+    for index in 0..WRITES {
+        write(&mut writers[0], index % options.objects, "alone").await?;
+    }
+    let alone = Used::of(subject)?.since(used);
+    figures.put("patch", "us CPU", alone.cpu / f64::from(WRITES) * 1e6);
+    let used = Used::of(subject)?;
+    write_together(&mut writers, options, "together").await?;
+    let together = Used::of(subject)?.since(used);
+    figures.put("patch, 8 at a time", "us CPU", together.cpu / f64::from(WRITES) * 1e6);
 
-    for (name, one_connection) in [("watch event", false), ("watch event, one connection", true)] {
-        if one_connection && writer.share().is_none() {
+    for (name, on_one, load, without) in [
+        ("watch event", false, Load::EachAwaited, alone),
+        ("watch event, one connection", true, Load::EachAwaited, alone),
+        ("watch event, 8 writers", false, Load::Together, together),
+        ("watch event, 8 writers, one connection", true, Load::Together, together),
+    ] {
+        if on_one && writers[0].share().is_none() {
             continue;
         }
-        let (with_watchers, with_kernel, took) =
-            watched(subject, client, &mut writer, options, one_connection).await?;
+        let (with, took) = watched(subject, client, &mut writers, options, (on_one, load)).await?;
+        let added = with.since(without);
         let events = f64::from(WRITES) * f64::from(options.watchers);
-        figures.put(name, "us CPU", (with_watchers - alone).max(0.0) / events * 1e6);
-        figures.put(name, "us CPU in the kernel", (with_kernel - kernel_alone).max(0.0) / events * 1e6);
+        figures.put(name, "us CPU", added.cpu.max(0.0) / events * 1e6);
+        figures.put(name, "us CPU in the kernel", added.kernel.max(0.0) / events * 1e6);
         figures.latencies(name, took);
     }
     Ok(())
 }
 
-/// CPU time, of it in the kernel, and the latency of each event, of the writes while all watch: each on a connection of its
-/// own as nodes do, or all on one as the informers of one process do.
+/// How the writes of a run follow each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Load {
+    /// The next begins when every watcher has the event of the last.
+    EachAwaited,
+    /// From [`WRITERS`] connections as fast as they are answered; the run ends when every watcher has every event.
+    Together,
+}
+
+/// Seconds of CPU time.
+#[derive(Clone, Copy)]
+struct Used {
+    cpu: f64,
+    /// Of it in the kernel.
+    kernel: f64,
+}
+
+impl Used {
+    fn of(subject: &Subject) -> Result<Self> {
+        Ok(Self { cpu: subject.cpu()?, kernel: subject.cpu_of_kernel()? })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self { cpu: self.cpu - before.cpu, kernel: self.kernel - before.kernel }
+    }
+}
+
+/// What is used by the writes while all watch, and the latency of each event where each is awaited. They watch each on a
+/// connection of its own as nodes do, or all on one as the informers of one process do.
 async fn watched(
     subject: &Subject,
     client: &Client,
-    writer: &mut Connection,
+    writers: &mut [Connection],
     options: &Options,
-    one_connection: bool,
-) -> Result<(f64, f64, Vec<Duration>)> {
-    let list = writer.send(Request::get("/api/v1/pods?limit=1").keep()).await?.good()?;
+    (on_one, load): (bool, Load),
+) -> Result<(Used, Vec<Duration>)> {
+    let list = writers[0].send(Request::get("/api/v1/pods?limit=1").keep()).await?.good()?;
     let list: Value = serde_json::from_slice(&list.body)?;
     let version = list["metadata"]["resourceVersion"].as_str().context("a list without a resourceVersion")?;
     let shared = Arc::new(Shared::default());
     let began = Instant::now();
     let mut watchers = tokio::task::JoinSet::new();
-    let all = if one_connection { Some(client.connect().await?) } else { None };
+    let all = if on_one { Some(client.connect().await?) } else { None };
     for _ in 0..options.watchers {
         let mut connection = match all.as_ref().and_then(Connection::share) {
             Some(shared) => shared,
@@ -96,13 +156,23 @@ async fn watched(
         watchers.spawn(follow(connection, body, Arc::clone(&shared), began));
     }
     // The first event is on its way while the last watchers begin.
-    deliver(writer, &shared, began, 0, options.watchers, "first").await?;
-    let (cpu, kernel) = (subject.cpu()?, subject.cpu_of_kernel()?);
-    for index in 0..WRITES {
-        let index = index % options.objects;
-        deliver(writer, &shared, began, index, options.watchers, "watched").await?;
+    deliver(&mut writers[0], &shared, began, 0, options.watchers, "first").await?;
+    shared.latencies.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    let before = Used::of(subject)?;
+    match load {
+        Load::EachAwaited => {
+            for index in 0..WRITES {
+                let index = index % options.objects;
+                deliver(&mut writers[0], &shared, began, index, options.watchers, "watched").await?;
+            }
+        }
+        Load::Together => {
+            let wanted = shared.expect(WRITES * options.watchers);
+            write_together(writers, options, "watched").await?;
+            shared.wait_for(wanted).await?;
+        }
     }
-    let used = (subject.cpu()? - cpu, subject.cpu_of_kernel()? - kernel);
+    let used = Used::of(subject)?.since(before);
     // Closes their connections.
     watchers.abort_all();
     while let Some(ended) = watchers.join_next().await {
@@ -113,7 +183,20 @@ async fn watched(
         }
     }
     let took = std::mem::take(&mut *shared.latencies.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok((used.0, used.1, took))
+    Ok((used, if load == Load::EachAwaited { took } else { Vec::new() }))
+}
+
+/// [`WRITES`] from all writers, each object's by one of them.
+async fn write_together(writers: &mut [Connection], options: &Options, value: &str) -> Result<()> {
+    let count = u32::try_from(writers.len())?;
+    let all = writers.iter_mut().zip(0..).map(|(writer, first)| async move {
+        for index in (first..WRITES).step_by(count as usize) {
+            write(writer, index % options.objects, value).await?;
+        }
+        anyhow::Ok(())
+    });
+    futures::future::try_join_all(all).await?;
+    Ok(())
 }
 
 async fn write(writer: &mut Connection, index: u32, value: &str) -> Result<()> {
@@ -131,16 +214,10 @@ async fn deliver(
     watchers: u32,
     value: &str,
 ) -> Result<()> {
-    let wanted = shared.delivered.load(Ordering::Acquire) + u64::from(watchers);
-    shared.wanted.store(wanted, Ordering::Release);
+    let wanted = shared.expect(watchers);
     shared.written.store(nanoseconds(began.elapsed()), Ordering::Release);
     write(writer, index, value).await?;
-    let all = async {
-        while shared.delivered.load(Ordering::Acquire) < wanted {
-            shared.reached.notified().await;
-        }
-    };
-    tokio::time::timeout(DELIVERY_TIME_MAX, all).await.context("an event did not reach every watcher")
+    shared.wait_for(wanted).await
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

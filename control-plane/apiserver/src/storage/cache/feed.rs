@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt;
+use futures::{StreamExt, stream::ReadyChunks};
 use tokio_util::sync::CancellationToken;
 
 use super::{Cache, Event, EventKind, Object, ObjectMap, resource::Resource};
@@ -17,11 +17,14 @@ use crate::storage::{
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Changes that wait are taken in together, at most so many: a watcher is woken once for all of them, which is most of what
+/// an event costs.
+const TOGETHER_MAX: usize = 64;
 
 pub(super) struct Feed {
     cache: Weak<Cache>,
     storage: Arc<dyn Storage>,
-    stream: WatchStream,
+    stream: ReadyChunks<WatchStream>,
     /// Changes up to here are in the objects already: they only enrich history.
     loaded: Revision,
     /// The newest change that was delivered, or what the stream began after.
@@ -36,47 +39,47 @@ impl Feed {
         let (objects, loaded) = everything(&*storage).await?;
         let (stream, oldest) = open_oldest(&*storage).await?;
         show(cache, objects, oldest);
+        let stream = stream.ready_chunks(TOGETHER_MAX);
         Ok(Self { cache: Arc::downgrade(cache), storage, stream, loaded, position: oldest })
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         loop {
-            let item = tokio::select! {
+            let items = tokio::select! {
                 () = stop.cancelled() => return,
-                item = self.stream.next() => item,
+                items = self.stream.next() => items,
             };
             let Some(cache) = self.cache.upgrade() else { return };
-            match item {
-                Some(Ok(item)) => self.take(&cache, item),
-                Some(Err(error)) => {
-                    tracing::warn!(%error, position = self.position.0, "the store's watch ended; opening it again");
-                    drop(cache);
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = self.reopen() => {}
-                    }
-                }
-                None => {
-                    drop(cache);
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = self.reopen() => {}
-                    }
+            let goes_on = items.is_some_and(|items| self.take(&cache, items));
+            drop(cache);
+            if !goes_on {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.reopen() => {}
                 }
             }
         }
     }
 
-    fn take(&mut self, cache: &Cache, item: WatchItem) {
-        let revision = match item {
-            WatchItem::Change(change) => {
-                let revision = change.revision;
-                self.apply(cache, change);
-                revision
-            }
-            WatchItem::Progress(revision) => revision,
-        };
-        self.position = self.position.max(revision);
+    /// Takes in what came; whether the stream goes on.
+    fn take(&mut self, cache: &Cache, items: Vec<Result<WatchItem, StorageError>>) -> bool {
+        let mut groups = Groups::default();
+        let mut failure = None;
+        for item in items {
+            let revision = match item {
+                Ok(WatchItem::Change(change)) => {
+                    groups.add(cache, &change);
+                    change.revision
+                }
+                Ok(WatchItem::Progress(revision)) => revision,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            };
+            self.position = self.position.max(revision);
+        }
+        groups.apply(self.loaded);
         // What the list showed is not shown less by an older event.
         if self.position >= self.loaded {
             cache.applied.send_if_modified(|applied| {
@@ -85,20 +88,10 @@ impl Feed {
                 newer
             });
         }
-    }
-
-    fn apply(&self, cache: &Cache, change: Change) {
-        if resource_of(&change.key).is_none() {
-            return;
+        if let Some(error) = &failure {
+            tracing::warn!(%error, position = self.position.0, "the store's watch ended; opening it again");
         }
-        let resource = cache.resource(&change.key);
-        let Some(event) = event(&resource, &change) else { return };
-        let now = Instant::now();
-        if event.revision <= self.loaded {
-            resource.remember(Arc::new(event), now);
-        } else {
-            resource.apply(Arc::new(event), now);
-        }
+        failure.is_none()
     }
 
     /// Opens the stream after the last delivered change; where history is gone, loads everything anew.
@@ -107,7 +100,7 @@ impl Feed {
         loop {
             match self.storage.watch(REGISTRY, self.position).await {
                 Ok(stream) => {
-                    self.stream = stream;
+                    self.stream = stream.ready_chunks(TOGETHER_MAX);
                     return;
                 }
                 Err(StorageError::Compacted { .. }) => match self.reload().await {
@@ -126,12 +119,43 @@ impl Feed {
         let (objects, revision) = everything(&*self.storage).await?;
         let stream = self.storage.watch(REGISTRY, revision).await?;
         show(&cache, objects, revision);
-        self.stream = stream;
+        self.stream = stream.ready_chunks(TOGETHER_MAX);
         self.loaded = revision;
         self.position = revision;
         cache.applied.send_replace(revision);
         tracing::warn!(revision = revision.0, "the store's history was lost; all watches begin anew");
         Ok(())
+    }
+}
+
+/// Events that are taken in together, those of each resource in their order.
+#[derive(Default)]
+pub(super) struct Groups(Vec<(Arc<Resource>, Vec<Arc<Event>>)>);
+
+impl Groups {
+    pub(super) fn add(&mut self, cache: &Cache, change: &Change) {
+        if resource_of(&change.key).is_none() {
+            return;
+        }
+        let resource = cache.resource(&change.key);
+        let at = self.0.iter().position(|(known, _)| Arc::ptr_eq(known, &resource)).unwrap_or_else(|| {
+            self.0.push((resource, Vec::new()));
+            self.0.len() - 1
+        });
+        let (resource, events) = &mut self.0[at];
+        if let Some(event) = event(resource, events, change) {
+            events.push(Arc::new(event));
+        }
+    }
+
+    /// Events up to `loaded` enrich the history, later ones happen.
+    pub(super) fn apply(self, loaded: Revision) {
+        let now = Instant::now();
+        for (resource, events) in self.0 {
+            let (known, new) = events.split_at(events.partition_point(|event| event.revision <= loaded));
+            resource.remember(known, now);
+            resource.apply(new, now);
+        }
     }
 }
 
@@ -180,9 +204,14 @@ async fn open_oldest(storage: &dyn Storage) -> Result<(WatchStream, Revision), S
     }
 }
 
-/// The event of a change. Versions that the resource holds already are shared, not parsed again.
-fn event(resource: &Resource, change: &Change) -> Option<Event> {
-    let version = |bytes: &[u8], revision| match resource.get(&change.key) {
+/// The event of a change. Versions that the resource holds already, or that come with `earlier` events, are shared, not
+/// parsed again.
+fn event(resource: &Resource, earlier: &[Arc<Event>], change: &Change) -> Option<Event> {
+    let newest = || {
+        let same = earlier.iter().rev().find(|event| **event.object.key() == *change.key);
+        same.map_or_else(|| resource.get(&change.key), |event| Some(Arc::clone(&event.object)))
+    };
+    let version = |bytes: &[u8], revision| match newest() {
         Some(known) if known.revision() == revision => Some(known),
         _ => match Object::new(change.key.clone(), revision, bytes) {
             Ok(object) => Some(Arc::new(object)),

@@ -156,28 +156,39 @@ impl Resource {
         Ok((backlog, receiver))
     }
 
-    /// Takes in an event that the first list shows already: history only.
-    pub(super) fn remember(&self, event: Arc<Event>, now: Instant) {
-        self.write().remember(event, now);
+    /// Takes in events that the first list shows already: history only.
+    pub(super) fn remember(&self, events: &[Arc<Event>], now: Instant) {
+        if !events.is_empty() {
+            self.write().remember(events, now);
+        }
     }
 
-    /// Takes in an event: objects, history, watchers.
-    pub(super) fn apply(&self, event: Arc<Event>, now: Instant) {
-        let mut state = self.write();
-        if event.is_deletion() {
-            state.objects.remove(event.object.key());
-            state.by_key.remove(event.object.key());
-        } else {
-            state.objects.insert(event.object.clone());
-            state.by_key.insert(event.object.key().clone(), event.object.clone());
+    /// Takes in events: objects, history, watchers.
+    pub(super) fn apply(&self, events: &[Arc<Event>], now: Instant) {
+        if events.is_empty() {
+            return;
         }
-        state.indexes.apply(&event);
+        let mut state = self.write();
+        for event in events {
+            if event.is_deletion() {
+                state.objects.remove(event.object.key());
+                state.by_key.remove(event.object.key());
+            } else {
+                state.objects.insert(event.object.clone());
+                state.by_key.insert(event.object.key().clone(), event.object.clone());
+            }
+            state.indexes.apply(event);
+        }
         let whole = self.prefix.len();
+        // One watcher after the other: it is woken by its first event, and finds all when it comes to look.
         state.watchers.retain(|watcher| {
-            let wanted = watcher.prefix.len() == whole || event.object.key().starts_with(&*watcher.prefix);
-            if wanted { watcher.sender.try_send(event.clone()).is_ok() } else { !watcher.sender.is_closed() }
+            let wanted = |event: &&Arc<Event>| {
+                watcher.prefix.len() == whole || event.object.key().starts_with(&*watcher.prefix)
+            };
+            !watcher.sender.is_closed()
+                && events.iter().filter(wanted).all(|event| watcher.sender.try_send(event.clone()).is_ok())
         });
-        state.remember(event, now);
+        state.remember(events, now);
     }
 
     /// Begins anew with these objects and ends all watchers: the store's history was lost between two reads.
@@ -197,9 +208,11 @@ impl Resource {
 }
 
 impl State {
-    fn remember(&mut self, event: Arc<Event>, now: Instant) {
-        self.newest = event.revision;
-        self.history.push_back((now, event));
+    fn remember(&mut self, events: &[Arc<Event>], now: Instant) {
+        for event in events {
+            self.newest = event.revision;
+            self.history.push_back((now, event.clone()));
+        }
         while let Some((at, event)) = self.history.front() {
             let aged = now.duration_since(*at) > HISTORY_AGE && self.history.len() > HISTORY_MIN;
             if !aged && self.history.len() <= HISTORY_MAX {

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::watch as latest;
 
 use super::*;
-use crate::storage::{Page, Scan, Stored, WatchStream, embedded::Embedded, etcd::tests::EtcdProcess};
+use crate::storage::{Change, Page, Scan, Stored, WatchStream, embedded::Embedded, etcd::tests::EtcdProcess};
 
 const PODS: &str = "/registry/core/pods/";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -292,11 +292,11 @@ fn history_is_kept_for_a_while_and_a_start_before_it_is_refused() {
     let begin = Instant::now();
     for event in events(2, 1000) {
         let at = begin + Duration::from_millis(event.revision.0 * 10);
-        resource.apply(event, at);
+        resource.apply(&[event], at);
     }
     assert_eq!(resource.watch(PODS, Some(Revision(1))).unwrap().0.len(), 998, "all is younger than 75 s");
     for event in events(1000, 1010) {
-        resource.apply(event, begin + Duration::from_secs(400));
+        resource.apply(&[event], begin + Duration::from_secs(400));
     }
     let refused = resource.watch(PODS, Some(Revision(1))).map(drop);
     let Err(StorageError::Compacted { oldest, .. }) = refused else { panic!("{refused:?}") };
@@ -306,12 +306,64 @@ fn history_is_kept_for_a_while_and_a_start_before_it_is_refused() {
 }
 
 #[tokio::test]
+async fn changes_that_come_together_are_events_one_after_the_other() {
+    let (cache, _folder) = empty().await;
+    let made = cache.create(&pod_key("a"), pod("a", "1")).await.unwrap();
+    let mut watch = cache.watch(PODS, Some(made.revision())).unwrap();
+    let stored = |label: &str, revision| {
+        let value = serde_json::to_vec(&pod("a", label)).unwrap().into();
+        Stored { key: pod_key("a").into(), value, revision: Revision(revision) }
+    };
+    let change = |value: Option<Stored>, previous: Option<Stored>, revision| Change {
+        key: pod_key("a").into(),
+        revision: Revision(revision),
+        value: value.map(|stored| stored.value),
+        previous,
+    };
+    let first = Stored { revision: made.revision(), ..stored("1", 0) };
+    let at = made.revision().0;
+    let mut groups = feed::Groups::default();
+    for change in [
+        change(Some(stored("2", at + 1)), Some(first), at + 1),
+        change(Some(stored("3", at + 2)), Some(stored("2", at + 1)), at + 2),
+        change(None, Some(stored("3", at + 2)), at + 3),
+        change(Some(stored("4", at + 4)), None, at + 4),
+    ] {
+        groups.add(&cache, &change);
+    }
+    groups.apply(made.revision());
+    let mut last = made;
+    for (kind, label) in [
+        (EventKind::Modified, "2"),
+        (EventKind::Modified, "3"),
+        (EventKind::Deleted, "3"),
+        (EventKind::Added, "4"),
+    ] {
+        let event = watch.try_next().unwrap().expect("all are there");
+        assert_eq!(
+            (event.kind, event.object.value()["metadata"]["labels"]["l"].as_str()),
+            (kind, Some(label))
+        );
+        assert_eq!(event.revision, event.object.revision());
+        let previous = (kind != EventKind::Added).then_some(&last);
+        let same = event.previous.as_ref().zip(previous).is_none_or(|(one, other)| Arc::ptr_eq(one, other));
+        assert!(
+            same && event.previous.is_some() == previous.is_some(),
+            "{kind:?}: the version before is shared"
+        );
+        last = Arc::clone(&event.object);
+    }
+    assert!(watch.try_next().unwrap().is_none());
+    assert!(Arc::ptr_eq(&cache.get(&pod_key("a")).unwrap(), &last));
+}
+
+#[tokio::test]
 async fn a_slow_watcher_is_ended_after_what_it_could_hold() {
     let resource = Resource::new(PODS, Revision(1));
     let (backlog, receiver) = resource.watch(PODS, None).unwrap();
     let most = resource::WATCHER_BACKLOG_MAX as u64;
     for event in events(2, most + 10) {
-        resource.apply(event, Instant::now());
+        resource.apply(&[event], Instant::now());
     }
     let applied = latest::Sender::new(Revision(1)).subscribe();
     let mut watch = Watch { backlog, receiver, applied, after: Revision(1), bookmarks: None, ended: false };
@@ -492,7 +544,7 @@ proptest! {
                     Event { kind: EventKind::Modified, object, previous, revision: Revision(revision) }
                 }
             };
-            resource.apply(Arc::new(event), Instant::now());
+            resource.apply(&[Arc::new(event)], Instant::now());
             if step >= 300 + built_after || step % 50 == 0 {
                 for value in ["0", "1", "4", "9"] {
                     let [scanned, indexed] = by_label(&resource, value);
