@@ -16,6 +16,8 @@ impl Schema {
 
     /// Takes out and adds what decoding would: zeros in optional fields that are no pointers in Go, and structs that are
     /// none. An object that rules changed is stored in the form that it will be read in, whatever the client's encoding.
+    /// Scalars that must be there and that no rule missed, such as those of a node without a kubelet, become zero, as Go
+    /// writes them: typed clients refuse an object without them.
     pub fn canonicalize(&self, ty: TypeId, value: &mut Value) {
         let (ty, Value::Object(object)) = (self.get(ty), value) else { return };
         object.retain(|name, value| {
@@ -38,6 +40,11 @@ impl Schema {
             !field.omits_zero() || !is_zero(shape, value)
         });
         self.state(ty, object);
+        for field in ty.fields.iter().filter(|field| field.required && !field.pointer) {
+            if is_scalar(self.resolve(&field.shape)) && !object.contains_key(field.name.as_ref()) {
+                object.insert(field.name.as_ref().to_owned(), self.zero(&field.shape));
+            }
+        }
     }
 
     /// Names required fields that are absent or null, also inside lists and maps; an empty value counts as present.
@@ -110,4 +117,11 @@ impl Schema {
             _ => {}
         }
     }
+}
+
+fn is_scalar(shape: &Shape) -> bool {
+    matches!(
+        shape,
+        Shape::String | Shape::Bytes | Shape::Boolean | Shape::Int32 | Shape::Int64 | Shape::Double
+    )
 }

@@ -321,6 +321,21 @@ fn what_rules_took_out_or_emptied_is_put_back_into_the_form_of_decoding() {
 }
 
 #[test]
+fn scalars_that_must_be_there_are_stored_as_zero() {
+    let node = builtin().type_of("", "v1", "Node").unwrap();
+    let (mut bare, _) = decode(("", "v1", "Node"), json!({"status": {"images": [{"names": ["a"]}]}}));
+    assert_eq!(bare["status"]["nodeInfo"], json!({}));
+    builtin().canonicalize(node, &mut bare);
+    assert_eq!(bare["status"]["daemonEndpoints"], json!({"kubeletEndpoint": {"Port": 0}}));
+    let info = bare["status"]["nodeInfo"].as_object().unwrap();
+    assert!(info.len() == 10 && info.values().all(|value| value == ""), "{info:?}");
+    assert_eq!(bare["status"]["images"], json!([{"names": ["a"]}]), "what is optional is not made up");
+    let once = bare.clone();
+    builtin().canonicalize(node, &mut bare);
+    assert_eq!(bare, once);
+}
+
+#[test]
 fn special_forms_are_checked() {
     let service = ("", "v1", "Service");
     assert!(
