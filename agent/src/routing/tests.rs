@@ -139,7 +139,7 @@ fn every_word_of_a_peer_reaches_the_speaker() {
         "ttlSecurity": 3,
     }));
     let desired = plan(&known);
-    let Neighbour { config, transport } = only(&desired);
+    let Neighbour { config, transport, .. } = only(&desired);
     assert_eq!((config.asn, config.local_asn), (Some(65537), Some(65009)));
     assert_eq!((config.next_hop, config.allow_own_as), (NextHopMode::Keep, 2));
     assert_eq!(config.restart_time, Some(Duration::from_secs(120)));
