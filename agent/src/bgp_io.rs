@@ -1,7 +1,7 @@
 //! Sockets and time for the BGP speaker, on a thread of its own.
 //!
 //! Nothing else runs on that thread, and what has been received is handled before a timer: a busy node must not lose
-//! sessions whose keepalives have arrived.
+//! sessions whose keepalives have arrived. What BFD says of a path goes before all of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -18,6 +18,8 @@ use bgp::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::bfd_io;
 
 mod transport;
 
@@ -52,6 +54,8 @@ pub struct Neighbour {
     pub config: PeerConfig,
     /// A change of it costs the session.
     pub transport: Transport,
+    /// Watches the path to the peer; a change of it costs no session.
+    pub bfd: Option<bfd::Config>,
 }
 
 /// Peers and routes at one moment.
@@ -67,6 +71,7 @@ pub struct Snapshot {
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
+    bfd: bfd_io::Handle,
 }
 
 impl std::fmt::Debug for Command {
@@ -83,6 +88,10 @@ impl Handle {
 
     pub fn set_local(&self, routes: BTreeMap<Prefix, LocalRoute>) {
         let _ = self.commands.send(Command::Local(routes));
+    }
+
+    pub fn bfd(&self) -> &bfd_io::Handle {
+        &self.bfd
     }
 
     /// `None` when the speaker has stopped.
@@ -111,6 +120,9 @@ pub fn start(
         listeners.push(listener);
     }
     let (commands, receiver) = mpsc::unbounded_channel();
+    let (bfd_sender, bfd_events) = mpsc::unbounded_channel();
+    let bfd = bfd_io::Handle::new(bfd_sender).context("BFD")?;
+    let bfd_handle = bfd.clone();
     let addresses = addresses.to_vec();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("bgp".to_owned()).spawn(move || {
@@ -138,11 +150,12 @@ pub fn start(
                 port,
                 socket_events,
                 events,
+                bfd: bfd_handle,
             };
-            driver.run(receiver, received).await;
+            driver.run(receiver, received, bfd_events).await;
         });
     })?;
-    Ok(Handle { commands })
+    Ok(Handle { commands, bfd })
 }
 
 enum SocketEvent {
@@ -171,6 +184,7 @@ struct Driver {
     port: u16,
     socket_events: mpsc::Sender<SocketEvent>,
     events: mpsc::UnboundedSender<Event>,
+    bfd: bfd_io::Handle,
 }
 
 impl Driver {
@@ -178,6 +192,7 @@ impl Driver {
         mut self,
         mut commands: mpsc::UnboundedReceiver<Command>,
         mut received: mpsc::Receiver<SocketEvent>,
+        mut bfd_events: mpsc::UnboundedReceiver<bfd_io::Event>,
     ) {
         loop {
             let deadline = self.speaker.next_deadline();
@@ -189,6 +204,7 @@ impl Driver {
             };
             tokio::select! {
                 biased;
+                Some(event) = bfd_events.recv() => self.bfd_event(event),
                 Some(event) = received.recv() => {
                     self.socket_event(event);
                     while let Ok(event) = received.try_recv() {
@@ -203,6 +219,23 @@ impl Driver {
             }
             while let Some(output) = self.speaker.poll_output() {
                 self.output(output);
+            }
+        }
+    }
+
+    fn bfd_event(&mut self, event: bfd_io::Event) {
+        match event {
+            bfd_io::Event::Started { scheduling } => tracing::info!(scheduling, "BFD is on"),
+            bfd_io::Event::Problem(problem) => {
+                tracing::warn!(problem, "BFD hears nothing there; trying again");
+            }
+            bfd_io::Event::Changed(change) => {
+                let bfd::Change { peer, state, cause, heard_at, .. } = change;
+                tracing::info!(%peer, %state, %cause, "BFD session");
+                if change.is_failure() {
+                    let independent = change.control_plane_independent;
+                    self.speaker.handle(Input::PathFailed { peer, heard_at, independent }, Instant::now());
+                }
             }
         }
     }
@@ -244,6 +277,20 @@ impl Driver {
         let before = std::mem::replace(&mut self.neighbours, desired);
         self.set_signatures(&before);
         self.speaker.set_peers(&configs(&self.neighbours), now);
+        self.set_bfd();
+    }
+
+    fn set_bfd(&self) {
+        let with_bfd = self.neighbours.iter().filter_map(|(peer, neighbour)| {
+            let source = neighbour.transport.source.or_else(|| self.address_like(*peer));
+            Some((*peer, bfd_io::Peer { config: neighbour.bfd?, source }))
+        });
+        self.bfd.set_peers(with_bfd.collect());
+    }
+
+    /// The node's first one of the peer's family.
+    fn address_like(&self, peer: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().find(|address| address.is_ipv4() == peer.is_ipv4()).copied()
     }
 
     /// Gives the listening sockets the keys of the peers that have a password, and takes those of others from them.
@@ -335,8 +382,7 @@ impl Driver {
     fn connect(&mut self, peer: IpAddr) {
         let transport =
             self.neighbours.get(&peer).map(|neighbour| neighbour.transport.clone()).unwrap_or_default();
-        let of_family = || self.addresses.iter().find(|a| a.is_ipv4() == peer.is_ipv4()).copied();
-        let source = transport.source.or_else(of_family);
+        let source = transport.source.or_else(|| self.address_like(peer));
         let target = SocketAddr::new(peer, transport.port.unwrap_or(self.port));
         let refused = self.unsigned.get(&peer).cloned();
         let socket_events = self.socket_events.clone();

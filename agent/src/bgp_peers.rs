@@ -13,6 +13,7 @@ use bgp::policy::{Action, Community, Policy, Rule};
 use bgp::{AddPath, NextHopMode, PeerConfig};
 use serde::Deserialize;
 
+use crate::bfd_config;
 use crate::bgp_io::{Neighbour, PASSWORD_LENGTH_MAX, Secret, Transport};
 
 /// The peers of one file.
@@ -59,6 +60,8 @@ struct Entry {
     long_lived_stale_seconds: Option<u32>,
     /// Put on all that the peer is sent: `aa:nn` or `aa:nn:mm`.
     add_communities: Vec<String>,
+    /// `true`, `false`, or an object: `bfd_config.rs`.
+    bfd: serde_json::Value,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -102,7 +105,12 @@ impl Entry {
         ensure!(long.is_none_or(|time| (1..1 << 24).contains(&time)), "longLivedStaleSeconds: 1 to 16777215");
         let password =
             self.password_file.as_deref().map(read_password).transpose().context("passwordFile")?;
+        let bfd = match &self.bfd {
+            serde_json::Value::Null => None,
+            value => bfd_config::of_value(value).map_err(anyhow::Error::msg).context("bfd")?,
+        };
         Ok(Neighbour {
+            bfd,
             config: self.config()?,
             transport: Transport {
                 port: self.port,
@@ -174,7 +182,8 @@ mod tests {
     #[test]
     fn a_peer_reads_as_it_is_written() {
         let text = r#"{"address": "192.0.2.2", "asn": 65001, "holdTimeSeconds": 3, "ttlSecurity": 1,
-            "nextHop": "self", "addCommunities": ["1:2", "1:2:3"], "addPathReceive": true}"#;
+            "nextHop": "self", "addCommunities": ["1:2", "1:2:3"], "addPathReceive": true,
+            "bfd": {"detectionMultiplier": 4}}"#;
         let peer = entry(text).expect("a peer");
         assert_eq!(peer.config.asn, Some(65001));
         assert_eq!(peer.config.hold_time, Some(Duration::from_secs(3)));
@@ -182,6 +191,8 @@ mod tests {
         assert_eq!(peer.config.export.rules[0].actions.len(), 2);
         assert!(peer.config.add_path.receive);
         assert_eq!(peer.transport.ttl_security, Some(1));
+        assert_eq!(peer.bfd, Some(bfd::Config { multiplier: 4, ..bfd_config::DEFAULT }));
+        assert_eq!(entry(r#"{"address": "192.0.2.2"}"#).expect("a peer").bfd, None);
     }
 
     #[test]
@@ -192,6 +203,7 @@ mod tests {
             (r#"{"restartSeconds": 4096}"#, "restartSeconds"),
             (r#"{"addCommunities": ["1"]}"#, "addCommunities"),
             (r#"{"passwordFile": "/nonexistent"}"#, "passwordFile"),
+            (r#"{"bfd": {"detectionMultiplier": 0}}"#, "bfd: detectionMultiplier: 0"),
             (r#"{"holdTime": 3}"#, "unknown field `holdTime`"),
         ] {
             let error = format!("{:#}", entry(text).expect_err(text));

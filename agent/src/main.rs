@@ -3,6 +3,7 @@
 //! ```text
 //!  apiserver --watches--> run (one event loop) --> proxy --> datapath (BPF maps)
 //!  peers <----bgp_io----> speaker, own thread  --> network --> routes, links, allocations
+//!        <----bfd_io----> BFD, own thread -------> speaker
 //!  runtime --> plugin --> cni_server           -->    '
 //! ```
 //!
@@ -11,6 +12,8 @@
 
 mod allocations;
 mod allocator;
+mod bfd_config;
+mod bfd_io;
 mod bgp_io;
 mod bgp_peers;
 mod blocks;

@@ -97,7 +97,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<En
         Agent::new(config, (routing, identity), network, bgp, client, (services, health, metrics));
     agent.start(&cancel).await?;
     for_later.into_iter().for_each(|event| agent.event(event));
-    agent.run(events, bgp_events, cancel).await
+    let bgp = agent.bgp.clone();
+    let ended = agent.run(events, bgp_events, cancel).await;
+    // Else peers would take the end of BFD for one of the path, and not wait for our restart.
+    bgp.bfd().stop();
+    ended
 }
 
 /// The events of all that the agent reacts to.

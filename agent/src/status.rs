@@ -8,6 +8,7 @@
 //!
 //! Answers are made from snapshots or in pieces, so that asking never holds up the sessions.
 
+mod bfd;
 mod drops;
 mod flow;
 mod hosts;
@@ -114,7 +115,7 @@ impl Status {
         let value = match request.uri().path() {
             "/healthz" => return text(StatusCode::OK, "ok\n".to_owned()),
             "/metrics" => return page(self.metrics().await),
-            "/v1/status" => self.status(),
+            "/v1/status" => self.status().await,
             "/v1/peers" => self.peers().await,
             "/v1/routes" => self.routes().await,
             "/v1/services" => self.services(),
@@ -161,8 +162,9 @@ impl Status {
         FlowPieces::open(flows, &query, self.network.clone(), self.hosts())
     }
 
-    fn status(&self) -> Value {
+    async fn status(&self) -> Value {
         let reason = self.not_ready.borrow().clone();
+        let bfd = self.bgp.bfd().snapshot().await;
         json!({
             "node": self.node_name,
             "version": env!("CARGO_PKG_VERSION"),
@@ -171,12 +173,19 @@ impl Status {
             "reason": reason,
             "mtu": self.network.mtu(),
             "missing": self.stale.missing.iter().collect::<Vec<_>>(),
+            "bfd": bfd::thread_json(bfd.as_ref()),
         })
     }
 
     async fn peers(&self) -> Value {
         let Some(snapshot) = self.bgp.snapshot().await else { return json!([]) };
-        snapshot.peers.iter().map(|peer| peer_json(peer, snapshot.taken_at)).collect()
+        let bfd = self.bgp.bfd().snapshot().await;
+        let with_bfd = |peer: &PeerStatus| {
+            let mut value = peer_json(peer, snapshot.taken_at);
+            value["bfd"] = bfd::session_of(bfd.as_ref(), peer.address);
+            value
+        };
+        snapshot.peers.iter().map(with_bfd).collect()
     }
 
     async fn routes(&self) -> Value {

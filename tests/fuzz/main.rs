@@ -10,9 +10,11 @@
 //! | scalars | quantities and times |
 //! | cel | expressions of policies and CustomResourceDefinitions, with their cost limit |
 //! | bgp-messages, bgp-conversations | what a BGP peer sends: messages, and streams of them to a speaker |
+//! | bfd-packets | what a BFD peer sends, and when |
 //!
 //! A new decoder gets a test here: a corpus, a dictionary, and a function from bytes to an outcome.
 
+mod paths;
 mod routing;
 
 use std::path::PathBuf;

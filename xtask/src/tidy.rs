@@ -16,6 +16,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const EDGES: &[(&str, &[&str])] = &[
     ("ebpf-common", &[]),
     ("bgp", &[]),
+    ("bfd", &[]),
     ("ipam", &[]),
     ("api", &[]),
     ("calico", &[]),
@@ -26,7 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kubelet", &[]),
     ("dns", &[]),
     ("cli", &[]),
-    ("agent", &["bgp", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"]),
+    ("agent", &["bgp", "bfd", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"]),
     ("apiserver", &["api", "calico", "cel"]),
     ("scheduler", &["api"]),
     ("controllers", &["cel", "api", "calico", "scheduler"]),
@@ -35,12 +36,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("protoc", &[]),
     ("images", &[]),
     ("harness", &[]),
-    ("fuzz", &["api", "bgp", "cel"]),
+    ("fuzz", &["api", "bfd", "bgp", "cel"]),
     ("bench", &["ipam", "dataplane", "ebpf-common", "proxy"]),
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.
-const PURE: &[&str] = &["ebpf-common", "bgp", "ipam", "proxy", "api", "calico", "cel"];
+const PURE: &[&str] = &["ebpf-common", "bgp", "bfd", "ipam", "proxy", "api", "calico", "cel"];
 const IMPURE_DEPENDENCIES: &[&str] = &["tokio", "rtnetlink", "nix", "kube", "hyper"];
 /// Calls that read a clock, which pure crates take as an argument.
 const CLOCKS: &[&str] = &["Instant::now()", "SystemTime::now()", "Timestamp::now()"];

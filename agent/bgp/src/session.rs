@@ -93,6 +93,8 @@ pub enum Input<'a> {
     Closed(ConnectionId),
     /// The peer's TCP took something of what was sent.
     Sent(ConnectionId),
+    /// BFD has lost the path to the peer: an established session ends, and its routes go.
+    PathFailed,
     /// Time has passed.
     Tick,
 }
@@ -252,9 +254,18 @@ impl Session {
                     self.connections[index].restart_send_hold_timer(now);
                 }
             }
+            Input::PathFailed => self.path_failed(now),
             Input::Tick => {}
         }
         self.expire(now);
+    }
+
+    /// RFC 9384. The peer is not to keep our routes either (RFC 8538 section 4), if it hears that at all.
+    fn path_failed(&mut self, now: Instant) {
+        let Some(negotiated) = self.negotiated() else { return };
+        let (id, keeps) = (negotiated.connection, negotiated.notification_restart);
+        let down = Notification::cease(cease::BFD_DOWN);
+        self.fail(id, if keeps { down.hard() } else { down }, now);
     }
 
     fn start(&mut self, now: Instant) {

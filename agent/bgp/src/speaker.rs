@@ -59,6 +59,16 @@ pub enum Input<'a> {
     Sent {
         id: ConnectionId,
     },
+    /// BFD has lost the path to the peer. A session ends as by a cut link: its routes go at once. One that has ended by
+    /// itself, and whose peer may be restarting, is left to graceful restart, unless the peer's BFD is `independent` of
+    /// its control plane and so tells that forwarding has failed (RFC 5882 section 4.3).
+    PathFailed {
+        peer: IpAddr,
+        /// When BFD heard the peer last: what was lost before the session began is no news of it.
+        heard_at: Option<Instant>,
+        /// The C bit of the peer's packets.
+        independent: bool,
+    },
     /// Time has passed.
     Tick,
 }

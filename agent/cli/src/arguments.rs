@@ -71,6 +71,8 @@ pub enum Command {
 pub enum PeerCommand {
     /// All peers.
     List,
+    /// One peer with all that is known of it: its session, the path to it, what happened.
+    Show { address: IpAddr },
 }
 
 #[derive(Debug, Subcommand)]

@@ -23,6 +23,9 @@ pub struct Known {
     pub configurations: BTreeMap<String, BgpConfigurationSpec>,
     pub peers: BTreeMap<String, BgpPeerSpec>,
     pub filters: BTreeMap<String, BgpFilterSpec>,
+    /// The annotation `seaway.dev/bfd` of those that have it.
+    pub bfd_by_configuration: BTreeMap<String, String>,
+    pub bfd_by_peer: BTreeMap<String, String>,
 }
 
 /// What routing depends on of a node.
@@ -97,6 +100,11 @@ impl Known {
 
     pub fn mesh_password(&self) -> Option<&BgpPassword> {
         self.global()?.node_mesh_password.as_ref()
+    }
+
+    /// What is said of BFD for the mesh of nodes.
+    pub fn mesh_bfd(&self) -> Option<&str> {
+        self.bfd_by_configuration.get(DEFAULT).map(String::as_str)
     }
 
     pub fn mesh_restart_time(&self) -> Option<&str> {

@@ -22,11 +22,13 @@ use bgp::policy::Community;
 use calico::{BgpConfiguration, BgpFilter, BgpPeer};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use proxy::Advertisement;
 use tokio::sync::watch as signal;
 
+use crate::bfd_config;
 use crate::bgp_io::Neighbour;
 use crate::config::Config;
 use crate::persist;
@@ -139,23 +141,26 @@ impl Routing {
     pub fn configuration(&mut self, event: kube::runtime::watcher::Event<BgpConfiguration>) -> bool {
         let Some(change) = self.configurations.change(event) else { return false };
         let is_first = self.listed.insert("BGPConfiguration");
-        let of = |object: &BgpConfiguration| (name(&object.metadata), object.spec.clone());
-        let all = changed(&self.known.configurations, change, of);
-        set(&mut self.known.configurations, all) || is_first
+        let of = |object: &BgpConfiguration| (name(&object.metadata), Some(object.spec.clone()));
+        let all = changed(&self.known.configurations, &change, of);
+        let bfd = changed(&self.known.bfd_by_configuration, &change, |object| bfd_of(&object.metadata));
+        set(&mut self.known.configurations, all) | set(&mut self.known.bfd_by_configuration, bfd) | is_first
     }
 
     pub fn peer(&mut self, event: kube::runtime::watcher::Event<BgpPeer>) -> bool {
         let Some(change) = self.peers.change(event) else { return false };
         let is_first = self.listed.insert("BGPPeer");
-        let all = changed(&self.known.peers, change, |object| (name(&object.metadata), object.spec.clone()));
-        set(&mut self.known.peers, all) || is_first
+        let of = |object: &BgpPeer| (name(&object.metadata), Some(object.spec.clone()));
+        let all = changed(&self.known.peers, &change, of);
+        let bfd = changed(&self.known.bfd_by_peer, &change, |object| bfd_of(&object.metadata));
+        set(&mut self.known.peers, all) | set(&mut self.known.bfd_by_peer, bfd) | is_first
     }
 
     pub fn filter(&mut self, event: kube::runtime::watcher::Event<BgpFilter>) -> bool {
         let Some(change) = self.filters.change(event) else { return false };
         let is_first = self.listed.insert("BGPFilter");
-        let all =
-            changed(&self.known.filters, change, |object| (name(&object.metadata), object.spec.clone()));
+        let of = |object: &BgpFilter| (name(&object.metadata), Some(object.spec.clone()));
+        let all = changed(&self.known.filters, &change, of);
         set(&mut self.known.filters, all) || is_first
     }
 
@@ -235,20 +240,31 @@ fn own(config: &Config, speaker: Identity) -> Own {
     }
 }
 
-fn name(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> String {
+fn name(metadata: &ObjectMeta) -> String {
     metadata.name.clone().unwrap_or_default()
 }
 
+fn bfd_of(metadata: &ObjectMeta) -> (String, Option<String>) {
+    let annotation = metadata.annotations.as_ref().and_then(|all| all.get(bfd_config::ANNOTATION));
+    (name(metadata), annotation.cloned())
+}
+
+/// What is known after a change, of objects that have it.
 fn changed<K, V: Clone>(
     known: &BTreeMap<String, V>,
-    change: Change<K>,
-    of: impl Fn(&K) -> (String, V),
+    change: &Change<K>,
+    of: impl Fn(&K) -> (String, Option<V>),
 ) -> BTreeMap<String, V> {
     let mut known = known.clone();
     match change {
-        Change::All(all) => known = all.iter().map(of).collect(),
-        Change::Apply(object) => known.extend([of(&object)]),
-        Change::Delete(object) => drop(known.remove(&of(&object).0)),
+        Change::All(all) => {
+            known = all.iter().filter_map(|object| of(object).1.map(|value| (of(object).0, value))).collect();
+        }
+        Change::Apply(object) => match of(object) {
+            (name, Some(value)) => drop(known.insert(name, value)),
+            (name, None) => drop(known.remove(&name)),
+        },
+        Change::Delete(object) => drop(known.remove(&of(object).0)),
     }
     known
 }

@@ -16,6 +16,7 @@ use ipnetwork::IpNetwork;
 use super::filters;
 use super::known::{Known, NodeFacts};
 use super::passwords::{PasswordKey, Passwords};
+use crate::bfd_config;
 use crate::bgp_io::{Neighbour, Secret, Transport};
 use crate::config::StaticPeer;
 
@@ -127,12 +128,13 @@ impl Planner<'_> {
         }
         let password = self.password("nodeMeshPassword", self.known.mesh_password())?;
         let restart_time = restart_time("nodeMeshMaxRestartTime", self.known.mesh_restart_time())?;
+        let bfd = self.bfd("BGPConfiguration", "default", self.known.mesh_bfd());
         for (name, _, address) in self.others().into_iter().filter(|(_, facts, _)| facts.cluster_id.is_none())
         {
             let config = PeerConfig { asn: Some(self.asn_of(&name)), restart_time, ..PeerConfig::default() };
             let transport =
                 Transport { port: self.port_of(&name), password: password.clone(), ..Transport::default() };
-            self.add(address, Neighbour { config, transport });
+            self.add(address, Neighbour { config, transport, bfd });
         }
         Ok(())
     }
@@ -222,7 +224,8 @@ impl Planner<'_> {
             allow_own_as: spec.num_allowed_local_as_numbers.unwrap_or(0).clamp(0, i32::from(u8::MAX)) as u8,
             ..PeerConfig::default()
         };
-        Ok(Neighbour { config, transport: self.transport(spec, port)? })
+        let bfd = self.bfd("BGPPeer", name, self.known.bfd_by_peer.get(name).map(String::as_str));
+        Ok(Neighbour { config, transport: self.transport(spec, port)?, bfd })
     }
 
     fn transport(&mut self, spec: &BgpPeerSpec, port: Option<u16>) -> Result<Transport, String> {
@@ -238,6 +241,21 @@ impl Planner<'_> {
             ttl_security: spec.ttl_security.filter(|hops| *hops != 0),
             ttl: None,
         })
+    }
+
+    /// What cannot be understood is no BFD: a path that nobody watches leads where it led.
+    fn bfd(&mut self, kind: &'static str, name: &str, annotation: Option<&str>) -> Option<bfd::Config> {
+        match bfd_config::of_text(annotation?) {
+            Ok(config) => config,
+            Err(message) => {
+                self.problem(
+                    kind,
+                    name,
+                    format!("annotation {}: {message}; there is no BFD", bfd_config::ANNOTATION),
+                );
+                None
+            }
+        }
     }
 
     /// Where a filter cannot be carried out, nothing passes.

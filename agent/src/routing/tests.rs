@@ -139,7 +139,7 @@ fn every_word_of_a_peer_reaches_the_speaker() {
         "ttlSecurity": 3,
     }));
     let desired = plan(&known);
-    let Neighbour { config, transport } = only(&desired);
+    let Neighbour { config, transport, .. } = only(&desired);
     assert_eq!((config.asn, config.local_asn), (Some(65537), Some(65009)));
     assert_eq!((config.next_hop, config.allow_own_as), (NextHopMode::Keep, 2));
     assert_eq!(config.restart_time, Some(Duration::from_secs(120)));
@@ -202,6 +202,49 @@ fn a_peer_without_its_password_is_not_connected_to() {
     let mesh = desired(&known, &own(), &passwords);
     assert_eq!(peers_of(&mesh), [(TOR.to_owned(), 64512)]);
     assert!(problems(&mesh)[0].starts_with("nodeMeshPassword: Secret kube-system/bgp"), "{mesh:?}");
+}
+
+#[test]
+fn bfd_is_for_whom_an_annotation_asks() {
+    let mut known = known();
+    assert!(plan(&known).neighbours.values().all(|neighbour| neighbour.bfd.is_none()), "off by default");
+    peer(&mut known, "tor", json!({ "peerIP": TOR, "asNumber": 65000 }));
+    known.bfd_by_configuration.insert("default".to_owned(), "true".to_owned());
+    known.bfd_by_peer.insert("tor".to_owned(), r#"{ "minimumSendInterval": "300ms" }"#.to_owned());
+    let desired = plan(&known);
+    assert_eq!(desired.neighbours[&ip("10.0.0.2")].bfd, Some(bfd_config::DEFAULT));
+    let tor = desired.neighbours[&ip(TOR)].bfd.expect("BFD");
+    assert_eq!((tor.send_interval, tor.multiplier), (Duration::from_millis(300), 3));
+    known.bfd_by_peer.insert("tor".to_owned(), r#"{ "detectionMultiplier": 256 }"#.to_owned());
+    let wrong = plan(&known);
+    assert_eq!(wrong.neighbours[&ip(TOR)].bfd, None);
+    assert_eq!(
+        problems(&wrong),
+        ["annotation seaway.dev/bfd: detectionMultiplier: 256 is no number from 1 to 255; there is no BFD"]
+    );
+    let problem = wrong.problems.first().expect("one");
+    assert_eq!((problem.kind, problem.name.as_str()), ("BGPPeer", "tor"));
+    let text = serde_json::to_string(&known).expect("it is written");
+    assert_eq!(serde_json::from_str::<Known>(&text).expect("it is read"), known);
+}
+
+#[test]
+fn an_annotation_that_goes_takes_bfd_along() {
+    let object = |annotation: Option<&str>| BgpPeer {
+        metadata: ObjectMeta {
+            name: Some("tor".to_owned()),
+            annotations: annotation
+                .map(|text| BTreeMap::from([(bfd_config::ANNOTATION.to_owned(), text.to_owned())])),
+            ..ObjectMeta::default()
+        },
+        ..BgpPeer::default()
+    };
+    let of = |peer: &BgpPeer| bfd_of(&peer.metadata);
+    let with = changed(&BTreeMap::new(), &Change::Apply(object(Some("true"))), of);
+    assert_eq!(with, BTreeMap::from([("tor".to_owned(), "true".to_owned())]));
+    assert!(changed(&with, &Change::Apply(object(None)), of).is_empty());
+    assert!(changed(&with, &Change::Delete(object(Some("true"))), of).is_empty());
+    assert!(changed(&with, &Change::All(vec![object(None)]), of).is_empty());
 }
 
 #[test]

@@ -93,6 +93,9 @@ impl Status {
         if let Some(snapshot) = self.bgp.snapshot().await {
             write_bgp(&mut text, &snapshot);
         }
+        if let Some(snapshot) = self.bgp.bfd().snapshot().await {
+            super::bfd::write(&mut text, &snapshot);
+        }
         text.counter(
             "seaway_stale_sockets_destroyed_total",
             "UDP sockets ended with their backend since the start.",

@@ -1,5 +1,7 @@
 //! What Seaway reads of the objects. Fields and units are Calico's.
 
+use std::time::Duration;
+
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::SecretKeySelector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -208,8 +210,13 @@ pub struct IpReservationSpec {
 
 /// Seconds of a duration as Go writes it (`1m30s`, `90s`), fractions cut off; `None` for what is none.
 pub fn duration_seconds(text: &str) -> Option<u64> {
+    duration(text).map(|time| time.as_secs())
+}
+
+/// The same, whole.
+pub fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
-        return Some(0);
+        return Some(Duration::ZERO);
     }
     let mut rest = text;
     let mut nanoseconds: u128 = 0;
@@ -230,7 +237,8 @@ pub fn duration_seconds(text: &str) -> Option<u64> {
             };
         rest = &rest[letters..];
     }
-    if text.is_empty() { None } else { u64::try_from(nanoseconds / 1_000_000_000).ok() }
+    let seconds = u64::try_from(nanoseconds / 1_000_000_000).ok()?;
+    (!text.is_empty()).then(|| Duration::new(seconds, (nanoseconds % 1_000_000_000) as u32))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub use as_number::AsNumber;
 pub use kinds::{
     BgpConfiguration, BgpConfigurationSpec, BgpFilter, BgpFilterSpec, BgpPassword, BgpPeer, BgpPeerSpec,
     CidrBlock, CommunitiesMatch, Community, FilterOperation, FilterRule, IpPool, IpPoolSpec, IpReservation,
-    IpReservationSpec, PrefixAdvertisement, PrefixLengths, duration_seconds,
+    IpReservationSpec, PrefixAdvertisement, PrefixLengths, duration, duration_seconds,
 };
 pub use peer_address::PeerAddress;
 pub use selector::{Selector, SelectorError};

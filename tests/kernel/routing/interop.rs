@@ -13,7 +13,7 @@ const BLOCKS: [(&str, &str); 2] =
     [("10.244.0.0/16", "10.244.0.64/26"), ("fd00:10:244::/112", "fd00:10:244::40/122")];
 
 /// A wire that the agent's host shares with any number of others: it is at 192.0.2.1 and 2001:db8::1.
-fn lan() -> NetNs {
+pub fn lan() -> NetNs {
     let host = NetNs::new();
     host.ip("link add up0 type bridge");
     host.ip("address add 192.0.2.1/24 dev up0");
@@ -22,7 +22,7 @@ fn lan() -> NetNs {
     host
 }
 
-fn attach(lan: &NetNs, side: &Side) -> NetNs {
+pub fn attach(lan: &NetNs, side: &Side) -> NetNs {
     let host = NetNs::new();
     let port = format!("p{}", side.number);
     lan.ip(&format!("link add {port} type veth peer name up0 netns {}", host.path()));
@@ -59,7 +59,7 @@ fn start(lan: &NetNs, sides: Vec<Side>, folder: &TempDir) -> Vec<Daemon> {
 }
 
 /// Waits until the kernel sends packets for a prefix to a gateway.
-fn await_route(host: &NetNs, prefix: &str, gateway: &str) {
+pub fn await_route(host: &NetNs, prefix: &str, gateway: &str) {
     let family = if prefix.contains(':') { "-6" } else { "-4" };
     eventually(&format!("the kernel has {prefix} via {gateway}"), || {
         let shown = host.output("ip", &[family, "route", "show", prefix]);

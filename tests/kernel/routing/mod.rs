@@ -2,6 +2,7 @@
 
 mod agent;
 mod asked;
+mod bfd;
 mod daemons;
 mod interop;
 mod links;

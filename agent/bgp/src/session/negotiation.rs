@@ -154,6 +154,7 @@ impl Negotiated {
                         | cease::MAXIMUM_PREFIXES
                         | cease::ADMINISTRATIVE_SHUTDOWN
                         | cease::PEER_DE_CONFIGURED
+                        | cease::BFD_DOWN
                 );
                 self.notification_restart && !(n.code == notification::CEASE && for_good)
             }

@@ -332,6 +332,9 @@ impl Speaker {
                     self.feed(peer, session::Input::Sent(id), now);
                 }
             }
+            Input::PathFailed { peer, heard_at, independent } => {
+                self.path_failed(peer, heard_at, independent, now);
+            }
             Input::Tick => {}
         }
     }

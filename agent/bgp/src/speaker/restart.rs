@@ -72,6 +72,30 @@ impl Speaker {
         self.forget_if_dynamic(address, now);
     }
 
+    pub(super) fn path_failed(
+        &mut self,
+        address: IpAddr,
+        heard_at: Option<Instant>,
+        independent: bool,
+        now: Instant,
+    ) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        match peer.established_at {
+            Some(since) => {
+                if heard_at.is_none_or(|at| at >= since) {
+                    self.feed(address, session::Input::PathFailed, now);
+                }
+            }
+            None if independent => {
+                peer.stale_deadline = None;
+                peer.long_stale_deadlines.clear();
+                self.rib.sweep_stale(Source::Peer(address), None);
+                self.forget_if_dynamic(address, now);
+            }
+            None => {}
+        }
+    }
+
     fn forget_if_dynamic(&mut self, address: IpAddr, now: Instant) {
         let Some(peer) = self.peers.get(&address) else { return };
         if peer.dynamic && peer.session.state() < State::OpenSent && peer.long_stale_deadlines.is_empty() {

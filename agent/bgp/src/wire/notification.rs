@@ -20,7 +20,7 @@ pub const ROUTE_REFRESH_MESSAGE_ERROR: u8 = 7;
 /// RFC 9687.
 pub const SEND_HOLD_TIMER_EXPIRED: u8 = 8;
 
-/// Subcodes of Cease (RFC 4486, RFC 8538).
+/// Subcodes of Cease (RFC 4486, RFC 8538, RFC 9384).
 pub mod cease {
     pub const MAXIMUM_PREFIXES: u8 = 1;
     pub const ADMINISTRATIVE_SHUTDOWN: u8 = 2;
@@ -30,6 +30,8 @@ pub mod cease {
     pub const OTHER_CONFIGURATION_CHANGE: u8 = 6;
     pub const CONNECTION_COLLISION_RESOLUTION: u8 = 7;
     pub const HARD_RESET: u8 = 9;
+    /// RFC 9384.
+    pub const BFD_DOWN: u8 = 10;
 }
 
 impl Notification {
@@ -107,6 +109,7 @@ impl Notification {
             (6, 7) => "Connection Collision Resolution",
             (6, 8) => "Out of Resources",
             (6, 9) => "Hard Reset",
+            (6, 10) => "BFD Down",
             (7, 1) => "Invalid Message Length",
             _ => "unknown subcode",
         }

@@ -28,6 +28,10 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
     match command {
         Command::Status => listed(agent, "/v1/status", output, status::text).await,
         Command::Peer(PeerCommand::List) => listed(agent, "/v1/peers", output, peer::list).await,
+        Command::Peer(PeerCommand::Show { address }) => {
+            let found = peer::find(&agent.ask("/v1/peers").await?, address)?;
+            shown(found, output, |found, _| peer::show(found))
+        }
         Command::Route(RouteCommand::List) => listed(agent, "/v1/routes", output, route::list).await,
         Command::Route(RouteCommand::Show { prefix }) => {
             let found = route::find(agent.ask("/v1/routes").await?, prefix)?;

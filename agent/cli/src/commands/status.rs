@@ -18,11 +18,21 @@ struct Status {
     /// What this node cannot do, and why.
     #[serde(default)]
     missing: Vec<String>,
+    /// The thread of BFD, once a peer has it.
+    bfd: Option<Bfd>,
+}
+
+#[derive(Deserialize)]
+struct Bfd {
+    scheduling: String,
+    #[serde(default)]
+    problems: Vec<String>,
 }
 
 pub fn text(answer: &Value, wide: bool) -> anyhow::Result<String> {
     let status: Status = read(answer)?;
-    let mut table = Table::new(&["NODE", "READY", "UPTIME", "VERSION", "REASON"], &["MTU", "MISSING"], "");
+    let mut table =
+        Table::new(&["NODE", "READY", "UPTIME", "VERSION", "REASON"], &["MTU", "MISSING", "BFD-THREAD"], "");
     table.row([
         status.node,
         yes(status.ready),
@@ -31,6 +41,7 @@ pub fn text(answer: &Value, wide: bool) -> anyhow::Result<String> {
         status.reason,
         status.mtu.to_string(),
         status.missing.join("; "),
+        status.bfd.map_or_else(String::new, |bfd| [vec![bfd.scheduling], bfd.problems].concat().join("; ")),
     ]);
     Ok(table.render(wide))
 }
@@ -48,6 +59,13 @@ mod tests {
         assert_eq!(
             text(&answer, false).unwrap(),
             "NODE   READY   UPTIME   VERSION   REASON\nn1     no      75s      0.1.0     no block is confirmed\n"
+        );
+        let mut with_bfd = answer;
+        with_bfd["bfd"] = json!({ "scheduling": "SCHED_FIFO", "problems": ["IPv4, UDP port 3784: taken"] });
+        let wide = text(&with_bfd, true).unwrap();
+        assert!(
+            wide.contains("BFD-THREAD") && wide.contains("SCHED_FIFO; IPv4, UDP port 3784: taken"),
+            "{wide}"
         );
     }
 }

@@ -101,3 +101,49 @@ fn a_peer_that_reads_nothing_is_given_up_after_eight_minutes() {
         .any(|output| matches!(output, session::Output::Send(_, m) if m[18..].starts_with(&[3, 8])));
     assert!(told, "{outputs:?}");
 }
+
+fn path_failed(network: &mut Network, heard_at: Option<Instant>, independent: bool) {
+    let input = Input::PathFailed { peer: address(0), heard_at, independent };
+    network.speakers[1].handle(input, network.now);
+    network.settle();
+}
+
+#[test]
+fn a_lost_path_ends_the_session_and_its_routes_at_once() {
+    // Both have graceful restart, and would keep the routes of one that is restarting.
+    for config in [PeerConfig::default(), long_lived()] {
+        let mut network = pair(&config);
+        network.originate(0, &[prefix(0, 0)]);
+        network.advance(Duration::from_secs(1));
+        let before = network.now - Duration::from_secs(60);
+        path_failed(&mut network, Some(before), false);
+        assert_eq!(network.next_hops(1, prefix(0, 0)), [address(0)], "lost before the session began");
+        let now = network.now;
+        path_failed(&mut network, Some(now), false);
+        assert_eq!(network.next_hops(1, prefix(0, 0)), [] as [IpAddr; 0]);
+        let status = &network.speakers[1].peers()[0];
+        let sent = status.last_notification_sent.as_ref().expect("a NOTIFICATION").to_string();
+        assert_eq!(sent, "Cease (6): Hard Reset (9): Cease (6): BFD Down (10)");
+        assert!(status.state < State::Established);
+        let told = network.speakers[0].peers()[0].last_notification_received.clone();
+        assert_eq!(told.expect("it came through").to_string(), sent);
+        network.advance(Duration::from_secs(5));
+        assert_eq!(network.next_hops(1, prefix(0, 0)), [address(0)], "BGP comes back without BFD");
+    }
+}
+
+#[test]
+fn a_lost_path_to_a_restarting_peer_ends_its_routes_only_where_forwarding_has_failed() {
+    for (independent, kept) in [(false, true), (true, false)] {
+        let mut network = pair(&long_lived());
+        network.originate(0, &[prefix(0, 0)]);
+        network.advance(Duration::from_secs(1));
+        network.kill(0);
+        network.settle();
+        assert_eq!(network.next_hops(1, prefix(0, 0)), [address(0)], "graceful restart");
+        let now = network.now;
+        path_failed(&mut network, Some(now), independent);
+        let expected = if kept { vec![address(0)] } else { vec![] };
+        assert_eq!(network.next_hops(1, prefix(0, 0)), expected, "C bit {independent}");
+    }
+}
