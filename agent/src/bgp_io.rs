@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bgp::{
-    ConnectionId, Input, LocalRoute, Output, PeerConfig, PeerStatus, Prefix, RouteStatus, Speaker,
-    SpeakerConfig,
+    ConnectionId, Explanation, Input, LocalRoute, Output, PeerConfig, PeerStatus, Prefix, RouteStatus,
+    Speaker, SpeakerConfig,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -46,6 +46,7 @@ enum Command {
     Peers(BTreeMap<IpAddr, Neighbour>),
     Local(BTreeMap<Prefix, LocalRoute>),
     Snapshot(oneshot::Sender<Snapshot>),
+    Explain { peer: IpAddr, prefix: Prefix, reply: oneshot::Sender<Option<Explanation>> },
 }
 
 /// A peer, and how it is reached.
@@ -99,6 +100,13 @@ impl Handle {
         let (sender, receiver) = oneshot::channel();
         self.commands.send(Command::Snapshot(sender)).ok()?;
         receiver.await.ok()
+    }
+
+    /// Why a peer is told of a destination, or is not. `None` where there is no such peer, or the speaker has stopped.
+    pub async fn explain(&self, peer: IpAddr, prefix: Prefix) -> Option<Explanation> {
+        let (reply, receiver) = oneshot::channel();
+        self.commands.send(Command::Explain { peer, prefix, reply }).ok()?;
+        receiver.await.ok().flatten()
     }
 }
 
@@ -253,6 +261,9 @@ impl Driver {
                 };
                 // Whoever asked may have gone.
                 let _ = reply.send(snapshot);
+            }
+            Command::Explain { peer, prefix, reply } => {
+                let _ = reply.send(self.speaker.explain(peer, prefix));
             }
         }
     }

@@ -132,7 +132,7 @@ impl Entry {
             .collect::<Result<_>>()?;
         let mut export = Policy::default();
         if !communities.is_empty() {
-            let name = "addCommunities".to_owned();
+            let name = "addCommunities".into();
             export.rules.push(Rule { name, actions: communities, ..Rule::default() });
         }
         Ok(PeerConfig {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! /v1/peers /v1/routes /v1/services /v1/blocks /v1/pods /v1/counters /v1/maps /v1/status   /metrics   /healthz
+//! /v1/why-not?prefix=&peer=      why a BGP peer is told of a destination, or is not
 //! /v1/flows /v1/maps/NAME        one JSON object per line
 //! /v1/drops                      the same, as they occur
 //! ```
@@ -26,7 +27,7 @@ use std::time::Instant;
 
 use bgp::policy::Community;
 use bgp::rib::Source;
-use bgp::{PeerStatus, RouteStatus};
+use bgp::{Explanation, Fate, PeerStatus, Prefix, RouteStatus};
 use dataplane::routes::Target;
 use ebpf_common::{ServiceId, desired::Clients};
 use futures::Stream;
@@ -118,6 +119,10 @@ impl Status {
             "/v1/status" => self.status().await,
             "/v1/peers" => self.peers().await,
             "/v1/routes" => self.routes().await,
+            "/v1/why-not" => match self.why_not(request.uri().query()).await {
+                Ok(value) => value,
+                Err((code, error)) => return text(code, error + "\n"),
+            },
             "/v1/services" => self.services(),
             "/v1/blocks" => self.blocks(),
             "/v1/pods" => self.pods(),
@@ -209,6 +214,21 @@ impl Status {
             }));
         }
         Value::Array(routes)
+    }
+
+    async fn why_not(&self, query: Option<&str>) -> Result<Value, (StatusCode, String)> {
+        let bad = |error: String| (StatusCode::BAD_REQUEST, error);
+        let query = Query::parse(query, &["prefix", "peer"]).map_err(bad)?;
+        let missing = |name: &str| bad(format!("{name} is missing"));
+        let peer: IpAddr = query.value("peer").map_err(bad)?.ok_or_else(|| missing("peer"))?;
+        let prefix: IpNetwork = query.value("prefix").map_err(bad)?.ok_or_else(|| missing("prefix"))?;
+        if let Some(explanation) = self.bgp.explain(peer, prefix.into()).await {
+            return Ok(explanation_json(peer, prefix.into(), &explanation));
+        }
+        let peers = self.bgp.snapshot().await.map_or_else(Vec::new, |snapshot| snapshot.peers);
+        let known: Vec<String> = peers.iter().map(|peer| peer.address.to_string()).collect();
+        let known = if known.is_empty() { "it has none".to_owned() } else { known.join(", ") };
+        Err((StatusCode::NOT_FOUND, format!("{peer} is no BGP peer of this node: {known}")))
     }
 
     fn services(&self) -> Value {
@@ -379,11 +399,21 @@ pub fn protocol_name(protocol: ebpf_common::Protocol) -> String {
     }
 }
 
-fn source_text(source: Source) -> String {
-    match source {
-        Source::Local => "local".to_owned(),
-        Source::Peer(address) => address.to_string(),
-    }
+fn explanation_json(peer: IpAddr, prefix: Prefix, explanation: &Explanation) -> Value {
+    let path = |(source, fate): &(Source, Fate)| {
+        json!({
+            "source": source.to_string(),
+            "told": matches!(fate, Fate::Told { .. }),
+            "why": fate.to_string(),
+        })
+    };
+    json!({
+        "peer": peer,
+        "prefix": prefix.to_string(),
+        "told": explanation.is_told(),
+        "why": explanation.obstacle.as_ref().map(ToString::to_string),
+        "paths": explanation.paths.iter().map(path).collect::<Vec<_>>(),
+    })
 }
 
 fn kernel_json(target: &Target, installed: bool) -> Value {
@@ -411,7 +441,7 @@ fn route_json(route: &RouteStatus, kernel: Option<(&Target, bool)>) -> Value {
             let extended = attributes.extended_communities.iter().copied().map(Community::Extended);
             let extended: Vec<String> = extended.map(|community| community.to_string()).collect();
             json!({
-                "source": source_text(path.source),
+                "source": path.source.to_string(),
                 "nextHop": attributes.next_hop,
                 "origin": format!("{:?}", attributes.origin),
                 "asPath": as_path,
@@ -428,7 +458,7 @@ fn route_json(route: &RouteStatus, kernel: Option<(&Target, bool)>) -> Value {
         .collect();
     json!({
         "prefix": route.prefix.to_string(),
-        "best": route.best.map(source_text),
+        "best": route.best.map(|source| source.to_string()),
         "reason": route.reason.map(|reason| reason.to_string()),
         "nextHops": route.next_hops,
         "kernel": kernel.map(|(target, installed)| kernel_json(target, installed)),

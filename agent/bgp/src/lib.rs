@@ -20,4 +20,6 @@ pub use best_path::Reason;
 pub use config::{AddPath, LocalRoute, NextHopMode, PeerConfig, SpeakerConfig};
 pub use prefix::{Families, Family, Prefix};
 pub use session::{ConnectionId, State};
-pub use speaker::{Input, Output, PeerStatus, RouteStatus, Speaker, Transition};
+pub use speaker::{
+    Explanation, Fate, Input, Objection, Obstacle, Output, PeerStatus, RouteStatus, Speaker, Transition,
+};

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::best_path::LOCAL_PREF_DEFAULT;
 use crate::prefix::{Family, Prefix};
@@ -29,7 +30,7 @@ pub struct Policy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// Shown where a route's way is explained, such as `filter-name/importV4/0`.
-    pub name: String,
+    pub name: Arc<str>,
     pub matches: Match,
     pub actions: Vec<Action>,
     /// `None`: the next rule is tried.

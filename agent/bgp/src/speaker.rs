@@ -7,6 +7,7 @@
 //! Graceful restart, both roles: routes of a peer that vanished stay until it is back or its restart time
 //! is over; after our own start `Output::Converged` tells when the FIB may be swept.
 
+mod explain;
 mod export;
 mod import;
 mod peers;
@@ -23,6 +24,7 @@ use crate::prefix::{Family, Prefix};
 use crate::rib::{Path, Rib, Source};
 use crate::session::{ConnectionId, Session, State};
 use crate::wire::{Attributes, Notification};
+pub use explain::{Explanation, Fate, Objection, Obstacle, Withheld};
 use export::Group;
 pub use export::GroupKey;
 

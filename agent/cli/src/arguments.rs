@@ -42,6 +42,14 @@ pub enum Command {
     /// Routes: learned, chosen, in the kernel.
     #[command(subcommand)]
     Route(RouteCommand),
+    /// Why a BGP peer is not told of a destination; or that it is, and of which path.
+    WhyNot {
+        /// The destination, such as 10.244.1.0/26.
+        prefix: IpNetwork,
+        /// The peer's address, as in `seaway peer list`.
+        #[arg(long)]
+        peer: IpAddr,
+    },
     /// Services as the datapath balances them.
     #[command(subcommand)]
     Service(ServiceCommand),

@@ -1,5 +1,7 @@
 //! BGPFilters to the speaker's policies. Pure.
 
+use std::sync::Arc;
+
 use bgp::policy::{
     Action, Community, Match, PeerType, Policy, PrefixMatch, PrefixOperator, Rule, SourceMatch, Verdict,
 };
@@ -28,7 +30,7 @@ pub fn import(filters: &[(&str, &BgpFilterSpec)]) -> Result<Policy, String> {
 pub fn export(filters: &[(&str, &BgpFilterSpec)], ranges: &[IpNetwork]) -> Result<Policy, String> {
     let mut rules = rules(filters, "export", |spec| [&spec.export_v4, &spec.export_v6])?;
     let accept = |name: String, matches: Match| Rule {
-        name,
+        name: name.into(),
         matches,
         verdict: Some(Verdict::Accept),
         ..Rule::default()
@@ -53,7 +55,7 @@ fn rules(
             for (index, written) in rules.iter().enumerate() {
                 let name = format!("{name}/{direction}V{digit}/{index}");
                 let rule = rule(written, family).map_err(|problem| format!("rule {name}: {problem}"))?;
-                all.push(Rule { name, ..rule });
+                all.push(Rule { name: name.into(), ..rule });
             }
         }
     }
@@ -89,7 +91,7 @@ fn rule(written: &FilterRule, family: Family) -> Result<Rule, String> {
         priority: written.priority,
     };
     let actions = written.operations.iter().map(action).collect::<Result<_, _>>()?;
-    Ok(Rule { name: String::new(), matches, actions, verdict: Some(verdict) })
+    Ok(Rule { name: Arc::default(), matches, actions, verdict: Some(verdict) })
 }
 
 fn prefix(written: &FilterRule) -> Result<Option<PrefixMatch>, String> {

@@ -319,7 +319,7 @@ fn filters_are_tried_in_order_and_a_missing_one_closes_the_peer() {
     );
     assert_eq!(verdict(&config.export, "10.244.1.64/26", own_block), Verdict::Reject);
     assert_eq!(verdict(&config.export, "10.244.9.0/26", own_block), Verdict::Accept);
-    assert_eq!(config.import.rules[0].name, "first/importV4/0");
+    assert_eq!(config.import.rules[0].name.as_ref(), "first/importV4/0");
     // Of what needs a new session, nothing differs.
     let strip = |desired: &Desired| {
         let mut neighbour = only(desired).clone();

@@ -193,6 +193,24 @@ fn bird_learns_our_block_and_its_prefix_reaches_our_fib() {
     assert_eq!(learned["kernel"]["installed"], true);
     assert_eq!(agent.json("/v1/blocks")[0]["block"], "10.244.0.64/26");
     agent.await_peer("192.0.2.2", "Established");
+    for (prefix, answer) in [
+        (
+            "10.244.0.64/26",
+            "10.244.0.64/26 is told to 192.0.2.2\n  this node's own: told, with next hop 192.0.2.1\n",
+        ),
+        (
+            "10.77.0.0/16",
+            "10.77.0.0/16 is not told to 192.0.2.2\n  from 192.0.2.2: the peer itself announced it\n",
+        ),
+        (
+            "10.244.0.70/32",
+            "10.244.0.70/32 is not told to 192.0.2.2: nobody announced exactly this to this node; 10.244.0.64/26 holds it\n",
+        ),
+    ] {
+        assert_eq!(agent.seaway(&format!("why-not {prefix} --peer 192.0.2.2")).expect(prefix), answer);
+    }
+    let refused = agent.seaway("why-not 10.77.0.0/16 --peer 192.0.2.9").expect_err("no peer");
+    assert!(refused.contains("192.0.2.9 is no BGP peer of this node: 192.0.2.2"), "{refused}");
     drop(bird);
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use super::explain::Withheld;
 use super::{MULTIPATH_MAX, Output, Peer, Speaker};
 use crate::best_path::{self, LOCAL_PREF_DEFAULT};
 use crate::config::NextHopMode;
@@ -299,23 +300,31 @@ impl Speaker {
         };
         let mut routes = Vec::with_capacity(paths.len());
         for (path_id, path) in paths {
-            if let Some(attributes) = self.export_attributes(prefix, &path, key) {
+            if let Ok(attributes) = self.export_attributes(prefix, &path, key) {
                 routes.push((path_id, (path.source, self.rib.intern(attributes))));
             }
         }
         routes
     }
 
-    fn export_attributes(&self, prefix: Prefix, path: &Path, key: &GroupKey) -> Option<Attributes> {
+    pub(super) fn export_attributes(
+        &self,
+        prefix: Prefix,
+        path: &Path,
+        key: &GroupKey,
+    ) -> Result<Attributes, Withheld> {
         let mut attributes = (*path.attributes).clone();
         let says = |community: u32| attributes.communities.contains(&community);
         let inside = says(community::NO_EXPORT) || says(community::NO_EXPORT_SUBCONFED);
-        if says(community::NO_ADVERTISE) || key.external && inside {
-            return None;
+        if says(community::NO_ADVERTISE) {
+            return Err(Withheld::NoAdvertise);
+        }
+        if key.external && inside {
+            return Err(Withheld::NoExport);
         }
         // RFC 9494 section 4.3: who does not know that it is stale would take it for a good route.
         if path.long_stale() && !key.long_lived {
-            return None;
+            return Err(Withheld::LongStale);
         }
         let internal_source = path.source != Source::Local && !path.external;
         if internal_source
@@ -323,7 +332,7 @@ impl Speaker {
             && !key.route_reflector_client
             && !self.is_from_client(path.source)
         {
-            return None;
+            return Err(Withheld::Internal);
         }
         if key.external && path.source != Source::Local {
             attributes.med = None;
@@ -331,6 +340,7 @@ impl Speaker {
         let attributes = self.export_policy(prefix, path, key, attributes)?;
         let attributes = self.export_mechanics(path, key, attributes, internal_source);
         self.with_next_hop(prefix, path, key, attributes, internal_source)
+            .ok_or(Withheld::NoNextHop(prefix.family()))
     }
 
     /// RFC 4456: between internal peers routes pass only where one side is a client.
@@ -349,9 +359,9 @@ impl Speaker {
         path: &Path,
         key: &GroupKey,
         attributes: Attributes,
-    ) -> Option<Attributes> {
+    ) -> Result<Attributes, Withheld> {
         if key.policy.is_transparent() {
-            return Some(attributes);
+            return Ok(attributes);
         }
         let local = self.local.get(&prefix).filter(|_| path.source == Source::Local);
         let (source, interface) = match path.source {
@@ -367,7 +377,11 @@ impl Speaker {
         };
         let subject = Subject { prefix, source, peer_type: PeerType::of(key.external), interface };
         let outcome = key.policy.evaluate(&subject, &attributes);
-        (outcome.verdict == Verdict::Accept).then(|| outcome.attributes.into_owned())
+        if outcome.verdict == Verdict::Accept {
+            return Ok(outcome.attributes.into_owned());
+        }
+        let rule = outcome.rule.and_then(|index| key.policy.rules.get(index));
+        Err(Withheld::Policy { rule: rule.map(|rule| Arc::clone(&rule.name)) })
     }
 
     /// What the protocol says of each attribute, after the policy.

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 mod exchange;
+mod explain;
 mod restarts;
 
 use super::*;

@@ -10,6 +10,7 @@ mod pod;
 mod route;
 mod service;
 mod status;
+mod why_not;
 
 use std::{io::Write, ops::ControlFlow};
 
@@ -36,6 +37,10 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
         Command::Route(RouteCommand::Show { prefix }) => {
             let found = route::find(agent.ask("/v1/routes").await?, prefix)?;
             shown(found, output, route::show)
+        }
+        Command::WhyNot { prefix, peer } => {
+            let path = format!("/v1/why-not?prefix={prefix}&peer={peer}");
+            listed(agent, &path, output, why_not::show).await
         }
         Command::Service(ServiceCommand::List { namespace }) => {
             let found = service::of_namespace(agent.ask("/v1/services").await?, namespace.as_deref())?;

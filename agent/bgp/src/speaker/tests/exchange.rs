@@ -9,7 +9,7 @@ use crate::rib::Rejected;
 use crate::wire::attributes::community;
 
 /// Speakers with one configuration per direction of each link.
-fn linked(asns: &[u32], links: &[(usize, usize, PeerConfig)]) -> Network {
+pub(super) fn linked(asns: &[u32], links: &[(usize, usize, PeerConfig)]) -> Network {
     let mut network = Network::new(asns);
     for index in 0..asns.len() {
         network.set_links(index, links);
@@ -18,13 +18,13 @@ fn linked(asns: &[u32], links: &[(usize, usize, PeerConfig)]) -> Network {
 }
 
 impl Network {
-    fn set_links(&mut self, index: usize, links: &[(usize, usize, PeerConfig)]) {
+    pub(super) fn set_links(&mut self, index: usize, links: &[(usize, usize, PeerConfig)]) {
         let of_index = links.iter().filter(|(from, _, _)| *from == index);
         let peers = of_index.map(|(_, to, config)| (address(*to), config.clone())).collect();
         self.speakers[index].set_peers(&peers, self.now);
     }
 
-    fn originate_as(&mut self, index: usize, routes: &[(Prefix, LocalRoute)]) {
+    pub(super) fn originate_as(&mut self, index: usize, routes: &[(Prefix, LocalRoute)]) {
         self.speakers[index].set_local(routes.iter().cloned().collect());
         self.advance(Duration::from_millis(1));
     }
@@ -42,20 +42,20 @@ impl Network {
     }
 }
 
-fn plain() -> PeerConfig {
+pub(super) fn plain() -> PeerConfig {
     PeerConfig::default()
 }
 
-fn reject(matches: Match) -> Policy {
+pub(super) fn reject(matches: Match) -> Policy {
     let rule = Rule { matches, verdict: Some(Verdict::Reject), ..Rule::default() };
     Policy { rules: vec![rule], default: Verdict::Accept }
 }
 
-fn within(prefix: Prefix) -> Match {
+pub(super) fn within(prefix: Prefix) -> Match {
     Match { prefix: Some(PrefixMatch::new(PrefixOperator::In, prefix)), ..Match::default() }
 }
 
-fn with_communities(communities: &[u32]) -> LocalRoute {
+pub(super) fn with_communities(communities: &[u32]) -> LocalRoute {
     LocalRoute { communities: communities.to_vec(), ..LocalRoute::default() }
 }
 
