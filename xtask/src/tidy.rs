@@ -27,7 +27,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kubelet", &[]),
     ("dns", &[]),
     ("cli", &[]),
-    ("agent", &["bgp", "bfd", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"]),
+    (
+        "agent",
+        &["bgp", "bfd", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"],
+    ),
     ("apiserver", &["api", "calico", "cel"]),
     ("scheduler", &["api"]),
     ("controllers", &["cel", "api", "calico", "scheduler"]),
