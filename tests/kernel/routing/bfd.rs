@@ -84,13 +84,14 @@ impl Bird {
         Bird { folder, process }
     }
 
-    /// The lines of its sessions that are up: address, link, state, since when, intervals.
+    /// Its sessions that are up: address, link, state, since when.
     fn sessions_up(&self) -> Vec<String> {
         let mut birdc = Command::new("/usr/sbin/birdc");
         birdc.arg("-s").arg(self.folder.join("ctl")).args(["show", "bfd", "sessions"]);
         let output = birdc.output().expect("running birdc");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.lines().filter(|line| line.contains(" Up ")).map(str::to_owned).collect()
+        let up = text.lines().filter(|line| line.contains(" Up "));
+        up.map(|line| line.split_whitespace().take(4).collect::<Vec<&str>>().join(" ")).collect()
     }
 }
 
