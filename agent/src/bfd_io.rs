@@ -394,5 +394,5 @@ impl Driver {
 
 /// Whether a place of `listening` is for IPv4, and whether for peers beyond the link.
 fn place(index: usize) -> (bool, bool) {
-    (index % 2 == 0, index >= 2)
+    (index.is_multiple_of(2), index >= 2)
 }

@@ -82,6 +82,10 @@ impl Agent {
         self.process.as_mut().expect("it was started").kill();
     }
 
+    pub fn terminate(&mut self) {
+        self.process.as_mut().expect("it was started").terminate();
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.process.as_mut().expect("it was started").is_running()
     }

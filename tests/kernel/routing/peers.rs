@@ -33,6 +33,13 @@ impl Process {
         self.child.wait().expect("waiting");
     }
 
+    /// SIGTERM, and its end.
+    pub fn terminate(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("a signal");
+        eventually("the process ends", || (!self.is_running()).then_some(()));
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("waiting").is_none()
     }

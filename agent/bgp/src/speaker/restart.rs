@@ -81,10 +81,8 @@ impl Speaker {
     ) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         match peer.established_at {
-            Some(since) => {
-                if heard_at.is_none_or(|at| at >= since) {
-                    self.feed(address, session::Input::PathFailed, now);
-                }
+            Some(since) if heard_at.is_none_or(|at| at >= since) => {
+                self.feed(address, session::Input::PathFailed, now);
             }
             None if independent => {
                 peer.stale_deadline = None;
@@ -92,7 +90,7 @@ impl Speaker {
                 self.rib.sweep_stale(Source::Peer(address), None);
                 self.forget_if_dynamic(address, now);
             }
-            None => {}
+            _ => {}
         }
     }
 
