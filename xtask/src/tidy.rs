@@ -29,7 +29,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["bgp", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"]),
     ("apiserver", &["api", "calico", "cel"]),
     ("scheduler", &["api"]),
-    ("controllers", &["cel", "api", "calico", "scheduler"]),
+    ("controllers", &["cel", "api", "calico", "ipam", "scheduler"]),
     ("control-plane", &["apiserver", "scheduler", "controllers", "api"]),
     ("xtask", &[]),
     ("protoc", &[]),
