@@ -1,5 +1,6 @@
 //! Routes, pod links, and the agent as a router between real peers.
 
+mod addresses;
 mod agent;
 mod asked;
 mod daemons;
@@ -7,6 +8,7 @@ mod interop;
 mod links;
 mod peers;
 mod plugin;
+mod pools;
 mod routes;
 mod table;
 
