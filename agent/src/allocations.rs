@@ -63,7 +63,7 @@ impl Allocations {
     fn of_this_boot(&self, mut saved: Saved, now: u64) -> Allocator {
         if saved.boot_id.is_some_and(|boot_id| boot_id != self.boot_id) {
             // Nobody has talked to these pods for as long as the boot took.
-            let gone = saved.allocator.release_if(now.saturating_sub(COOLDOWN), |_| true);
+            let gone = saved.allocator.restart(now.saturating_sub(COOLDOWN));
             tracing::info!(
                 pods = gone.len(),
                 "the machine was started anew: addresses of pods before that are free"
@@ -86,7 +86,7 @@ fn read(path: &Path) -> anyhow::Result<Option<Saved>> {
 
 #[cfg(test)]
 mod tests {
-    use ipam::{Pool, Request};
+    use ipam::{Pool, Request, Want};
     use tempfile::TempDir;
 
     use super::*;
@@ -109,7 +109,7 @@ mod tests {
             pod_name: "web".to_owned(),
             host_ports: Vec::new(),
         };
-        allocator.allocate(&pools, &request, NOW).unwrap();
+        allocator.allocate(&[Want::Of(pools.into())], &[], &request, NOW).unwrap();
         allocations.save(&allocator).unwrap();
         (allocations, allocator)
     }

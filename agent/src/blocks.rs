@@ -1,19 +1,22 @@
-//! Block affinities in the API server: one ConfigMap per block in kube-system, its name the claim.
+//! Blocks of addresses in the API server: one ConfigMap per block in kube-system, its name the claim.
 //!
-//! Creating is the compare-and-swap that decides who owns a block; the update to `confirmed` carries the resource
-//! version that was read. The decisions are `ipam::affinity::plan`; this loop carries them out, one at a time.
+//! Creating is the compare-and-swap that decides who owns a block; each later write carries the resource version that it was
+//! decided from. The decisions are `ipam::Keeper`'s; this loop sends them, one at a time, after what they change here is on
+//! disk.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipam::{Action, Affinity};
+use anyhow::Context;
+use ipam::keeper::Version;
+use ipam::{Affinity, Write};
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch as signal};
 
 use crate::network::Network;
 use crate::watch::{self, Change, Listing};
@@ -22,44 +25,35 @@ const NAMESPACE: &str = "kube-system";
 /// Label whose presence marks a ConfigMap as a block's; its value is the block, for people.
 const LABEL: &str = "seaway.dev/ipam-block";
 const RETRY: Duration = Duration::from_secs(2);
-
-struct Known {
-    affinity: Affinity,
-    object: ConfigMap,
-}
+/// Blocks are claimed and given back when the pools are known, or cannot be known: a server may not have the kinds.
+const POOLS_AWAITED: Duration = Duration::from_secs(5);
 
 struct Blocks {
     api: Api<ConfigMap>,
-    node: String,
     network: Arc<Network>,
-    known: BTreeMap<String, Known>,
-    listed: bool,
     reported_exhausted: bool,
     changed: Arc<Notify>,
 }
 
-/// Follows the affinities for ever. `wake` is notified when addresses have been taken, `changed` is told when the
-/// node's blocks have.
-pub async fn run(
-    client: Client,
-    node: String,
-    network: Arc<Network>,
-    wake: Arc<Notify>,
-    changed: Arc<Notify>,
-) {
+/// What the loop is told.
+pub struct Signals {
+    /// Addresses have been taken or have come free.
+    pub wake: Arc<Notify>,
+    /// Told when the node's blocks have changed.
+    pub changed: Arc<Notify>,
+    /// Whether the pools are known.
+    pub pools_known: signal::Receiver<bool>,
+}
+
+/// Follows the blocks for ever.
+pub async fn run(client: Client, network: Arc<Network>, signals: Signals) {
     let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
     let (sender, mut events) = watch::channel();
     watch::spawn(api.clone(), watcher::Config::default().labels(LABEL), sender, |event| event);
-    let mut blocks = Blocks {
-        api,
-        node,
-        network,
-        known: BTreeMap::new(),
-        listed: false,
-        reported_exhausted: false,
-        changed,
-    };
+    let Signals { wake, changed, mut pools_known } = signals;
+    let mut blocks = Blocks { api, network, reported_exhausted: false, changed };
     let mut listing = Listing::default();
+    let _ = tokio::time::timeout(POOLS_AWAITED, pools_known.wait_for(|known| *known)).await;
     let mut retry = false;
     loop {
         let timer =
@@ -76,9 +70,7 @@ pub async fn run(
             () = wake.notified() => {}
             () = timer => {}
         }
-        if blocks.listed {
-            retry = !blocks.reconcile().await;
-        }
+        retry = !blocks.reconcile().await;
     }
 }
 
@@ -86,106 +78,97 @@ impl Blocks {
     fn change(&mut self, change: Change<ConfigMap>) {
         match change {
             Change::All(objects) => {
-                self.known.clear();
-                objects.into_iter().for_each(|object| self.learn(object));
-                self.listed = true;
+                let all: Vec<_> = objects.iter().filter_map(read).collect();
+                self.network.with_keeper(|keeper| keeper.list(all));
             }
-            Change::Apply(object) => self.learn(object),
+            Change::Apply(object) => self.learn(&object),
             Change::Delete(object) => {
-                self.known.remove(&object.metadata.name.unwrap_or_default());
+                if let Some((affinity, version)) = read(&object) {
+                    self.network.with_keeper(|keeper| keeper.forget(affinity.block, version));
+                }
             }
         }
     }
 
-    fn learn(&mut self, object: ConfigMap) {
-        let name = object.metadata.name.clone().unwrap_or_default();
-        match affinity_of(&object) {
-            Ok(affinity) => {
-                self.known.insert(name, Known { affinity, object });
-            }
-            Err(error) => tracing::warn!("ConfigMap {NAMESPACE}/{name} is labelled as a block, but {error}"),
+    fn learn(&self, object: &ConfigMap) {
+        if let Some((affinity, version)) = read(object) {
+            self.network.with_keeper(|keeper| keeper.learn(affinity, version));
         }
     }
 
     /// Acts until there is nothing to do; returns whether that was reached.
     async fn reconcile(&mut self) -> bool {
         loop {
-            let affinities: Vec<Affinity> = self.known.values().map(|known| known.affinity.clone()).collect();
-            let allocator = self.network.allocator();
-            let actions = ipam::affinity::plan(self.network.pools(), &self.node, &affinities, &allocator);
-            if actions.is_empty() {
-                return true;
-            }
-            for action in actions {
-                if let Action::Exhausted(pool) = action {
-                    if !std::mem::replace(&mut self.reported_exhausted, true) {
-                        tracing::warn!(%pool, "no block is left in the pool");
-                    }
-                    return true;
-                }
-                if let Err(error) = self.act(action).await {
+            let step = match self.network.step_blocks() {
+                Ok(step) => step,
+                Err(error) => {
                     tracing::warn!("address blocks: {error:#}");
                     return false;
                 }
+            };
+            if step.changes.iter().any(|change| *change != ipam::Change::Noted) {
+                self.changed.notify_one();
+            }
+            let is_exhausted = !step.exhausted.is_empty();
+            if is_exhausted && !std::mem::replace(&mut self.reported_exhausted, is_exhausted) {
+                tracing::warn!(pools = ?step.exhausted, "no block is left in the pool, and no node offers an address");
+            }
+            self.reported_exhausted = is_exhausted;
+            let Some(write) = step.write else {
+                return true;
+            };
+            if let Err(error) = self.write(&write).await {
+                tracing::warn!(block = %write.block(), "address blocks: {error:#}");
+                return false;
             }
         }
     }
 
-    async fn act(&mut self, action: Action) -> anyhow::Result<()> {
-        match action {
-            Action::Claim(block) => self.claim(block).await,
-            Action::Confirm { block, sequence } => self.confirm(block, sequence).await,
-            Action::Adopt(block) => {
-                self.reported_exhausted = false;
-                let adopted = self.network.adopt_block(block);
-                self.changed.notify_one();
-                adopted
+    /// Sends a write; where the store has something else, learns that.
+    async fn write(&self, write: &Write) -> anyhow::Result<()> {
+        let name = object_name(write.block());
+        let written = match write {
+            Write::Create(affinity) => {
+                self.api.create(&PostParams::default(), &object_of(affinity, None)).await.map(Some)
             }
-            Action::Surrender { block, owner } => {
-                tracing::error!(%block, owner, "the API server has another owner for a block of this node");
-                let surrendered = self.network.surrender_block(block);
-                self.changed.notify_one();
-                surrendered
+            Write::Replace(affinity, version) => {
+                let object = object_of(affinity, Some(*version));
+                self.api.replace(&name, &PostParams::default(), &object).await.map(Some)
             }
-            Action::Exhausted(_) => Ok(()),
-        }
-    }
-
-    async fn claim(&mut self, block: IpNetwork) -> anyhow::Result<()> {
-        let object =
-            object_of(&Affinity { block, node: self.node.clone(), state: ipam::State::Pending, sequence: 1 });
-        let name = object_name(block);
-        match self.api.create(&PostParams::default(), &object).await {
-            Ok(created) => self.learn(created),
+            Write::Delete(_, version) => {
+                let preconditions = Preconditions { uid: None, resource_version: Some(version.to_string()) };
+                let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+                self.api.delete(&name, &params).await.map(|_| None)
+            }
+        };
+        match written {
+            Ok(Some(object)) => self.learn(&object),
+            Ok(None) => self.forget(write.block()),
             // Another node was first, or an earlier try of ours got through.
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let present = self.api.get(&name).await?;
-                self.learn(present);
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                match self.api.get_opt(&name).await.context("reading it anew")? {
+                    Some(present) => self.learn(&present),
+                    None => self.forget(write.block()),
+                }
             }
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    async fn confirm(&mut self, block: IpNetwork, sequence: u64) -> anyhow::Result<()> {
-        let name = object_name(block);
-        let Some(known) = self.known.get(&name) else { return Ok(()) };
-        let mut object = object_of(&Affinity {
-            block,
-            node: self.node.clone(),
-            state: ipam::State::Confirmed,
-            sequence: sequence + 1,
-        });
-        object.metadata.resource_version = known.object.metadata.resource_version.clone();
-        match self.api.replace(&name, &PostParams::default(), &object).await {
-            Ok(replaced) => self.learn(replaced),
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let present = self.api.get(&name).await?;
-                self.learn(present);
-            }
-            Err(error) => return Err(error.into()),
+    fn forget(&self, block: IpNetwork) {
+        self.network.with_keeper(|keeper| keeper.forget(block, Version::MAX));
+    }
+}
+
+fn read(object: &ConfigMap) -> Option<(Affinity, Version)> {
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    match affinity_of(object) {
+        Ok(found) => Some(found),
+        Err(error) => {
+            tracing::warn!("ConfigMap {NAMESPACE}/{name} is labelled as a block, but {error}");
+            None
         }
-        Ok(())
     }
 }
 
@@ -193,69 +176,46 @@ fn object_name(block: IpNetwork) -> String {
     format!("ipam-block-{}-{}", block.network().to_string().replace(['.', ':'], "-"), block.prefix())
 }
 
-fn object_of(affinity: &Affinity) -> ConfigMap {
+fn object_of(affinity: &Affinity, version: Option<Version>) -> ConfigMap {
     let block = affinity.block;
     let label = format!("{}-{}", block.network().to_string().replace(':', "."), block.prefix());
-    let data = [
-        ("block", block.to_string()),
-        ("node", affinity.node.clone()),
-        ("state", affinity.state.to_string()),
-        ("sequence", affinity.sequence.to_string()),
-    ];
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(object_name(block)),
             namespace: Some(NAMESPACE.to_owned()),
             labels: Some(BTreeMap::from([(LABEL.to_owned(), label)])),
+            resource_version: version.map(|version| version.to_string()),
             ..ObjectMeta::default()
         },
-        data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+        data: Some(affinity.to_fields()),
         ..ConfigMap::default()
     }
 }
 
-fn affinity_of(object: &ConfigMap) -> Result<Affinity, String> {
-    let data = object.data.as_ref().ok_or("it has no data")?;
-    let field = |name: &str| data.get(name).ok_or_else(|| format!("its data has no {name}"));
-    Ok(Affinity {
-        block: field("block")?.parse().map_err(|error| format!("its block is no CIDR: {error}"))?,
-        node: field("node")?.clone(),
-        state: field("state")?.parse()?,
-        sequence: field("sequence")?
-            .parse()
-            .map_err(|error| format!("its sequence is no number: {error}"))?,
-    })
+fn affinity_of(object: &ConfigMap) -> Result<(Affinity, Version), String> {
+    let affinity = Affinity::from_fields(object.data.as_ref().ok_or("it has no data")?)?;
+    let version = object.metadata.resource_version.as_deref().unwrap_or_default();
+    let version = version.parse().map_err(|_| format!("its resourceVersion {version:?} is no number"))?;
+    Ok((affinity, version))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_affinity_survives_its_configmap() {
-        for block in ["10.244.0.64/26", "fd00:10:244::40/122"] {
-            let affinity = Affinity {
-                block: block.parse().unwrap(),
-                node: "sw-node1".to_owned(),
-                state: ipam::State::Pending,
-                sequence: 7,
-            };
-            assert_eq!(affinity_of(&object_of(&affinity)), Ok(affinity));
-        }
-        assert_eq!(object_name("10.244.0.64/26".parse().unwrap()), "ipam-block-10-244-0-64-26");
+    fn affinity(block: &str) -> Affinity {
+        Affinity::new(block.parse().unwrap(), "sw-node1", ipam::State::Pending, 7)
     }
 
     #[test]
-    fn a_damaged_configmap_is_named_by_its_field() {
-        let mut object = object_of(&Affinity {
-            block: "10.244.0.64/26".parse().unwrap(),
-            node: "a".to_owned(),
-            state: ipam::State::Confirmed,
-            sequence: 1,
-        });
-        object.data.as_mut().unwrap().insert("state".to_owned(), "maybe".to_owned());
-        assert!(affinity_of(&object).unwrap_err().contains("state"));
-        object.data.as_mut().unwrap().remove("block");
-        assert!(affinity_of(&object).unwrap_err().contains("block"));
+    fn a_block_survives_its_configmap() {
+        for block in ["10.244.0.64/26", "fd00:10:244::40/122"] {
+            let object = object_of(&affinity(block), Some(42));
+            assert_eq!(affinity_of(&object), Ok((affinity(block), 42)));
+        }
+        assert_eq!(object_name("10.244.0.64/26".parse().unwrap()), "ipam-block-10-244-0-64-26");
+        assert!(
+            affinity_of(&object_of(&affinity("10.0.0.0/26"), None)).unwrap_err().contains("resourceVersion")
+        );
     }
 }

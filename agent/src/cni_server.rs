@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use cni::v1::{
@@ -13,7 +14,7 @@ use cni::v1::{
     GcRequest, GcResponse, PortMapping, StatusRequest, StatusResponse,
 };
 use dataplane::links;
-use ipam::HostPort;
+use ipam::{HostPort, Want};
 use ipnetwork::IpNetwork;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
@@ -22,13 +23,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::network::{AddError, Attached, Network};
+use crate::wishes::{self, Wishes};
 
 /// The newest version that containerd 1.6 takes; our plugin's results fit all.
 const CONFLIST_VERSION: &str = "1.0.0";
 pub const CONFLIST_NAME: &str = "10-seaway.conflist";
 
+/// How long an ADD waits for an address that was asked for. The kubelet tries again.
+const ADDRESS_WAIT: Duration = Duration::from_secs(3);
+
 pub struct Server {
     network: Arc<Network>,
+    wishes: Arc<Wishes>,
     /// Why pods cannot be served now; empty when they can.
     not_ready: watch::Receiver<String>,
     addresses_taken: Arc<Notify>,
@@ -37,10 +43,43 @@ pub struct Server {
 impl Server {
     pub fn new(
         network: Arc<Network>,
+        wishes: Arc<Wishes>,
         not_ready: watch::Receiver<String>,
         addresses_taken: Arc<Notify>,
     ) -> Server {
-        Server { network, not_ready, addresses_taken }
+        Server { network, wishes, not_ready, addresses_taken }
+    }
+
+    /// Wires a pod up, waiting a while for an address that may come.
+    async fn attach(
+        &self,
+        request: ipam::Request,
+        wants: Vec<Want>,
+        netns: File,
+    ) -> Result<Attached, Status> {
+        let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
+        let (request, netns) = (Arc::new((request, wants)), Arc::new(netns));
+        let came = self.network.addresses_came();
+        let until = tokio::time::Instant::now() + ADDRESS_WAIT;
+        loop {
+            let mut coming = std::pin::pin!(came.notified());
+            coming.as_mut().enable();
+            let (network, request, netns) = (self.network.clone(), request.clone(), netns.clone());
+            let attached = blocking(move || Ok(network.add(&request.0, &request.1, &netns))).await?;
+            self.addresses_taken.notify_one();
+            match attached {
+                Ok(attached) => return Ok(attached),
+                Err(AddError::NoAddress { message, is_asked_for }) => {
+                    if !is_asked_for || tokio::time::timeout_at(until, coming).await.is_err() {
+                        return Err(Status::resource_exhausted(message));
+                    }
+                }
+                Err(AddError::Failed(error)) => {
+                    tracing::warn!(pod, "ADD: {error:#}");
+                    return Err(Status::internal(format!("{error:#}")));
+                }
+            }
+        }
     }
 
     /// Binds the socket, so that who connects from now on waits instead of failing, and serves until cancelled.
@@ -99,6 +138,7 @@ impl cni::v1::cni_server::Cni for Server {
         let attachment = attachment(request.attachment)?;
         let netns = open_netns(&request.netns)?;
         let host_ports = request.port_mappings.iter().map(host_port).collect::<Result<Vec<_>, Status>>()?;
+        let pod_uid = request.pod_uid;
         let request = ipam::Request {
             container_id: attachment.container_id,
             interface: attachment.interface,
@@ -106,18 +146,14 @@ impl cni::v1::cni_server::Cni for Server {
             pod_name: request.pod_name,
             host_ports: host_ports.into_iter().flatten().collect(),
         };
-        let network = self.network.clone();
         let started = std::time::Instant::now();
         let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
-        let attached = blocking(move || Ok(network.add(&request, &netns))).await?;
-        self.addresses_taken.notify_one();
-        let attached = attached.map_err(|error| match error {
-            AddError::NoAddress(reason) => Status::resource_exhausted(reason.to_string()),
-            AddError::Failed(error) => {
-                tracing::warn!(pod, "ADD: {error:#}");
-                Status::internal(format!("{error:#}"))
-            }
+        let (facts, of_namespace) = self.wishes.of(&request.pod_namespace, &request.pod_name, &pod_uid).await;
+        let wants = wishes::wants(&self.network.supply(), &facts, &of_namespace).map_err(|problem| {
+            tracing::warn!(pod, "ADD: {problem}");
+            Status::failed_precondition(problem)
         })?;
+        let attached = self.attach(request, wants, netns).await?;
         let microseconds = started.elapsed().as_micros();
         tracing::info!(pod, addresses = ?attached.addresses, link = attached.host_interface, microseconds, "pod added");
         Ok(Response::new(response(&attached)))
@@ -127,6 +163,7 @@ impl cni::v1::cni_server::Cni for Server {
         let attachment = attachment(request.into_inner().attachment)?;
         let network = self.network.clone();
         blocking(move || network.delete(&attachment.container_id, &attachment.interface)).await?;
+        self.addresses_taken.notify_one();
         Ok(Response::new(DelResponse {}))
     }
 
@@ -166,6 +203,7 @@ impl cni::v1::cni_server::Cni for Server {
             request.into_inner().valid.into_iter().map(|a| (a.container_id, a.interface)).collect();
         let network = self.network.clone();
         blocking(move || network.collect(&valid)).await?;
+        self.addresses_taken.notify_one();
         Ok(Response::new(GcResponse {}))
     }
 }

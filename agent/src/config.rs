@@ -48,7 +48,7 @@ pub struct Config {
     #[arg(long, env = "SEAWAY_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
 
-    /// Addresses of pods; one range per family.
+    /// Addresses of pods; one range per family, whose families pods have. IPPools for pods go before them.
     #[arg(
         long = "cluster-cidr",
         env = "SEAWAY_CLUSTER_CIDR",
@@ -192,7 +192,7 @@ pub enum Masquerade {
 
 impl Masquerade {
     /// Whether it is so in the family of `range`.
-    fn covers(self, range: &IpNetwork) -> bool {
+    pub fn covers(self, range: &IpNetwork) -> bool {
         match self {
             Masquerade::Off => false,
             Masquerade::Ipv4 => range.is_ipv4(),

@@ -25,12 +25,14 @@ mod health_ports;
 mod metrics;
 mod network;
 mod persist;
+mod pools;
 mod routing;
 mod run;
 mod services;
 mod stale;
 mod status;
 mod watch;
+mod wishes;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;

@@ -21,7 +21,7 @@ use dataplane::reaper::Reaper;
 use dataplane::routes::{Routes, RoutesConfig, Target};
 use ebpf_common::desired::{Clients, Endpoint, Service, Services};
 use ebpf_common::{Address, FrontendKey, Port, Protocol};
-use ipam::{AllocateError, Allocation, Allocator, Pool, Request};
+use ipam::{AllocateError, Allocation, Allocator, Demand, Demands, Keeper, Request, Want};
 use ipnetwork::IpNetwork;
 use proxy::Announced;
 use serde::{Deserialize, Serialize};
@@ -32,14 +32,23 @@ use crate::allocations::Allocations;
 use crate::bgp_io;
 use crate::config::Config;
 use crate::persist;
+use crate::pools::Supply;
+
+mod blocks;
+
+pub use blocks::BlockStatus;
 
 /// Container id and interface name.
 type AttachmentKey = (String, String);
 
 #[derive(Debug, Error)]
 pub enum AddError {
-    #[error(transparent)]
-    NoAddress(#[from] AllocateError),
+    #[error("{message}")]
+    NoAddress {
+        message: String,
+        /// It may be on its way here.
+        is_asked_for: bool,
+    },
     #[error("{0:#}")]
     Failed(anyhow::Error),
 }
@@ -85,6 +94,12 @@ impl Saved {
 
 struct State {
     allocator: Allocator,
+    /// Changes of the allocator that are not on disk.
+    is_unsaved: bool,
+    /// The blocks of all nodes.
+    keeper: Keeper,
+    demands: Demands,
+    supply: Supply,
     routes: Routes,
     /// Routes that this node originates: blocks and pods. They go before learned ones.
     own: BTreeMap<IpNetwork, Target>,
@@ -99,7 +114,6 @@ struct State {
 }
 
 pub struct Network {
-    pools: Vec<Pool>,
     allocations: Allocations,
     services_file: PathBuf,
     mtu: u32,
@@ -112,12 +126,17 @@ pub struct Network {
     reaper: Reaper,
     bgp: bgp_io::Handle,
     host_ports_changed: Arc<Notify>,
+    addresses_came: Arc<Notify>,
 }
 
 impl Network {
     /// Reads what an earlier agent left, on disk and in the kernel, and goes on from there.
-    pub fn open(config: &Config, datapath: Option<Datapath>, bgp: bgp_io::Handle) -> anyhow::Result<Network> {
-        let pools = config.pools()?;
+    pub fn open(
+        config: &Config,
+        supply: Supply,
+        datapath: Option<Datapath>,
+        bgp: bgp_io::Handle,
+    ) -> anyhow::Result<Network> {
         let wired = !Links::open()?.pods()?.is_empty();
         let (allocations, allocator) = Allocations::open(config.state_dir.join("ipam.json"), wired, now())?;
         let address_of = |v4: bool| config.node_ips.iter().find(|a| a.is_ipv4() == v4).copied();
@@ -139,6 +158,10 @@ impl Network {
         .context("starting the thread that deletes links")?;
         let state = State {
             allocator,
+            is_unsaved: false,
+            keeper: Keeper::new(&config.node_name),
+            demands: Demands::default(),
+            supply,
             routes,
             own: BTreeMap::new(),
             learned: BTreeMap::new(),
@@ -148,7 +171,6 @@ impl Network {
             suspects: BTreeSet::new(),
         };
         let network = Network {
-            pools,
             allocations,
             services_file: config.state_dir.join("announced.json"),
             mtu: uplink.mtu,
@@ -161,6 +183,7 @@ impl Network {
             datapath: datapath.map(Mutex::new),
             bgp,
             host_ports_changed: Arc::default(),
+            addresses_came: Arc::default(),
         };
         if !config.router_only {
             links::prepare_host(&uplink.name).context("setting up forwarding")?;
@@ -211,22 +234,13 @@ impl Network {
         Ok(())
     }
 
-    pub fn pools(&self) -> &[Pool] {
-        &self.pools
-    }
-
     pub fn mtu(&self) -> u32 {
         self.mtu
     }
 
     /// Wires a pod up. A repeated call for the same attachment makes it anew with the same addresses.
-    pub fn add(&self, request: &Request, netns: &File) -> Result<Attached, AddError> {
-        let addresses = {
-            let mut state = self.state();
-            let addresses = state.allocator.allocate(&self.pools, request, now())?;
-            self.save(&state).map_err(AddError::Failed)?;
-            addresses
-        };
+    pub fn add(&self, request: &Request, wants: &[Want], netns: &File) -> Result<Attached, AddError> {
+        let addresses = self.allocate(request, wants)?;
         if !request.host_ports.is_empty() {
             self.host_ports_changed.notify_one();
         }
@@ -269,11 +283,21 @@ impl Network {
 
     /// Takes an attachment down; one that is unknown is fine.
     pub fn delete(&self, container_id: &str, interface: &str) -> anyhow::Result<()> {
+        self.delete_until(container_id, interface, u64::MAX)
+    }
+
+    /// As [`Self::delete`], but leaves what the attachment was given after the allocation of this number.
+    fn delete_until(&self, container_id: &str, interface: &str, sequence: u64) -> anyhow::Result<()> {
         let index = {
             let mut state = self.state();
-            let released = state.allocator.release(container_id, Some(interface), now());
+            let is_of =
+                |a: &Allocation| a.owner.container_id == container_id && a.owner.interface == interface;
+            if state.allocator.allocations().any(|a| is_of(a) && a.sequence > sequence) {
+                return Ok(());
+            }
+            let released = state.allocator.release_if(now(), is_of);
             if !released.is_empty() {
-                self.save(&state)?;
+                self.save(&mut state)?;
             }
             self.forget(&released);
             for allocation in &released {
@@ -317,11 +341,11 @@ impl Network {
 
     /// Releases every attachment that is not listed.
     pub fn collect(&self, valid: &BTreeSet<AttachmentKey>) -> anyhow::Result<()> {
-        let gone: BTreeSet<AttachmentKey> =
-            self.state().allocator.allocations().map(key_of).filter(|key| !valid.contains(key)).collect();
-        for (container_id, interface) in gone {
+        let gone: BTreeMap<AttachmentKey, u64> =
+            self.state().attachments().into_iter().filter(|(key, _)| !valid.contains(key)).collect();
+        for ((container_id, interface), sequence) in gone {
             tracing::info!(container_id, interface, "releasing an attachment that is not valid any more");
-            self.delete(&container_id, &interface)?;
+            self.delete_until(&container_id, &interface, sequence)?;
         }
         Ok(())
     }
@@ -332,11 +356,10 @@ impl Network {
         let links: BTreeSet<String> = Links::open()?.pods()?.into_iter().map(|link| link.name).collect();
         let (dead, orphans) = {
             let mut state = self.state();
-            let by_name: BTreeMap<String, AttachmentKey> = state
-                .allocator
-                .allocations()
-                .map(key_of)
-                .map(|key| (links::host_link_name(&key.0, &key.1), key))
+            let by_name: BTreeMap<String, (AttachmentKey, u64)> = state
+                .attachments()
+                .into_iter()
+                .map(|(key, sequence)| (links::host_link_name(&key.0, &key.1), (key, sequence)))
                 .collect();
             let odd: BTreeSet<String> = by_name
                 .keys()
@@ -346,50 +369,20 @@ impl Network {
                 .collect();
             let confirmed: Vec<String> = odd.intersection(&state.suspects).cloned().collect();
             state.suspects = odd;
-            let dead: Vec<AttachmentKey> = confirmed.iter().filter_map(|n| by_name.get(n).cloned()).collect();
+            let dead: Vec<(AttachmentKey, u64)> =
+                confirmed.iter().filter_map(|n| by_name.get(n).cloned()).collect();
             let orphans: Vec<String> =
                 confirmed.into_iter().filter(|name| !by_name.contains_key(name)).collect();
             (dead, orphans)
         };
-        for (container_id, interface) in dead {
+        for ((container_id, interface), sequence) in dead {
             tracing::info!(container_id, interface, "releasing the address of a pod whose namespace is gone");
-            self.delete(&container_id, &interface)?;
+            self.delete_until(&container_id, &interface, sequence)?;
         }
         for name in orphans {
             tracing::info!(name, "removing a pod link that belongs to nothing");
             Links::open()?.remove(&name)?;
         }
-        Ok(())
-    }
-
-    /// Takes a confirmed block into use: allocation, null route, announcement.
-    pub fn adopt_block(&self, block: IpNetwork) -> anyhow::Result<()> {
-        let Some(pool) = self.pools.iter().find(|pool| pool.owns(block)) else {
-            bail!("block {block} is in no pool of --cluster-cidr");
-        };
-        let mut state = self.state();
-        state.allocator.add_block(block, pool);
-        self.save(&state)?;
-        self.announce(&mut state);
-        state.set_all();
-        state.apply();
-        tracing::info!(%block, "block confirmed and announced");
-        Ok(())
-    }
-
-    /// Stops using a block that turned out to be another node's.
-    pub fn surrender_block(&self, block: IpNetwork) -> anyhow::Result<()> {
-        let mut state = self.state();
-        let lost = state.allocator.remove_block(block);
-        self.save(&state)?;
-        state.set_own(block, None);
-        self.forget(&lost);
-        for allocation in &lost {
-            state.set_own(allocation.address.into(), None);
-        }
-        self.announce(&mut state);
-        state.apply();
-        tracing::error!(%block, pods = lost.len(), "block belongs to another node; its pods here are cut off");
         Ok(())
     }
 
@@ -403,17 +396,19 @@ impl Network {
     }
 
     fn announce(&self, state: &mut State) {
-        let blocks: Vec<IpNetwork> = state.allocator.blocks().collect();
-        for block in &blocks {
-            let single = block.prefix() == if block.is_ipv4() { 32 } else { 128 };
-            if !single {
-                state.own.insert(*block, Target::Blackhole);
-            }
+        let blocks: Vec<IpNetwork> =
+            state.allocator.blocks().filter(|block| state.is_in_use(*block)).collect();
+        for block in blocks.iter().filter(|block| !is_single(**block)) {
+            state.own.insert(*block, Target::Blackhole);
         }
+        let borrowed = state.allocator.borrowed().filter(|address| state.is_in_use(*address));
+        let pods = borrowed.map(|address| (address, LocalKind::Pod));
+        let of_pods = blocks.into_iter().map(|block| (block, LocalKind::Block)).chain(pods);
+        let of_pods = of_pods.filter(|(block, _)| state.supply.announces(*block));
         let services = &state.services;
         let ranges = services.ranges.iter().map(|range| (*range, LocalKind::ServiceRange));
         let addresses = services.addresses.iter().map(|address| (*address, LocalKind::Service));
-        let all = ranges.chain(addresses).chain(blocks.into_iter().map(|block| (block, LocalKind::Block)));
+        let all = ranges.chain(addresses).chain(of_pods);
         let route = |(prefix, kind): (IpNetwork, LocalKind)| {
             (Prefix::from(prefix), local_route(prefix, kind, &state.communities))
         };
@@ -505,27 +500,28 @@ impl Network {
 
     /// Tells the datapath the node's addresses, as they are now.
     pub fn refresh_node(&self) -> anyhow::Result<()> {
+        let pod_ranges = self.state().supply.pools.iter().map(|pool| pool.cidr()).collect();
         let Some(mut datapath) = self.datapath() else { return Ok(()) };
         let node = NodeConfig {
             service_ranges: self.service_cidrs.clone(),
-            pod_ranges: self.pools.iter().map(Pool::cidr).collect(),
+            pod_ranges,
             ..NodeConfig::of_namespace(&self.node_ips).context("reading the node's addresses")?
         };
         datapath.set_node(&node).context("telling the datapath the node's addresses")
     }
 
-    /// Tells the datapath what leaves with the node's address: nothing that is for one of these nodes.
+    /// Tells the datapath what leaves with the node's address: nothing that is for one of these nodes, or for a pod.
     pub fn set_masquerade(&self, nodes: impl Iterator<Item = IpAddr>) -> anyhow::Result<()> {
-        let Some(mut datapath) = self.datapath() else { return Ok(()) };
         let mut masquerade = self.masquerade.clone();
+        {
+            let pools = &self.state().supply.pools;
+            masquerade.pods =
+                pools.iter().filter(|pool| pool.is_masqueraded).map(|pool| pool.cidr()).collect();
+            masquerade.except.extend(pools.iter().map(|pool| pool.cidr()));
+        }
         masquerade.except.extend(nodes.map(IpNetwork::from));
+        let Some(mut datapath) = self.datapath() else { return Ok(()) };
         datapath.set_masquerade(&masquerade).context("telling the datapath whose address is exchanged")
-    }
-
-    /// Whether a pod could be given an address now.
-    pub fn has_addresses(&self) -> bool {
-        let state = self.state();
-        self.pools.iter().all(|pool| state.allocator.free(pool) > 0)
     }
 
     /// A copy of the allocations, for planning and display.
@@ -572,8 +568,11 @@ impl Network {
         self.datapath.as_ref().map(lock)
     }
 
-    fn save(&self, state: &State) -> anyhow::Result<()> {
-        self.allocations.save(&state.allocator)
+    fn save(&self, state: &mut State) -> anyhow::Result<()> {
+        state.is_unsaved = true;
+        self.allocations.save(&state.allocator)?;
+        state.is_unsaved = false;
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -591,12 +590,35 @@ impl State {
     }
 
     fn refresh(&mut self, destination: IpNetwork) {
-        let target = self.own.get(&destination).or_else(|| self.learned.get(&destination)).cloned();
+        let own = self.own.get(&destination).cloned();
+        // What no pod here has must not go round between this node and the block's owner.
+        let unused = || {
+            let is_ours = is_single(destination) && self.allocator.has_block(destination);
+            is_ours.then_some(Target::Blackhole)
+        };
+        let target = own.or_else(unused).or_else(|| self.learned.get(&destination).cloned());
         self.routes.set(destination, target);
     }
 
+    /// Whether a block is told to others: what is not confirmed now is for only as long as pods depend on it.
+    fn is_in_use(&self, block: IpNetwork) -> bool {
+        let used = self.allocator.usage(block).is_some_and(|(used, _)| used > 0);
+        used || !self.allocator.is_suspended(block)
+    }
+
+    /// Attachments, with the number of the newest allocation of each.
+    fn attachments(&self) -> BTreeMap<AttachmentKey, u64> {
+        let mut attachments = BTreeMap::new();
+        for allocation in self.allocator.allocations() {
+            let newest = attachments.entry(key_of(allocation)).or_insert(0);
+            *newest = allocation.sequence.max(*newest);
+        }
+        attachments
+    }
+
     fn set_all(&mut self) {
-        let destinations: Vec<IpNetwork> = self.own.keys().copied().collect();
+        let single = self.allocator.blocks().chain(self.allocator.borrowed()).filter(|it| is_single(*it));
+        let destinations: BTreeSet<IpNetwork> = self.own.keys().copied().chain(single).collect();
         destinations.into_iter().for_each(|destination| self.refresh(destination));
     }
 
@@ -615,6 +637,10 @@ impl State {
             }
         }
     }
+}
+
+fn is_single(block: IpNetwork) -> bool {
+    block.prefix() == if block.is_ipv4() { 32 } else { 128 }
 }
 
 fn local_route(

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bgp::SpeakerConfig;
-use calico::{BgpConfiguration, BgpFilter, BgpPeer};
+use calico::{BgpConfiguration, BgpFilter, BgpPeer, IpPool, IpReservation};
 use dataplane::datapath::{self, Datapath};
 use dataplane::routes::RouteMonitor;
 use ebpf_common::{FrontendKey, Port, Protocol};
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use proxy::NodeView;
@@ -25,9 +26,11 @@ use crate::config::Config;
 use crate::health::{Family, Health};
 use crate::metrics::Metrics;
 use crate::network::Network;
+use crate::pools::{PodPool, Pools};
 use crate::routing::{self, Identity, Routing};
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
+use crate::wishes::{Listings, Wishes};
 use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, stale, status};
 
 /// How long peers keep our routes while we restart, and we theirs.
@@ -54,6 +57,10 @@ enum Event {
     Configuration(watcher::Event<BgpConfiguration>),
     Peer(watcher::Event<BgpPeer>),
     Filter(watcher::Event<BgpFilter>),
+    Pool(watcher::Event<IpPool>),
+    Reservation(watcher::Event<IpReservation>),
+    Pod(watcher::Event<PartialObjectMeta<Pod>>),
+    Namespace(watcher::Event<PartialObjectMeta<Namespace>>),
 }
 
 /// Why the agent ended.
@@ -92,9 +99,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<En
         let (datapath, for_later) = open_meanwhile(&config, &mut services, &mut events).await?;
         (Some(datapath), for_later)
     };
-    let network = Arc::new(Network::open(&config, datapath, bgp.clone())?);
-    let mut agent =
-        Agent::new(config, (routing, identity), network, bgp, client, (services, health, metrics));
+    let mut pools = Pools::open(&config)?;
+    let network = Arc::new(Network::open(&config, pools.tell(), datapath, bgp.clone())?);
+    let addresses = Addresses::open(&config, pools, client.clone())?;
+    let of_services = (services, health, metrics);
+    let mut agent = Agent::new(config, (routing, identity), network, bgp, client, of_services, addresses);
     agent.start(&cancel).await?;
     for_later.into_iter().for_each(|event| agent.event(event));
     let bgp = agent.bgp.clone();
@@ -115,7 +124,12 @@ fn follow(client: &Client, config: &Config) -> mpsc::Receiver<Event> {
     watch::spawn(Api::all(client()), all(), sender.clone(), Event::Filter);
     if !config.router_only {
         watch::spawn(Api::all(client()), all(), sender.clone(), Event::Service);
-        watch::spawn(Api::all(client()), all(), sender, Event::Slice);
+        watch::spawn(Api::all(client()), all(), sender.clone(), Event::Slice);
+        watch::spawn(Api::all(client()), all(), sender.clone(), Event::Pool);
+        watch::spawn(Api::all(client()), all(), sender.clone(), Event::Reservation);
+        watch::spawn(Api::all(client()), all(), sender.clone(), Event::Namespace);
+        let here = all().fields(&format!("spec.nodeName={}", config.node_name));
+        watch::spawn(Api::all(client()), here, sender, Event::Pod);
     }
     events
 }
@@ -239,6 +253,22 @@ fn socket_cgroup(cgroup_parent: &str) -> anyhow::Result<PathBuf> {
     Ok(root.join(parent.strip_prefix("/").unwrap_or(parent)))
 }
 
+/// Where addresses of pods come from, and who wants which.
+struct Addresses {
+    pools: Pools,
+    pools_known: signal::Sender<bool>,
+    wishes: Arc<Wishes>,
+    listings: Listings,
+}
+
+impl Addresses {
+    fn open(config: &Config, pools: Pools, client: Client) -> anyhow::Result<Addresses> {
+        let wishes = Wishes::open(client, config.state_dir.join("wishes.json"))?;
+        let pools_known = signal::Sender::new(pools.is_known());
+        Ok(Addresses { pools, pools_known, wishes: Arc::new(wishes), listings: Listings::default() })
+    }
+}
+
 struct Agent {
     config: Config,
     network: Arc<Network>,
@@ -260,6 +290,7 @@ struct Agent {
     network_ready: signal::Sender<bool>,
     addresses_taken: Arc<Notify>,
     blocks_changed: Arc<Notify>,
+    addresses: Addresses,
 }
 
 impl Agent {
@@ -270,8 +301,10 @@ impl Agent {
         bgp: bgp_io::Handle,
         client: Client,
         (services, health, metrics): (Services, Arc<Health>, Arc<Metrics>),
+        addresses: Addresses,
     ) -> Agent {
         Agent {
+            addresses,
             services,
             health,
             metrics,
@@ -316,13 +349,18 @@ impl Agent {
         self.start_health(cancel);
         let server = cni_server::Server::new(
             self.network.clone(),
+            self.addresses.wishes.clone(),
             self.not_ready.subscribe(),
             self.addresses_taken.clone(),
         );
         server.start(&self.config.cni_socket(), cancel.clone())?;
-        let (client, node) = (self.client.clone(), self.config.node_name.clone());
-        let (taken, changed) = (self.addresses_taken.clone(), self.blocks_changed.clone());
-        tokio::spawn(blocks::run(client.clone(), node, self.network.clone(), taken, changed));
+        let client = self.client.clone();
+        let signals = blocks::Signals {
+            wake: self.addresses_taken.clone(),
+            changed: self.blocks_changed.clone(),
+            pools_known: self.addresses.pools_known.subscribe(),
+        };
+        tokio::spawn(blocks::run(client.clone(), self.network.clone(), signals));
         if !self.config.no_dns {
             self.start_dns(cancel).await?;
         }
@@ -441,7 +479,35 @@ impl Agent {
                     self.set_peers();
                 }
             }
+            Event::Pool(event) => {
+                if self.addresses.pools.pool(event) {
+                    self.set_pools();
+                }
+            }
+            Event::Reservation(event) => {
+                if self.addresses.pools.reservation(event) {
+                    self.set_pools();
+                }
+            }
+            Event::Pod(event) => self.addresses.wishes.pod(&mut self.addresses.listings, event),
+            Event::Namespace(event) => self.addresses.wishes.namespace(&mut self.addresses.listings, event),
         }
+    }
+
+    /// Carries out what is known of pools.
+    fn set_pools(&mut self) {
+        let supply = self.addresses.pools.tell();
+        let ranges = supply.pools.iter().map(PodPool::cidr).chain(self.config.cluster_cidrs.iter().copied());
+        if self.routing.set_cluster_ranges(ranges.collect()) {
+            self.set_peers();
+        }
+        self.network.set_supply(supply);
+        self.addresses.pools_known.send_replace(self.addresses.pools.is_known());
+        if let Err(error) = self.network.refresh_node() {
+            tracing::warn!("{error:#}");
+        }
+        self.set_masquerade();
+        self.addresses_taken.notify_one();
     }
 
     fn node(&mut self, change: Change<Node>) {
@@ -461,6 +527,9 @@ impl Agent {
             || matches!(&change, Change::Delete(node) if is_own(node))
         {
             self.health.set_node(own);
+        }
+        if self.addresses.pools.node(&change) {
+            self.set_pools();
         }
         if self.routing.node(&change) {
             self.set_peers();
@@ -551,7 +620,7 @@ impl Agent {
         }
         let reason = if !self.services.applied() {
             "Services are not in the datapath yet"
-        } else if self.network.allocator().blocks().next().is_none() {
+        } else if self.network.awaits_block() {
             "no address block is confirmed for this node yet"
         } else {
             ""

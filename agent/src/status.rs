@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bgp_io;
 use crate::cni_server;
 use crate::metrics::{Metrics, text as metrics_text};
-use crate::network::Network;
+use crate::network::{BlockStatus, Network};
 use crate::stale;
 use crate::watch;
 
@@ -277,12 +277,18 @@ impl Status {
     }
 
     fn blocks(&self) -> Value {
-        let allocator = self.network.allocator();
-        let block = |block: IpNetwork| {
-            let (used, free) = allocator.usage(block).unwrap_or_default();
-            json!({ "block": block, "used": used, "free": free })
+        let block = |status: BlockStatus| {
+            json!({
+                "block": status.block,
+                "pool": status.pool,
+                "owner": status.owner,
+                "used": status.used,
+                "free": status.free,
+                "lent": status.lent,
+                "borrowed": status.is_borrowed,
+            })
         };
-        allocator.blocks().map(block).collect()
+        self.network.blocks().into_iter().map(block).collect()
     }
 
     fn pods(&self) -> Value {

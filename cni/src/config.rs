@@ -223,8 +223,8 @@ impl Environment<'_> {
         self.required("CNI_NETNS")
     }
 
-    /// Namespace and name of the pod from CNI_ARGS; empty where the caller is not a kubelet.
-    pub fn pod(&self) -> (String, String) {
+    /// Namespace, name and uid of the pod from CNI_ARGS; empty where the caller is not a kubelet.
+    pub fn pod(&self) -> (String, String, String) {
         let arguments = (self.variable)("CNI_ARGS").unwrap_or_default();
         let find = |key: &str| {
             let pairs = arguments.split(';').filter_map(|pair| pair.split_once('='));
@@ -234,6 +234,6 @@ impl Environment<'_> {
                 .next()
                 .unwrap_or_default()
         };
-        (find("K8S_POD_NAMESPACE"), find("K8S_POD_NAME"))
+        (find("K8S_POD_NAMESPACE"), find("K8S_POD_NAME"), find("K8S_POD_UID"))
     }
 }

@@ -127,10 +127,11 @@ async fn add(config: &NetworkConfig, environment: &Environment<'_>) -> Result<Va
     let attachment = attachment(environment)?;
     let path = environment.netns()?;
     let (_file, netns) = open_netns(&path)?;
-    let (pod_namespace, pod_name) = environment.pod();
+    let (pod_namespace, pod_name, pod_uid) = environment.pod();
     let interface = attachment.interface.clone();
     let port_mappings = config.port_mappings()?;
-    let request = AddRequest { attachment: Some(attachment), netns, pod_namespace, pod_name, port_mappings };
+    let request =
+        AddRequest { attachment: Some(attachment), netns, pod_namespace, pod_name, port_mappings, pod_uid };
     let response = agent(config).await?.add(request).await.map_err(|status| Error::from_status(&status))?;
     Ok(result::added(&config.version, &interface, &path, &response.into_inner()))
 }

@@ -113,6 +113,7 @@ impl Cluster {
             accounts: Some(self.accounts()),
             node_monitor_grace_period: Duration::from_secs(2),
             node_startup_grace_period: Duration::from_secs(10),
+            block_grace: Duration::from_millis(400),
             ..controllers::Config::default()
         };
         let run = |client, stop| controllers::run_with(client, config, stop);

@@ -7,6 +7,7 @@
 //! Real parts all of them but the nodes. Time is real, because the store's fsync is; a test waits for conditions with a
 //! deadline. What is chosen at random comes from a seed.
 
+mod addresses;
 mod cluster;
 mod deletion;
 mod failure;

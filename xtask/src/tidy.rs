@@ -33,7 +33,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("apiserver", &["api", "calico", "cel"]),
     ("scheduler", &["api"]),
-    ("controllers", &["cel", "api", "calico", "scheduler"]),
+    ("controllers", &["cel", "api", "calico", "ipam", "scheduler"]),
     ("control-plane", &["apiserver", "scheduler", "controllers", "api"]),
     ("xtask", &[]),
     ("protoc", &[]),

@@ -1,22 +1,26 @@
-//! Which node a block belongs to, and what a node should do about it next.
+//! A block as the store has it: whose it is, and which of its addresses are at other nodes.
+//!
+//! ```text
+//!            claim              confirm              give back
+//! (absent) ────────► pending ────────► confirmed ◄────────────► pendingDeletion ────► (absent)
+//! ```
+//!
+//! Every write carries the version that it was decided from, and raises the sequence number by one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-
-use crate::allocator::Allocator;
-use crate::pool::Pool;
-
-/// A node asks for one more block when fewer addresses than this are free.
-const FREE_MIN: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Claimed; to everybody else as good as absent, to other claimants taken.
     Pending,
     Confirmed,
+    /// About to be deleted. Its owner may confirm it again, nobody may take an address of it.
+    PendingDeletion,
 }
 
 impl fmt::Display for State {
@@ -24,6 +28,7 @@ impl fmt::Display for State {
         f.write_str(match self {
             State::Pending => "pending",
             State::Confirmed => "confirmed",
+            State::PendingDeletion => "pendingDeletion",
         })
     }
 }
@@ -35,81 +40,156 @@ impl FromStr for State {
         match text {
             "pending" => Ok(State::Pending),
             "confirmed" => Ok(State::Confirmed),
-            other => Err(format!("state is {other:?}, neither pending nor confirmed")),
+            "pendingDeletion" => Ok(State::PendingDeletion),
+            other => Err(format!("state is {other:?}, none of pending, confirmed and pendingDeletion")),
         }
     }
 }
 
-/// One block's owner as the store has it.
+/// One block as the store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Affinity {
     pub block: IpNetwork,
     pub node: String,
     pub state: State,
-    /// Grows with every change.
+    /// Grows by one with every write.
     pub sequence: u64,
+    /// Addresses that the owner has set aside for nodes that find no block.
+    pub offered: BTreeSet<IpAddr>,
+    /// Addresses that other nodes use, with their names.
+    pub borrowed: BTreeMap<IpAddr, String>,
+    /// Of the borrowed ones, those whose borrower seems to be gone. One that is not takes the mark away before it goes on.
+    pub reclaimed: BTreeSet<IpAddr>,
+    /// Addresses that other nodes ask the owner for, with their names.
+    pub requested: BTreeMap<IpAddr, String>,
 }
 
-/// A step towards enough confirmed blocks. Each is idempotent; the next plan follows from what the store then has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Create the affinity as pending; fails where another node was first.
-    Claim(IpNetwork),
-    /// Update the own pending affinity, read at `sequence`, to confirmed.
-    Confirm { block: IpNetwork, sequence: u64 },
-    /// The store confirms a block that the allocator lacks: take it in.
-    Adopt(IpNetwork),
-    /// The store says that a block of the allocator is another node's: give it up.
-    Surrender { block: IpNetwork, owner: String },
-    /// No block of the pool is left.
-    Exhausted(IpNetwork),
+impl Affinity {
+    /// A block of which nothing is at other nodes.
+    pub fn new(block: IpNetwork, node: &str, state: State, sequence: u64) -> Affinity {
+        Affinity {
+            block,
+            node: node.to_owned(),
+            state,
+            sequence,
+            offered: BTreeSet::new(),
+            borrowed: BTreeMap::new(),
+            reclaimed: BTreeSet::new(),
+            requested: BTreeMap::new(),
+        }
+    }
+
+    /// Whether addresses of it are at other nodes, or may be at any moment.
+    pub fn is_lent(&self) -> bool {
+        !self.offered.is_empty() || !self.borrowed.is_empty()
+    }
+
+    /// Fields as text. What there is nothing of is left out.
+    pub fn to_fields(&self) -> BTreeMap<String, String> {
+        let nodes = |all: &BTreeMap<IpAddr, String>| {
+            all.iter().map(|(address, node)| format!("{address}={node}")).collect::<Vec<_>>().join(" ")
+        };
+        let list = |all: &BTreeSet<IpAddr>| all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ");
+        let fields = [
+            ("block", self.block.to_string()),
+            ("node", self.node.clone()),
+            ("state", self.state.to_string()),
+            ("sequence", self.sequence.to_string()),
+            ("offered", list(&self.offered)),
+            ("borrowed", nodes(&self.borrowed)),
+            ("reclaimed", list(&self.reclaimed)),
+            ("requested", nodes(&self.requested)),
+        ];
+        let present = fields.into_iter().filter(|(_, value)| !value.is_empty());
+        present.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// # Errors
+    /// Which field is wrong, and how.
+    pub fn from_fields(fields: &BTreeMap<String, String>) -> Result<Affinity, String> {
+        let field = |name: &str| fields.get(name).ok_or_else(|| format!("its data has no {name}"));
+        let words = |name: &str| fields.get(name).map(String::as_str).unwrap_or_default().split_whitespace();
+        let block: IpNetwork =
+            field("block")?.parse().map_err(|error| format!("its block is no CIDR: {error}"))?;
+        if block.ip() != block.network() {
+            return Err(format!("its block {block} has host bits set"));
+        }
+        let address = |name: &str, text: &str| match text.parse::<IpAddr>() {
+            Ok(address) if block.contains(address) => Ok(address),
+            _ => Err(format!("its {name} has {text:?}, which is no address of {block}")),
+        };
+        let nodes = |name: &str| {
+            words(name)
+                .map(|word| match word.split_once('=') {
+                    Some((text, node)) if !node.is_empty() => Ok((address(name, text)?, node.to_owned())),
+                    _ => Err(format!("its {name} has {word:?}, which is not ADDRESS=NODE")),
+                })
+                .collect::<Result<BTreeMap<_, _>, String>>()
+        };
+        Ok(Affinity {
+            block,
+            node: field("node")?.clone(),
+            state: field("state")?.parse()?,
+            sequence: field("sequence")?
+                .parse()
+                .map_err(|error| format!("its sequence is no number: {error}"))?,
+            offered: words("offered").map(|text| address("offered", text)).collect::<Result<_, _>>()?,
+            borrowed: nodes("borrowed")?,
+            reclaimed: words("reclaimed").map(|text| address("reclaimed", text)).collect::<Result<_, _>>()?,
+            requested: nodes("requested")?,
+        })
+    }
+
+    /// Whether a node has borrowed the address, and is not taken for gone.
+    pub(crate) fn lends(&self, address: IpAddr, to: &str) -> bool {
+        self.borrowed.get(&address).is_some_and(|node| node == to) && !self.reclaimed.contains(&address)
+    }
+
+    /// The same as it is to be next.
+    pub(crate) fn next(&self) -> Affinity {
+        Affinity { sequence: self.sequence + 1, ..self.clone() }
+    }
 }
 
-/// What `node` should do next, given everything the store has and what it allocates from.
-pub fn plan(pools: &[Pool], node: &str, affinities: &[Affinity], allocator: &Allocator) -> Vec<Action> {
-    let by_block: BTreeMap<IpNetwork, &Affinity> = affinities.iter().map(|a| (a.block, a)).collect();
-    let mut actions = Vec::new();
-    for block in allocator.blocks() {
-        match by_block.get(&block) {
-            None => actions.push(Action::Claim(block)),
-            Some(affinity) if affinity.node != node => {
-                actions.push(Action::Surrender { block, owner: affinity.node.clone() });
-            }
-            Some(_) => {}
-        }
-    }
-    for affinity in affinities.iter().filter(|a| a.node == node) {
-        let held = allocator.has_block(affinity.block);
-        match affinity.state {
-            State::Pending => {
-                actions.push(Action::Confirm { block: affinity.block, sequence: affinity.sequence });
-            }
-            State::Confirmed if !held => actions.push(Action::Adopt(affinity.block)),
-            State::Confirmed => {}
-        }
-    }
-    if actions.is_empty() {
-        for pool in pools {
-            let addresses =
-                1usize.checked_shl(u32::from(crate::pool::bits(pool.cidr()) - pool.cidr().prefix()));
-            if allocator.free(pool) < addresses.map_or(FREE_MIN, |addresses| FREE_MIN.min(addresses)) {
-                actions.push(claim_next(pool, node, &by_block));
-            }
-        }
-    }
-    actions
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The first unclaimed block from a start that differs by node, so that nodes that join together seldom collide.
-fn claim_next(pool: &Pool, node: &str, taken: &BTreeMap<IpNetwork, &Affinity>) -> Action {
-    let count = pool.block_count();
-    let start = node.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, octet| {
-        (hash ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3)
-    }) % count;
-    // One more probe than blocks are taken finds a free one where there is one.
-    let probes = count.min(taken.len() as u64 + 1);
-    (0..probes)
-        .filter_map(|step| pool.block(((u128::from(start) + u128::from(step)) % u128::from(count)) as u64))
-        .find(|block| !taken.contains_key(block))
-        .map_or(Action::Exhausted(pool.cidr()), Action::Claim)
+    fn affinity(block: &str) -> Affinity {
+        Affinity::new(block.parse().unwrap(), "sw-node1", State::Pending, 7)
+    }
+
+    #[test]
+    fn a_block_survives_its_fields() {
+        let mut lent = affinity("10.244.0.64/26");
+        lent.offered = [65, 66].map(|host| IpAddr::from([10, 244, 0, host])).into();
+        lent.borrowed = [(IpAddr::from([10, 244, 0, 67]), "n2".to_owned())].into();
+        lent.reclaimed = [IpAddr::from([10, 244, 0, 67])].into();
+        lent.requested = [(IpAddr::from([10, 244, 0, 68]), "n3".to_owned())].into();
+        for affinity in [lent, affinity("fd00:10:244::40/122")] {
+            assert_eq!(Affinity::from_fields(&affinity.to_fields()), Ok(affinity));
+        }
+        let plain = affinity("10.244.0.64/26").to_fields();
+        assert_eq!(plain.keys().collect::<Vec<_>>(), ["block", "node", "sequence", "state"]);
+    }
+
+    #[test]
+    fn a_damaged_field_is_named() {
+        for (field, value) in [
+            ("state", "maybe"),
+            ("block", "10.244.0.65/26"),
+            ("sequence", "-1"),
+            ("offered", "10.244.1.1"),
+            ("borrowed", "10.244.0.65"),
+            ("requested", "10.244.0.65="),
+        ] {
+            let mut fields = affinity("10.244.0.64/26").to_fields();
+            fields.insert(field.to_owned(), value.to_owned());
+            let error = Affinity::from_fields(&fields).unwrap_err();
+            assert!(error.contains(field), "{field}: {error}");
+        }
+        let mut fields = affinity("10.244.0.64/26").to_fields();
+        fields.remove("node");
+        assert!(Affinity::from_fields(&fields).unwrap_err().contains("node"));
+    }
 }

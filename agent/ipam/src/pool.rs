@@ -16,7 +16,7 @@ pub enum PoolError {
 }
 
 /// Addresses for pods, cut into blocks of equal length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pool {
     cidr: IpNetwork,
     block_length: u8,
@@ -34,8 +34,7 @@ impl Pool {
         if bits - block_length > 16 {
             return Err(PoolError::BlockTooLarge { pool: cidr, block: block_length });
         }
-        let cidr = IpNetwork::new(cidr.network(), cidr.prefix()).expect("the length was valid before");
-        Ok(Pool { cidr, block_length })
+        Ok(Pool { cidr: network(cidr), block_length })
     }
 
     /// The block length that is usual for the family: /26, or /122 for IPv6.
@@ -46,6 +45,17 @@ impl Pool {
 
     pub fn cidr(&self) -> IpNetwork {
         self.cidr
+    }
+
+    /// Length of the prefix of its blocks.
+    pub fn block_length(&self) -> u8 {
+        self.block_length
+    }
+
+    /// The block that has an address of the pool.
+    pub fn block_of(&self, address: IpAddr) -> Option<IpNetwork> {
+        let block = IpNetwork::new(address, self.block_length).ok()?;
+        self.cidr.contains(address).then(|| network(block))
     }
 
     /// How many blocks there are, at most 2^64 - 1.
@@ -78,6 +88,25 @@ impl Pool {
 /// Length of an address of the network's family, in bits.
 pub(crate) fn bits(network: IpNetwork) -> u8 {
     if network.is_ipv4() { 32 } else { 128 }
+}
+
+/// Without the bits of a host.
+pub(crate) fn network(of: IpNetwork) -> IpNetwork {
+    IpNetwork::new(of.network(), of.prefix()).expect("the length was valid before")
+}
+
+/// The index of an address in its block.
+pub(crate) fn ordinal(block: IpNetwork, address: IpAddr) -> Option<u32> {
+    if !block.contains(address) {
+        return None;
+    }
+    match (block.network(), address) {
+        (IpAddr::V4(first), IpAddr::V4(address)) => Some(u32::from(address) - u32::from(first)),
+        (IpAddr::V6(first), IpAddr::V6(address)) => {
+            u32::try_from(u128::from(address) - u128::from(first)).ok()
+        }
+        _ => None,
+    }
 }
 
 pub(crate) fn offset(address: IpAddr, by: u128) -> IpAddr {

@@ -164,6 +164,15 @@ impl Routing {
         set(&mut self.known.filters, all) || is_first
     }
 
+    /// Where addresses of pods are; whether that was a change.
+    pub fn set_cluster_ranges(&mut self, mut ranges: Vec<IpNetwork>) -> bool {
+        ranges.sort();
+        ranges.dedup();
+        let is_new = ranges != self.own.cluster_ranges;
+        self.own.cluster_ranges = ranges;
+        is_new
+    }
+
     /// What all that is known means now; what is new of it is written down. The agent must start anew where the speaker's
     /// identity is not what it should be.
     pub fn tell(&mut self, config: &Config) -> (Told, Identity) {

@@ -33,8 +33,6 @@ fn path(kind: &str) -> String {
 
 /// Manifests as people write them for Calico.
 fn accepted() -> Vec<(&'static str, &'static str, Value)> {
-    let mut pool = pool("203.0.113.0/24", json!({}));
-    pool["blockSize"] = json!(26);
     vec![
         (
             "BGPConfiguration",
@@ -84,7 +82,6 @@ fn accepted() -> Vec<(&'static str, &'static str, Value)> {
                     "priority": 1024 }],
             }),
         ),
-        ("IPPool", "balancers", pool),
         ("IPReservation", "kept", json!({ "reservedCIDRs": ["203.0.113.1/32", "2001:db8::/64"] })),
         (
             "BlockAffinity",
@@ -96,6 +93,22 @@ fn accepted() -> Vec<(&'static str, &'static str, Value)> {
             "node-1",
             json!({ "node": "node-1", "classes": ["Agent", "BGP"], "updatePeriodSeconds": 10 }),
         ),
+    ]
+}
+
+fn accepted_pools() -> Vec<(&'static str, &'static str, Value)> {
+    vec![
+        ("IPPool", "balancers", pool("203.0.113.0/24", json!({ "blockSize": 26 }))),
+        (
+            "IPPool",
+            "default-ipv4-ippool",
+            json!({
+                "cidr": "192.168.0.0/16", "blockSize": 26, "ipipMode": "Never", "vxlanMode": "Never", "natOutgoing": true,
+                "nodeSelector": "rack == 'r1'", "allowedUses": ["Workload", "Tunnel"], "assignmentMode": "Automatic",
+                "disableBGPExport": true,
+            }),
+        ),
+        ("IPPool", "default-ipv6-ippool", json!({ "cidr": "fd00:192:168::/48", "blockSize": 122 })),
     ]
 }
 
@@ -121,9 +134,15 @@ fn rule(rule: Value) -> Value {
 
 /// What is refused, and what the message must say.
 fn refused_of_addresses() -> Vec<(&'static str, Value, &'static str)> {
-    let workload = json!({ "cidr": "10.0.0.0/16", "ipipMode": "Never" });
+    let of_pods = |more: Value| pool("10.0.0.0/16", more);
     vec![
-        ("IPPool", workload, "allowedUses must be [LoadBalancer]"),
+        ("IPPool", of_pods(json!({ "allowedUses": ["Tunnel"] })), "allowedUses [Tunnel] is not supported"),
+        (
+            "IPPool",
+            of_pods(json!({ "allowedUses": ["Workload"], "ipipMode": "CrossSubnet" })),
+            "ipipMode is not supported: pods are routed",
+        ),
+        ("IPPool", json!({ "cidr": "10.0.0.0/24", "blockSize": 22 }), "blockSize must not be shorter"),
         (
             "IPPool",
             pool("10.0.0.0/16", json!({ "ipipMode": "Always" })),
@@ -133,7 +152,7 @@ fn refused_of_addresses() -> Vec<(&'static str, Value, &'static str)> {
         (
             "IPPool",
             pool("10.0.0.0/16", json!({ "allowedUses": ["LoadBalancer", "Tunnel"] })),
-            "allowedUses must be",
+            "LoadBalancer cannot be together with other uses",
         ),
         ("IPPool", pool("10.0.0.0/16", json!({ "disableBGPExport": true })), "disableBGPExport"),
         ("IPPool", pool("10.0.0.0/16", json!({ "nodeSelector": "has(a)" })), "nodeSelector must be all()"),
@@ -233,7 +252,7 @@ fn refused_configurations() -> Vec<(&'static str, Value, &'static str)> {
 async fn calicos_manifests_apply_and_what_is_not_supported_is_refused_by_name() {
     let server = TestServer::start().await;
     let admin = server.admin();
-    for (kind, name, spec) in accepted() {
+    for (kind, name, spec) in accepted().into_iter().chain(accepted_pools()) {
         admin.post(&path(kind), &object(kind, name, spec)).await.expect(201);
     }
     let configurations = refused_configurations()

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::SecretKeySelector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use crate::AsNumber;
+use crate::{AsNumber, Selector, SelectorError};
 
 /// Gives a kind its names, so that clients can read and watch it.
 macro_rules! kind {
@@ -48,6 +48,7 @@ kind!(BgpPeer, BgpPeerSpec, "BGPPeer", "bgppeers");
 kind!(BgpFilter, BgpFilterSpec, "BGPFilter", "bgpfilters");
 kind!(IpPool, IpPoolSpec, "IPPool", "ippools");
 kind!(IpReservation, IpReservationSpec, "IPReservation", "ipreservations");
+kind!(BlockAffinity, BlockAffinitySpec, "BlockAffinity", "blockaffinities");
 
 /// The object `default` is for all nodes; of one named `node.NAME`, a node reads what may differ per node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -193,12 +194,54 @@ pub enum FilterOperation {
 #[serde(rename_all = "camelCase", default)]
 pub struct IpPoolSpec {
     pub cidr: Option<IpNetwork>,
+    /// Length of the prefix of blocks; 0 is none.
+    pub block_size: Option<u8>,
     /// Gives no more addresses.
     pub disabled: bool,
+    #[serde(rename = "disableBGPExport")]
+    pub disable_bgp_export: bool,
+    pub nat_outgoing: bool,
+    pub node_selector: String,
     pub namespace_selector: String,
+    /// Empty is `Workload` and `Tunnel`.
     pub allowed_uses: Vec<String>,
     /// `Automatic` or `Manual`; `None` is `Automatic`.
     pub assignment_mode: Option<String>,
+}
+
+impl IpPoolSpec {
+    /// Whether the addresses are for this: `Workload` or `LoadBalancer`.
+    pub fn is_for(&self, usage: &str) -> bool {
+        match self.allowed_uses.as_slice() {
+            [] => matches!(usage, "Workload" | "Tunnel"),
+            uses => uses.iter().any(|of| of == usage),
+        }
+    }
+
+    /// Gives addresses to who does not ask for the pool.
+    pub fn is_automatic(&self) -> bool {
+        self.assignment_mode.as_deref() != Some("Manual")
+    }
+
+    /// The nodes that it gives to; `None`: all.
+    ///
+    /// # Errors
+    /// Where the text is no selector.
+    pub fn nodes(&self) -> Result<Option<Selector>, SelectorError> {
+        selector(&self.node_selector)
+    }
+
+    /// The namespaces that it gives to without being asked for; `None`: all.
+    ///
+    /// # Errors
+    /// Where the text is no selector.
+    pub fn namespaces(&self) -> Result<Option<Selector>, SelectorError> {
+        selector(&self.namespace_selector)
+    }
+}
+
+fn selector(text: &str) -> Result<Option<Selector>, SelectorError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -206,6 +249,19 @@ pub struct IpPoolSpec {
 pub struct IpReservationSpec {
     #[serde(rename = "reservedCIDRs")]
     pub reserved_cidrs: Vec<IpNetwork>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BlockAffinitySpec {
+    /// `pending`, `confirmed` or `pendingDeletion`.
+    pub state: String,
+    pub node: String,
+    /// What the block is of: `host`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub cidr: String,
+    pub deleted: bool,
 }
 
 /// Seconds of a duration as Go writes it (`1m30s`, `90s`), fractions cut off; `None` for what is none.
@@ -279,6 +335,20 @@ mod tests {
             ..BgpPeerSpec::default()
         };
         assert_eq!(peer.spec, expected);
+    }
+
+    #[test]
+    fn a_pool_is_for_pods_where_nothing_else_is_said() {
+        let of =
+            |spec: serde_json::Value| -> IpPoolSpec { serde_json::from_value(spec).expect("it is a pool") };
+        let plain = of(json!({ "cidr": "10.0.0.0/16", "disableBGPExport": true, "blockSize": 27 }));
+        assert!(plain.is_for("Workload") && !plain.is_for("LoadBalancer") && plain.is_automatic());
+        assert_eq!((plain.disable_bgp_export, plain.block_size), (true, Some(27)));
+        assert_eq!((plain.nodes(), plain.namespaces()), (Ok(None), Ok(None)));
+        let other =
+            of(json!({ "allowedUses": ["LoadBalancer"], "assignmentMode": "Manual", "nodeSelector": "=" }));
+        assert!(!other.is_for("Workload") && other.is_for("LoadBalancer") && !other.is_automatic());
+        assert!(other.nodes().is_err());
     }
 
     #[test]

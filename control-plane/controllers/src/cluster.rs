@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use calico::{IpPool, IpReservation};
+use calico::{BlockAffinity, IpPool, IpReservation};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -34,6 +34,10 @@ pub struct Cluster {
     pub client: Client,
     /// Writes Events.
     pub events: Recorder,
+    /// As [`Self::ip_pools`].
+    pub block_affinities: Arc<Store<BlockAffinity>>,
+    /// The ConfigMaps in which nodes agree on blocks of addresses.
+    pub blocks: Arc<Store<ConfigMap>>,
     pub certificate_requests: Arc<Store<CertificateSigningRequest>>,
     pub cluster_roles: Arc<Store<ClusterRole>>,
     pub controller_revisions: Arc<Store<ControllerRevision>>,
@@ -72,6 +76,10 @@ pub struct Cluster {
 
 /// The name of the ConfigMap that carries the cluster's CA in every namespace.
 pub const ROOT_CERTIFICATE: &str = "kube-root-ca.crt";
+/// The namespace of the ConfigMaps in which nodes agree on blocks of addresses.
+pub const BLOCKS_NAMESPACE: &str = "kube-system";
+/// Their label.
+pub const BLOCK_LABEL: &str = "seaway.dev/ipam-block";
 /// The namespace of the nodes' Leases.
 pub const NODE_LEASES: &str = "kube-node-lease";
 
@@ -81,6 +89,8 @@ impl Cluster {
         Self {
             client,
             events,
+            block_affinities: Arc::default(),
+            blocks: Arc::default(),
             certificate_requests: Arc::default(),
             cluster_roles: Arc::default(),
             controller_revisions: Arc::default(),
@@ -120,6 +130,7 @@ impl Cluster {
 
     /// Starts one watch per store; subscribe first, so that no object is missed.
     pub fn start(&self, tasks: &mut JoinSet<()>, cancel: &CancellationToken) {
+        self.watch(&self.block_affinities, tasks, cancel);
         self.watch(&self.certificate_requests, tasks, cancel);
         self.watch(&self.cluster_roles, tasks, cancel);
         self.watch(&self.controller_revisions, tasks, cancel);
@@ -148,6 +159,9 @@ impl Cluster {
         self.watch(&self.volume_attributes_classes, tasks, cancel);
         let leases = Api::<Lease>::namespaced(self.client.clone(), NODE_LEASES);
         tasks.spawn(feed(leases, watcher::Config::default(), self.leases.clone(), cancel.clone()));
+        let blocks = Api::<ConfigMap>::namespaced(self.client.clone(), BLOCKS_NAMESPACE);
+        let labelled = watcher::Config::default().labels(BLOCK_LABEL);
+        tasks.spawn(feed(blocks, labelled, self.blocks.clone(), cancel.clone()));
         let typed = watcher::Config::default().fields(&format!("type={TOKEN_TYPE}"));
         let secrets = Api::<Secret>::all(self.client.clone());
         tasks.spawn(feed(secrets, typed, self.token_secrets.clone(), cancel.clone()));
@@ -166,6 +180,7 @@ impl Cluster {
 
     /// Waits until every store holds its first complete list.
     pub async fn wait_synced(&self) {
+        self.blocks.wait_synced().await;
         self.certificate_requests.wait_synced().await;
         self.cluster_roles.wait_synced().await;
         self.controller_revisions.wait_synced().await;

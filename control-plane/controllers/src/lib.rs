@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::ReplicationController;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub mod blocks;
 pub mod certificates;
 mod cluster;
 pub mod cluster_role_aggregation;
@@ -78,6 +79,8 @@ pub struct Config {
     pub terminated_pod_gc_threshold: usize,
     /// How long a node must be missing before the pods bound to it are collected.
     pub pod_gc_quarantine: Duration,
+    /// How long a node must be missing before its blocks of addresses are given back.
+    pub block_grace: Duration,
 }
 
 impl Default for Config {
@@ -91,6 +94,7 @@ impl Default for Config {
             node_startup_grace_period: Duration::from_secs(60),
             terminated_pod_gc_threshold: 12_500,
             pod_gc_quarantine: Duration::from_secs(40),
+            block_grace: Duration::from_secs(300),
         }
     }
 }
@@ -113,7 +117,7 @@ pub async fn run_with(client: kube::Client, config: Config, cancel: Cancellation
         cancel: &cancel,
     };
     controllers.start_workloads();
-    controllers.start_network();
+    controllers.start_network(&config);
     controllers.start_access(&config)?;
     controllers.start_content();
     controllers.start_nodes(&config);
@@ -171,11 +175,14 @@ impl Controllers<'_> {
         self.start(disruption::new(&self.acting_as("disruption-controller")), 2);
     }
 
-    fn start_network(&mut self) {
+    fn start_network(&mut self, config: &Config) {
         self.start(endpoint_slice::new(&self.acting_as("endpointslice-controller")), 4);
         self.start(endpoint_slice_mirroring::new(&self.acting_as("endpointslicemirroring-controller")), 1);
         self.start(endpoints::new(&self.acting_as("endpoint-controller")), 2);
         self.start(load_balancer::new(&self.acting_as("load-balancer-controller")), 1);
+        let blocks = self.acting_as("block-controller");
+        self.start(blocks::new(&blocks), 2);
+        self.tasks.spawn(blocks::run(blocks, config.block_grace, self.cancel.clone()));
         self.start(service_cidr::new(&self.acting_as("service-cidrs-controller")), 1);
         let repair = self.acting_as(ADDRESS_REPAIR);
         self.start(service_ip_repair::of_services(&repair), 1);

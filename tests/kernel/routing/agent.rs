@@ -36,20 +36,35 @@ impl Agent {
 
     /// One that owns these blocks, each of its pool.
     pub fn with_blocks(host: &NetNs, blocks: &[(&str, &str)], extra: &[&str]) -> Agent {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path();
-        fs::create_dir(path.join("state")).expect("the state folder");
+        let folder = Agent::folder();
         let mut allocator = ipam::Allocator::new(1);
         for (pool, block) in blocks {
             let pool = ipam::Pool::with_default_blocks(pool.parse().expect("a pool")).expect("a pool");
             allocator.add_block(block.parse().expect("a block"), &pool);
         }
-        let saved = serde_json::to_vec(&allocator).expect("JSON");
-        fs::write(path.join("state/ipam.json"), saved).expect("ipam.json");
-        fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
+        let saved = serde_json::to_value(&allocator).expect("JSON");
+        Agent::over(host, folder, &[("ipam.json", saved)], extra)
+    }
+
+    /// One that finds these files of an earlier one.
+    pub fn over(host: &NetNs, folder: TempDir, files: &[(&str, Value)], extra: &[&str]) -> Agent {
+        let path = folder.path();
+        for (name, content) in files {
+            fs::write(path.join("state").join(name), content.to_string()).expect("a file");
+        }
+        if !path.join("kubeconfig").exists() {
+            fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
+        }
         let mut agent = Agent { folder, bpf: BpfDir::new(), process: None };
         agent.run(host, extra);
         agent
+    }
+
+    /// With a place for what an agent keeps.
+    pub fn folder() -> TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("state")).expect("the state folder");
+        folder
     }
 
     /// Starts the process again over what is on disk and in the kernel.

@@ -1,5 +1,6 @@
 //! Routes, pod links, and the agent as a router between real peers.
 
+mod addresses;
 mod agent;
 mod asked;
 mod bfd;
@@ -8,6 +9,7 @@ mod interop;
 mod links;
 mod peers;
 mod plugin;
+mod pools;
 mod routes;
 mod table;
 

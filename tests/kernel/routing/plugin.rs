@@ -1,5 +1,6 @@
 //! The CNI plugin as a runtime calls it, against a running agent.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -8,20 +9,27 @@ use super::agent::{Agent, binary};
 use super::peers::wire;
 use crate::netns::{NetNs, eventually};
 
-struct Call<'a> {
-    command: &'a str,
-    container: &'a str,
-    netns: Option<&'a NetNs>,
-    config: Value,
+pub struct Call<'a> {
+    pub command: &'a str,
+    pub container: &'a str,
+    /// Its name; the namespace is `default`.
+    pub pod: &'a str,
+    pub netns: Option<&'a NetNs>,
+    pub config: Value,
 }
 
 /// Runs the plugin; standard output as JSON, and whether it succeeded.
-fn call(agent: &Agent, call: &Call<'_>) -> (bool, Value) {
+pub fn call(agent: &Agent, of: &Call<'_>) -> (bool, Value) {
+    call_at(&agent.socket(), of)
+}
+
+/// As [`call`], of whatever agent listens there.
+pub fn call_at(socket: &Path, call: &Call<'_>) -> (bool, Value) {
     let mut config = json!({
         "cniVersion": "1.1.0",
         "name": "seaway",
         "type": "seaway-cni",
-        "socket": agent.socket(),
+        "socket": socket,
     });
     for (key, value) in call.config.as_object().into_iter().flatten() {
         config[key] = value.clone();
@@ -32,7 +40,7 @@ fn call(agent: &Agent, call: &Call<'_>) -> (bool, Value) {
         .env("CNI_CONTAINERID", call.container)
         .env("CNI_IFNAME", "eth0")
         .env("CNI_PATH", "/opt/cni/bin")
-        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web");
+        .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={}", call.pod));
     if let Some(netns) = call.netns {
         command.env("CNI_NETNS", netns.path());
     }
@@ -47,12 +55,12 @@ fn call(agent: &Agent, call: &Call<'_>) -> (bool, Value) {
 
 fn add(agent: &Agent, container: &str, pod: &NetNs) -> Value {
     let (success, result) =
-        call(agent, &Call { command: "ADD", container, netns: Some(pod), config: json!({}) });
+        call(agent, &Call { command: "ADD", container, pod: "web", netns: Some(pod), config: json!({}) });
     assert!(success, "{result}\n{}", agent.log());
     result
 }
 
-fn address_of(result: &Value) -> String {
+pub fn address_of(result: &Value) -> String {
     let address = result["ips"][0]["address"].as_str().expect("an address");
     address.split_once('/').expect("a length").0.to_owned()
 }
@@ -67,8 +75,9 @@ fn a_pod_is_added_checked_and_deleted() {
     let address = address_of(&result);
     assert!(address.starts_with("10.244.0."), "{address}");
     pod.output("ping", &["-c", "1", "-W", "2", "192.0.2.1"]);
-    let check =
-        |config: Value| call(&agent, &Call { command: "CHECK", container: "c1", netns: Some(&pod), config });
+    let check = |config: Value| {
+        call(&agent, &Call { command: "CHECK", container: "c1", pod: "web", netns: Some(&pod), config })
+    };
     assert_eq!(check(json!({ "prevResult": result })), (true, Value::Null));
     let mut wrong = result.clone();
     wrong["ips"][0]["address"] = json!("10.244.0.99/32");
@@ -77,7 +86,7 @@ fn a_pod_is_added_checked_and_deleted() {
     assert!(error["details"].as_str().unwrap().contains("10.244.0.99"), "{error}");
     // What CHECK is for: somebody took the route away.
     host.ip(&format!("route del {address} proto 180"));
-    let delete = Call { command: "DEL", container: "c1", netns: Some(&pod), config: json!({}) };
+    let delete = Call { command: "DEL", container: "c1", pod: "web", netns: Some(&pod), config: json!({}) };
     assert_eq!(call(&agent, &delete), (true, Value::Null));
     assert_eq!(call(&agent, &delete), (true, Value::Null), "DEL again is no error");
     assert_eq!(agent.json("/v1/pods"), json!([]));
@@ -107,12 +116,13 @@ fn gc_releases_what_is_not_valid_and_status_says_why_pods_cannot_be_served() {
     add(&agent, "keep", &a);
     add(&agent, "drop", &b);
     let valid = json!({ "cni.dev/valid-attachments": [{ "containerID": "keep", "ifname": "eth0" }] });
-    let (success, error) = call(&agent, &Call { command: "GC", container: "-", netns: None, config: valid });
+    let (success, error) =
+        call(&agent, &Call { command: "GC", container: "-", pod: "web", netns: None, config: valid });
     assert!(success, "{error}");
     let pods = agent.json("/v1/pods");
     assert_eq!(pods.as_array().unwrap().len(), 1);
     assert_eq!(pods[0]["containerId"], "keep");
-    let status = Call { command: "STATUS", container: "-", netns: None, config: json!({}) };
+    let status = Call { command: "STATUS", container: "-", pod: "web", netns: None, config: json!({}) };
     let (success, error) = call(&agent, &status);
     assert!(!success && error["code"] == 50, "{error}");
     assert!(error["details"].as_str().unwrap().contains("Services"), "no API server was there: {error}");
@@ -126,7 +136,8 @@ fn pods_outlive_their_agent_and_the_next_one_knows_them() {
     let address = address_of(&add(&agent, "c1", &a));
     agent.kill();
     a.output("ping", &["-c", "1", "-W", "2", "192.0.2.1"]);
-    let call_without_agent = Call { command: "ADD", container: "c2", netns: Some(&b), config: json!({}) };
+    let call_without_agent =
+        Call { command: "ADD", container: "c2", pod: "web", netns: Some(&b), config: json!({}) };
     let (success, error) = call(&agent, &call_without_agent);
     assert!(!success && error["code"] == 11, "{error}");
     agent.run(&host, &[]);

@@ -1,10 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::affinity::{Action, Affinity, State, plan};
 
 fn pool() -> Pool {
     Pool::with_default_blocks("10.244.0.0/16".parse().unwrap()).unwrap()
+}
+
+fn any() -> Want {
+    Want::Of(vec![pool()])
 }
 
 fn request(id: &str) -> Request {
@@ -28,9 +31,9 @@ fn allocator_with(blocks: &[u64], cooldown: u64) -> Allocator {
 #[test]
 fn the_same_request_gets_the_same_address() {
     let mut allocator = allocator_with(&[1], 30);
-    let first = allocator.allocate(&[pool()], &request("a"), 100).unwrap();
+    let first = allocator.allocate(&[any()], &[], &request("a"), 100).unwrap();
     assert_eq!(first, [IpAddr::from([10, 244, 0, 64])]);
-    assert_eq!(allocator.allocate(&[pool()], &request("a"), 101).unwrap(), first);
+    assert_eq!(allocator.allocate(&[any()], &[], &request("a"), 101).unwrap(), first);
     assert_eq!(allocator.allocations().count(), 1);
 }
 
@@ -38,21 +41,21 @@ fn the_same_request_gets_the_same_address() {
 fn a_released_address_rests_and_the_longest_free_comes_first() {
     let mut allocator = allocator_with(&[1], 30);
     for n in 0..64 {
-        allocator.allocate(&[pool()], &request(&n.to_string()), 1000).unwrap();
+        allocator.allocate(&[any()], &[], &request(&n.to_string()), 1000).unwrap();
     }
-    let exhausted = AllocateError::Exhausted(pool().cidr());
-    assert_eq!(allocator.allocate(&[pool()], &request("x"), 1000), Err(exhausted.clone()));
+    let exhausted = AllocateError::Exhausted(vec![pool().cidr()]);
+    assert_eq!(allocator.allocate(&[any()], &[], &request("x"), 1000), Err(exhausted.clone()));
     allocator.release("9", None, 1001);
     allocator.release("3", None, 1002);
-    assert_eq!(allocator.allocate(&[pool()], &request("x"), 1030), Err(exhausted));
-    let next = allocator.allocate(&[pool()], &request("x"), 1040).unwrap();
+    assert_eq!(allocator.allocate(&[any()], &[], &request("x"), 1030), Err(exhausted));
+    let next = allocator.allocate(&[any()], &[], &request("x"), 1040).unwrap();
     assert_eq!(next, [IpAddr::from([10, 244, 0, 73])]);
 }
 
 #[test]
 fn without_a_block_the_error_says_so() {
     let mut allocator = Allocator::new(30);
-    let error = allocator.allocate(&[pool()], &request("a"), 1).unwrap_err();
+    let error = allocator.allocate(&[any()], &[], &request("a"), 1).unwrap_err();
     assert_eq!(error.to_string(), "no block of pool 10.244.0.0/16 is confirmed for this node yet");
 }
 
@@ -60,10 +63,10 @@ fn without_a_block_the_error_says_so() {
 fn half_of_a_dual_stack_request_is_none_at_all() {
     let v6 = Pool::with_default_blocks("fd00:10:244::/48".parse().unwrap()).unwrap();
     let mut allocator = allocator_with(&[1], 30);
-    assert!(allocator.allocate(&[pool(), v6], &request("a"), 1).is_err());
+    assert!(allocator.allocate(&[any(), Want::Of(vec![v6])], &[], &request("a"), 1).is_err());
     assert_eq!(allocator.allocations().count(), 0);
     allocator.add_block(v6.block(2).unwrap(), &v6);
-    let both = allocator.allocate(&[pool(), v6], &request("a"), 1).unwrap();
+    let both = allocator.allocate(&[any(), Want::Of(vec![v6])], &[], &request("a"), 1).unwrap();
     assert_eq!((both[0].is_ipv4(), both[1].is_ipv6()), (true, true));
 }
 
@@ -72,11 +75,11 @@ fn the_ends_of_the_pool_are_not_given_out() {
     let mut allocator = allocator_with(&[0, 1023], 0);
     let mut given = Vec::new();
     for n in 0..126 {
-        given.extend(allocator.allocate(&[pool()], &request(&n.to_string()), 1).unwrap());
+        given.extend(allocator.allocate(&[any()], &[], &request(&n.to_string()), 1).unwrap());
     }
     assert!(!given.contains(&IpAddr::from([10, 244, 0, 0])));
     assert!(!given.contains(&IpAddr::from([10, 244, 255, 255])));
-    assert!(allocator.allocate(&[pool()], &request("more"), 1).is_err());
+    assert!(allocator.allocate(&[any()], &[], &request("more"), 1).is_err());
 }
 
 #[test]
@@ -113,7 +116,7 @@ proptest! {
             let now = now as u64 + 1;
             match event {
                 Event::Allocate(n) => {
-                    if let Ok(addresses) = allocator.allocate(&[pool()], &request(&n.to_string()), now) {
+                    if let Ok(addresses) = allocator.allocate(&[any()], &[], &request(&n.to_string()), now) {
                         let before = held.insert(n, addresses[0]);
                         prop_assert!(before.is_none_or(|address| address == addresses[0]));
                     }
@@ -135,92 +138,70 @@ proptest! {
             prop_assert_eq!(distinct.len(), held.len());
             prop_assert!(allocator.is_consistent());
             prop_assert_eq!(allocator.allocations().count(), held.len());
-            prop_assert_eq!(allocator.free(&pool()) + held.len(), 128);
+            prop_assert_eq!(allocator.free(&pool(), &[]) + held.len(), 128);
         }
-    }
-
-    /// A store with create-if-absent and compare-and-swap on the sequence; each node acts on an old view.
-    #[test]
-    fn racing_nodes_never_hold_the_same_block_and_all_get_one(
-        schedule in proptest::collection::vec((0usize..4, any::<bool>()), 40..120),
-    ) {
-        let small = Pool::new("10.9.0.0/28".parse().unwrap(), 30).unwrap();
-        let nodes = ["a", "b", "c", "d"];
-        let mut store: BTreeMap<IpNetwork, Affinity> = BTreeMap::new();
-        let mut views: Vec<Vec<Affinity>> = vec![Vec::new(); 4];
-        let mut allocators = vec![Allocator::new(0); 4];
-        let tail = (0..40).flat_map(|_| (0..4).map(|n| (n, true)));
-        for (n, refresh) in schedule.into_iter().chain(tail) {
-            if refresh {
-                views[n] = store.values().cloned().collect();
-            }
-            if allocators[n].blocks().count() > 0 {
-                continue;
-            }
-            for action in plan(&[small], nodes[n], &views[n], &allocators[n]) {
-                match action {
-                    Action::Claim(block) => {
-                        let node = nodes[n].to_owned();
-                        let claim = Affinity { block, node, state: State::Pending, sequence: 1 };
-                        store.entry(block).or_insert(claim);
-                    }
-                    Action::Confirm { block, sequence } => {
-                        let affinity = store.get_mut(&block).unwrap();
-                        if affinity.sequence == sequence {
-                            affinity.state = State::Confirmed;
-                            affinity.sequence += 1;
-                        }
-                    }
-                    Action::Adopt(block) => allocators[n].add_block(block, &small),
-                    Action::Surrender { block, .. } => { allocators[n].remove_block(block); }
-                    Action::Exhausted(_) => {}
-                }
-            }
-            let held: Vec<IpNetwork> = allocators.iter().flat_map(Allocator::blocks).collect();
-            let distinct: BTreeSet<IpNetwork> = held.iter().copied().collect();
-            prop_assert_eq!(held.len(), distinct.len());
-        }
-        prop_assert!(allocators.iter().all(|allocator| allocator.blocks().count() == 1));
     }
 }
 
 #[test]
-fn a_block_lost_in_the_store_is_claimed_again_and_a_foreign_one_given_up() {
-    let allocator = allocator_with(&[1], 0);
-    let block = pool().block(1).unwrap();
-    assert_eq!(plan(&[pool()], "a", &[], &allocator), [Action::Claim(block)]);
-    let foreign = Affinity { block, node: "b".to_owned(), state: State::Confirmed, sequence: 2 };
-    let owner = "b".to_owned();
-    assert_eq!(plan(&[pool()], "a", &[foreign], &allocator), [Action::Surrender { block, owner }]);
+fn reserved_addresses_are_passed_over_and_given_to_who_asks_for_them() {
+    let mut allocator = allocator_with(&[1], 30);
+    let reserved = ["10.244.0.64/31".parse().unwrap(), "10.244.0.67/32".parse().unwrap()];
+    assert_eq!(allocator.free(&pool(), &reserved), 61);
+    let mut next =
+        |id: &str| allocator.allocate(&[any()], &reserved, &request(id), 1).unwrap()[0].to_string();
+    assert_eq!([next("a"), next("b")], ["10.244.0.66", "10.244.0.68"]);
+    let wanted = "10.244.0.67".parse().unwrap();
+    let exactly = [Want::Exactly(wanted)];
+    assert_eq!(allocator.allocate(&exactly, &reserved, &request("c"), 1), Ok(vec![wanted]));
+    let error = allocator.allocate(&exactly, &reserved, &request("d"), 1).unwrap_err();
+    assert_eq!(error.to_string(), "10.244.0.67 is in use by pod default/pod-c");
+    // The pod that takes its place does not wait.
+    allocator.release("c", None, 2);
+    assert_eq!(allocator.allocate(&exactly, &reserved, &request("d"), 2), Ok(vec![wanted]));
+    let other = [Want::Exactly("10.244.7.7".parse().unwrap())];
+    let error = allocator.allocate(&other, &[], &request("e"), 2).unwrap_err();
+    assert_eq!(error.demands(), [Demand::Address("10.244.7.7".parse().unwrap())]);
 }
 
 #[test]
-fn one_more_block_is_claimed_before_the_last_address_is_gone() {
+fn who_decided_to_release_an_address_before_it_was_given_anew_releases_nothing() {
     let mut allocator = allocator_with(&[1], 0);
-    let block = pool().block(1).unwrap();
-    let own = Affinity { block, node: "a".to_owned(), state: State::Confirmed, sequence: 2 };
-    assert_eq!(plan(&[pool()], "a", std::slice::from_ref(&own), &allocator), []);
-    for n in 0..57 {
-        allocator.allocate(&[pool()], &request(&n.to_string()), 1).unwrap();
-    }
-    let actions = plan(&[pool()], "a", &[own], &allocator);
-    assert!(matches!(actions[..], [Action::Claim(other)] if other != block), "{actions:?}");
+    allocator.allocate(&[any()], &[], &request("a"), 1).unwrap();
+    let decided = allocator.allocations().next().unwrap().sequence;
+    allocator.release("a", None, 2);
+    // The runtime makes the same container's interface anew.
+    allocator.allocate(&[any()], &[], &request("a"), 3).unwrap();
+    assert_eq!(allocator.release_if(4, |a| a.owner.container_id == "a" && a.sequence == decided), []);
+    assert_eq!(allocator.allocations().count(), 1);
 }
 
 #[test]
-fn pools_with_more_blocks_than_a_word_counts_are_claimed_from_as_others_are() {
-    for cidr in ["fd00:10:244::/64", "fd00:10:244::/58", "fd00::/8", "::/0"] {
-        let pool = Pool::with_default_blocks(cidr.parse().unwrap()).unwrap();
-        let mut taken: Vec<Affinity> = Vec::new();
-        for node in ["a", "b", "c", "a"] {
-            let actions = plan(&[pool], node, &taken, &Allocator::default());
-            let claim = actions.iter().find_map(|action| match action {
-                Action::Claim(block) => Some(*block),
-                _ => None,
-            });
-            let block = claim.unwrap_or_else(|| panic!("{node} claims nothing of {cidr}: {actions:?}"));
-            assert!(pool.owns(block) && taken.iter().all(|other| other.block != block), "{block}");
-            taken.push(Affinity { block, node: "other".to_owned(), state: State::Confirmed, sequence: 1 });
-        }
+fn a_clock_that_is_set_back_makes_no_address_rest_for_ever() {
+    let mut allocator = allocator_with(&[1], 30);
+    for n in 0..64 {
+        allocator.allocate(&[any()], &[], &request(&n.to_string()), 1_000_000).unwrap();
     }
+    allocator.release("9", None, 1_000_000);
+    assert!(allocator.allocate(&[any()], &[], &request("x"), 999_990).is_err());
+    assert!(allocator.allocate(&[any()], &[], &request("x"), 500_000).is_ok());
+}
+
+#[test]
+fn pools_are_tried_in_order() {
+    let first = Pool::new("10.9.0.0/31".parse().unwrap(), 32).unwrap();
+    let mut allocator = allocator_with(&[1], 0);
+    allocator
+        .add_block("10.9.0.1/32".parse().unwrap(), &Pool::new("10.9.0.1/32".parse().unwrap(), 32).unwrap());
+    let wants = [Want::Of(vec![first, pool()])];
+    let mut next = |id: &str| allocator.allocate(&wants, &[], &request(id), 1).unwrap()[0].to_string();
+    assert_eq!([next("a"), next("b")], ["10.9.0.1", "10.244.0.64"]);
+}
+
+#[test]
+fn a_file_from_before_there_was_lending_is_read() {
+    let text = r#"{"blocks":[{"cidr":"10.244.0.64/30","free":[{"ordinal":1,"freed_at":0}],"used":{}}],"cooldown":30}"#;
+    let allocator: Allocator = serde_json::from_str(text).unwrap();
+    assert!(allocator.is_consistent());
+    assert_eq!(allocator.blocks().count(), 1);
 }

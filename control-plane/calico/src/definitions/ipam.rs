@@ -36,25 +36,35 @@ fn pool_fields() -> Value {
         ),
         "vxlanMode": mode("vxlanMode", "VXLAN tunnels"),
         "ipipMode": mode("ipipMode", "IPIP tunnels"),
-        "natOutgoing": flag("Of no effect on addresses of Services. Whether pods leave with their node's address is said \
-                             to the agent (--masquerade)."),
-        "disabled": flag("Gives no more addresses; those that are given stay with their Services."),
-        "disableBGPExport": flag("Must be false: addresses of Services are announced as BGPConfiguration says."),
+        "natOutgoing": flag("What pods send to hosts outside of the cluster leaves with their node's address. Of no effect \
+                             on addresses of Services."),
+        "disabled": flag("Gives no more addresses; those that are given stay with their pods and Services."),
+        "disableBGPExport": flag("No block of the pool is announced to anybody, other nodes included. Must be false for \
+                                  LoadBalancer: addresses of Services are announced as BGPConfiguration says."),
         "blockSize": immutable(
-            integer(0, 128, "Of no effect on addresses of Services, which are given one by one. Cannot be changed."),
+            integer(0, 128, "Length of the prefixes that nodes get; 0 or none is 26 for IPv4 and 122 for IPv6, or the \
+                             pool's own length where that is longer. Of no effect on addresses of Services, which are \
+                             given one by one. Cannot be changed."),
             "blockSize cannot be changed; make another pool, and disable this one",
         ),
-        "nodeSelector": default(text(SELECTOR_MAX, "Must be all(): every node serves the address."), "all()"),
-        "namespaceSelector": text(SELECTOR_MAX, "Namespaces of Services that are given an address without asking \
+        "nodeSelector": default(
+            text(SELECTOR_MAX, "Nodes that get blocks of it. Must be all() for LoadBalancer: every node serves the address."),
+            "all()",
+        ),
+        "namespaceSelector": text(SELECTOR_MAX, "Namespaces whose pods, or Services, are given an address without asking \
                                                  for the pool by name. Empty: all."),
-        "allowedUses": set(
-            choice(&["Workload", "Tunnel", "LoadBalancer"], "A use of the addresses."),
-            10,
-            "What the addresses are for. Only [LoadBalancer] is supported.",
+        "allowedUses": default(
+            set(
+                choice(&["Workload", "Tunnel", "LoadBalancer"], "A use of the addresses."),
+                10,
+                "What the addresses are for: Workload for pods, or LoadBalancer alone. Tunnel asks for nothing, as there \
+                 are no tunnels.",
+            ),
+            json!(["Workload", "Tunnel"]),
         ),
         "assignmentMode": default(
-            choice(&["Automatic", "Manual"], "Automatic: for every Service of type LoadBalancer. Manual: for those that \
-                                              name the pool or an address of it."),
+            choice(&["Automatic", "Manual"], "Automatic: for every pod, or every Service of type LoadBalancer. Manual: for \
+                                              those that name the pool or an address of it."),
             "Automatic",
         ),
     })
@@ -65,18 +75,30 @@ fn pool_rules(spec: Value) -> Value {
         spec,
         &[
             (
-                "has(self.allowedUses) && self.allowedUses.size() == 1 && self.allowedUses[0] == 'LoadBalancer'",
-                "allowedUses must be [LoadBalancer]: pools of pods (Workload) and tunnels are not supported; the \
-                 addresses of pods are set with --cluster-cidr",
+                "!has(self.allowedUses) || !('LoadBalancer' in self.allowedUses) || self.allowedUses.size() == 1",
+                "allowedUses: LoadBalancer cannot be together with other uses; make two pools",
             ),
             (
-                "!has(self.disableBGPExport) || !self.disableBGPExport",
+                "!has(self.allowedUses) || self.allowedUses.size() != 1 || self.allowedUses[0] != 'Tunnel'",
+                "allowedUses [Tunnel] is not supported: pods are routed, without encapsulation",
+            ),
+            (
+                "!has(self.allowedUses) || !('LoadBalancer' in self.allowedUses) || !has(self.disableBGPExport) || \
+                 !self.disableBGPExport",
                 "disableBGPExport is not possible for LoadBalancer",
             ),
-            ("self.nodeSelector == 'all()'", "nodeSelector must be all() for LoadBalancer"),
+            (
+                "!has(self.allowedUses) || !('LoadBalancer' in self.allowedUses) || self.nodeSelector == 'all()'",
+                "nodeSelector must be all() for LoadBalancer",
+            ),
+            (
+                "!has(self.blockSize) || self.blockSize == 0 || !isCIDR(self.cidr) || \
+                 self.blockSize >= cidr(self.cidr).prefixLength()",
+                "blockSize must not be shorter than the prefix of cidr: a block is a part of the pool",
+            ),
             (
                 "!has(self.namespaceSelector) || !self.namespaceSelector.contains('global(')",
-                "namespaceSelector cannot be global(): Services are in namespaces",
+                "namespaceSelector cannot be global(): pods and Services are in namespaces",
             ),
             (
                 "!isCIDR(self.cidr) || cidr(self.cidr) == cidr(self.cidr).masked()",
@@ -141,7 +163,8 @@ pub(super) fn affinity() -> Value {
         ("State", "string", ".spec.state"),
     ];
     let mut spec = object(
-        "Which node has a block of addresses. Agents keep this in objects of their own; one made here is of no effect.",
+        "Which node has a block of addresses, as the nodes agreed on it in ConfigMaps of kube-system, to be read: what is \
+         written here is of no effect.",
         json!({
             "state": choice(&["", "confirmed", "pending", "pendingDeletion"], "Only a confirmed block is announced."),
             "node": text(253, "The node."),

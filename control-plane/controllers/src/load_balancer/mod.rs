@@ -134,23 +134,18 @@ fn pools(objects: &[Arc<IpPool>]) -> Vec<Pool> {
     let mut pools = Vec::new();
     for object in objects {
         let spec = &object.spec;
-        let Some(cidr) = spec.cidr.filter(|_| spec.allowed_uses.iter().any(|of| of == "LoadBalancer")) else {
-            continue;
-        };
-        let namespaces = match spec.namespace_selector.as_str() {
-            "" => None,
-            text => match text.parse() {
-                Ok(selector) => Some(selector),
-                Err(error) => {
-                    tracing::warn!(pool = object.name_any(), %error, "namespaceSelector: the IPPool is not used");
-                    continue;
-                }
-            },
+        let Some(cidr) = spec.cidr.filter(|_| spec.is_for("LoadBalancer")) else { continue };
+        let namespaces = match spec.namespaces() {
+            Ok(selector) => selector,
+            Err(error) => {
+                tracing::warn!(pool = object.name_any(), %error, "namespaceSelector: the IPPool is not used");
+                continue;
+            }
         };
         pools.push(Pool {
             name: object.name_any(),
             cidr,
-            is_automatic: spec.assignment_mode.as_deref() != Some("Manual"),
+            is_automatic: spec.is_automatic(),
             is_disabled: spec.disabled || object.metadata.deletion_timestamp.is_some(),
             namespaces,
         });

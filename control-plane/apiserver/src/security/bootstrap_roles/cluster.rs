@@ -312,13 +312,20 @@ pub(super) const NAMESPACED: &[(&str, Role)] = &[
             rules: &["delete, read | core | secrets", "event | core, events.k8s.io | events"],
         },
     ),
+    (
+        SYSTEM,
+        Role {
+            name: "system:controller:block-controller",
+            rules: &["delete, read, update | core | configmaps"],
+        },
+    ),
     // Address blocks are ConfigMaps whose names follow from the pools, so no rule can name them.
     (
         SYSTEM,
         Role {
             name: "system:seaway-agent",
             rules: &[
-                "create, patch, read, update | core | configmaps",
+                "create, delete, patch, read, update | core | configmaps",
                 // Each agent serves cluster DNS on its node and says so in a slice of its own.
                 "create, patch, update | discovery.k8s.io | endpointslices",
             ],
@@ -374,6 +381,12 @@ pub(super) const NAMESPACED_BINDINGS: &[(&str, &str, &str, &[&str])] = &[
         "system:controller:token-cleaner",
         "system:controller:token-cleaner",
         &["account kube-system/token-cleaner"],
+    ),
+    (
+        SYSTEM,
+        "system:controller:block-controller",
+        "system:controller:block-controller",
+        &["account kube-system/block-controller"],
     ),
     (SYSTEM, "system:seaway-agent", "system:seaway-agent", &["group system:nodes"]),
     (

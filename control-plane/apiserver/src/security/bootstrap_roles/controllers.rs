@@ -17,6 +17,11 @@ pub(super) const ROLES: &[Role] = &[
             "read | storage.k8s.io | csidrivers, csinodes",
         ],
     },
+    // Not a role of upstream's: who gives back blocks of addresses and shows them. Its Role in kube-system has the rest.
+    Role {
+        name: "block-controller",
+        rules: &["get | core | nodes", "create, delete, read, update | projectcalico.org | blockaffinities"],
+    },
     Role {
         name: "certificate-controller",
         rules: &[

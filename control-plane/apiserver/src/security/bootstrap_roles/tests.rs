@@ -121,6 +121,8 @@ fn agents_read_the_network_and_keep_their_blocks_in_kube_system_only() {
         "list core/nodes",
         "create core/configmaps kube-system",
         "patch core/configmaps kube-system",
+        // Blocks are given back.
+        "delete core/configmaps kube-system",
     ];
     for question in may {
         assert!(allowed(&agent, question), "{question}");
@@ -128,7 +130,7 @@ fn agents_read_the_network_and_keep_their_blocks_in_kube_system_only() {
     let may_not = [
         "get core/configmaps default",
         "get core/secrets kube-system",
-        "delete core/configmaps kube-system",
+        "delete core/configmaps default",
         "update core/services default",
         "patch core/nodes",
     ];
