@@ -94,8 +94,8 @@ fn apiserver(arguments: &BenchArguments) -> Result<()> {
     if arguments.peer.is_some() || of.store == Store::Etcd {
         install::ensure(&[install::ETCD])?;
     }
-    let load = release("bench", "seaway-bench")?;
-    let server = built(arguments.server.as_ref(), "control-plane", "seaway-server")?;
+    let load = load_generator()?;
+    let server = built(arguments.server.as_ref(), "seaway-server")?;
     let mut command = Command::new(load);
     command.arg("apiserver").arg("--server").arg(server).arg("--json").arg(figures("apiserver")?);
     pass(
@@ -121,15 +121,15 @@ fn services(arguments: &BenchArguments) -> Result<()> {
         install::ensure(&[install::FILTERS])?;
     }
     run::step("building the BPF object", ebpf::build)?;
-    let load = release("bench", "seaway-bench")?;
+    let load = load_generator()?;
     let mut command = Command::new(load);
     command.arg("services").arg("--json").arg(figures("services")?);
     if has("change") || (has("path") && arguments.peer.is_some()) {
-        let server = built(arguments.server.as_ref(), "control-plane", "seaway-server")?;
+        let server = built(arguments.server.as_ref(), "seaway-server")?;
         command.arg("--server").arg(server);
     }
     if has("change") {
-        command.arg("--agent").arg(built(of.agent.as_ref(), "agent", "seaway-agent")?);
+        command.arg("--agent").arg(built(of.agent.as_ref(), "seaway-agent")?);
     }
     if of.tc {
         command.arg("--tc");
@@ -151,10 +151,10 @@ fn services(arguments: &BenchArguments) -> Result<()> {
 fn cni(arguments: &BenchArguments) -> Result<()> {
     install::ensure(&[install::IP, install::CNI_PLUGINS])?;
     run::step("building the BPF object", ebpf::build)?;
-    let mut command = Command::new(release("bench", "seaway-bench")?);
+    let mut command = Command::new(load_generator()?);
     command.arg("cni").arg("--json").arg(figures("cni")?);
-    command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "agent", "seaway-agent")?);
-    command.arg("--plugin").arg(release("cni", "seaway-cni")?);
+    command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
+    command.arg("--plugin").arg(build::shipped("seaway-cni")?);
     pass(&mut command, [("--rounds", number(arguments.rounds))]);
     run::run(&mut command)
 }
@@ -180,22 +180,22 @@ fn figures(bench: &str) -> Result<PathBuf> {
 }
 
 /// What was given, or what is built now.
-fn built(given: Option<&PathBuf>, package: &str, binary: &str) -> Result<PathBuf> {
-    given.map_or_else(|| release(package, binary), |path| Ok(path.clone()))
+fn built(given: Option<&PathBuf>, binary: &str) -> Result<PathBuf> {
+    given.map_or_else(|| build::shipped(binary), |path| Ok(path.clone()))
 }
 
-/// Builds one optimised binary of one package.
-fn release(package: &str, binary: &str) -> Result<PathBuf> {
-    run::step(&format!("building {binary} (release profile; the first time takes minutes)"), || {
+/// Builds seaway-bench, optimised.
+fn load_generator() -> Result<PathBuf> {
+    run::step("building seaway-bench (release profile; the first time takes minutes)", || {
         let mut cargo = run::cargo();
         cargo.args(["build", "--release", "--message-format", "json-render-diagnostics"]);
-        cargo.args(["--package", package, "--bin", binary]);
+        cargo.args(["--package", "bench", "--bin", "seaway-bench"]);
         let output =
             cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
         if !output.status.success() {
             bail!("cargo build ended with {}", output.status);
         }
         let mut built = build::executables(&String::from_utf8_lossy(&output.stdout));
-        built.remove(binary).with_context(|| format!("cargo named no executable for {binary}"))
+        built.remove("seaway-bench").context("cargo named no executable for seaway-bench")
     })
 }

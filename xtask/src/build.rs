@@ -19,34 +19,46 @@ const PACKAGES: &[&str] = &["control-plane", "agent", "cli", "cni"];
 pub(crate) fn binaries(release: bool) -> Result<BTreeMap<String, PathBuf>> {
     run::step("building the BPF object", ebpf::build)?;
     let profile = if release { "release" } else { "dev" };
-    run::step(&format!("building the binaries ({profile} profile; the first time takes minutes)"), || {
-        let mut cargo = run::cargo();
-        cargo.args(["build", "--message-format", "json-render-diagnostics", "--profile", profile]);
-        if release {
-            // Nothing that only tests ask of a dependency.
-            for package in PACKAGES {
-                cargo.args(["--package", package]);
-            }
-        } else {
-            // The whole workspace decides the features of dependencies, so that the tests reuse what is built here.
-            cargo.arg("--workspace");
-        }
-        for binary in BINARIES {
-            cargo.args(["--bin", binary]);
-        }
-        let output =
-            cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
-        if !output.status.success() {
-            bail!("cargo build ended with {}", output.status);
-        }
-        let built = executables(&String::from_utf8_lossy(&output.stdout));
-        for binary in BINARIES {
-            if !built.contains_key(*binary) {
-                bail!("cargo named no executable for {binary}");
-            }
-        }
-        Ok(built)
+    let what = format!("building the binaries ({profile} profile; the first time takes minutes)");
+    run::step(&what, || compile(release, BINARIES))
+}
+
+/// Builds one optimised binary, the same that is shipped; returns where it is.
+pub(crate) fn shipped(binary: &str) -> Result<PathBuf> {
+    run::step(&format!("building {binary} (release profile; the first time takes minutes)"), || {
+        let mut built = compile(true, &[binary])?;
+        built.remove(binary).with_context(|| format!("cargo named no executable for {binary}"))
     })
+}
+
+fn compile(release: bool, binaries: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    let profile = if release { "release" } else { "dev" };
+    let mut cargo = run::cargo();
+    cargo.args(["build", "--message-format", "json-render-diagnostics", "--profile", profile]);
+    if release {
+        // Nothing that only tests ask of a dependency; and the same for one binary as for all, so that what is built
+        // is used again.
+        for package in PACKAGES {
+            cargo.args(["--package", package]);
+        }
+    } else {
+        // The whole workspace decides the features of dependencies, so that the tests reuse what is built here.
+        cargo.arg("--workspace");
+    }
+    for binary in binaries {
+        cargo.args(["--bin", binary]);
+    }
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
+    if !output.status.success() {
+        bail!("cargo build ended with {}", output.status);
+    }
+    let built = executables(&String::from_utf8_lossy(&output.stdout));
+    for binary in binaries {
+        if !built.contains_key(*binary) {
+            bail!("cargo named no executable for {binary}");
+        }
+    }
+    Ok(built)
 }
 
 /// Executables by target name, out of cargo's JSON messages.
