@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use cni::v1::PortMapping;
 use serde_json::{Map, Value};
 
 use crate::error::{DECODE_FAILURE, Error, INCOMPATIBLE_VERSION};
+use crate::v1::PortMapping;
 
 /// Versions of the specification that results are shaped for, oldest first.
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -56,11 +56,14 @@ impl NetworkConfig {
             return Err(Error::config("name", details));
         }
         let kind = string(&fields, "type")?.ok_or_else(|| Error::config("type", "is missing"))?;
-        if kind != cni::PLUGIN_TYPE {
-            return Err(Error::config("type", format!("is {kind:?}, this plugin is {:?}", cni::PLUGIN_TYPE)));
+        if kind != crate::PLUGIN_TYPE {
+            return Err(Error::config(
+                "type",
+                format!("is {kind:?}, this plugin is {:?}", crate::PLUGIN_TYPE),
+            ));
         }
         let socket =
-            PathBuf::from(string(&fields, "socket")?.unwrap_or_else(|| cni::DEFAULT_SOCKET.to_owned()));
+            PathBuf::from(string(&fields, "socket")?.unwrap_or_else(|| crate::DEFAULT_SOCKET.to_owned()));
         if !socket.is_absolute() {
             return Err(Error::config("socket", format!("{} is not an absolute path", socket.display())));
         }

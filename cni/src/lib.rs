@@ -9,6 +9,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+pub mod config;
+pub mod error;
+
 /// Messages, client and server generated from `proto/cni.proto`.
 #[expect(clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod v1 {

@@ -3,8 +3,6 @@
 //! Specification 1.1.0 and older (containernetworking/cni, SPEC.md): ADD, DEL, CHECK, STATUS, GC, VERSION. An
 //! error is printed on standard output as JSON with its code, and the exit status is 1.
 
-mod config;
-mod error;
 mod result;
 
 use std::fs::File;
@@ -16,8 +14,8 @@ use std::time::Duration;
 use cni::v1::{AddRequest, Attachment, CheckRequest, DelRequest, GcRequest, StatusRequest};
 use serde_json::Value;
 
-use config::{Environment, NetworkConfig};
-use error::{Error, INVALID_CONFIG, NOT_AVAILABLE, TRY_AGAIN_LATER};
+use cni::config::{self, Environment, NetworkConfig};
+use cni::error::{self, Error, INVALID_CONFIG, NOT_AVAILABLE, TRY_AGAIN_LATER};
 
 /// The runtime's own limit is longer; an answer with a reason is better than being killed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);

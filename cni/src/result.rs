@@ -3,7 +3,7 @@
 use cni::v1::AddResponse;
 use serde_json::{Value, json};
 
-use crate::config::VERSIONS;
+use cni::config::VERSIONS;
 
 /// The answer to VERSION.
 pub fn versions(version: &str) -> Value {

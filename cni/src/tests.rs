@@ -2,7 +2,7 @@ use cni::v1::{AddResponse, Address};
 use serde_json::json;
 
 use super::*;
-use crate::error::{DECODE_FAILURE, INCOMPATIBLE_VERSION, INVALID_ENVIRONMENT};
+use cni::error::{DECODE_FAILURE, INCOMPATIBLE_VERSION, INVALID_ENVIRONMENT};
 
 fn good() -> Value {
     json!({ "cniVersion": "1.1.0", "name": "seaway", "type": "seaway-cni", "socket": "/nowhere/cni.sock" })

@@ -11,10 +11,12 @@
 //! | cel | expressions of policies and CustomResourceDefinitions, with their cost limit |
 //! | bgp-messages, bgp-conversations | what a BGP peer sends: messages, and streams of them to a speaker |
 //! | bfd-packets | what a BFD peer sends, and when |
+//! | cni-calls | what a container runtime gives the plugin: network configuration and variables |
 //!
 //! A new decoder gets a test here: a corpus, a dictionary, and a function from bytes to an outcome.
 
 mod paths;
+mod plugin;
 mod routing;
 
 use std::path::PathBuf;

@@ -39,7 +39,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("protoc", &[]),
     ("images", &[]),
     ("harness", &[]),
-    ("fuzz", &["api", "bfd", "bgp", "cel"]),
+    ("fuzz", &["api", "bfd", "bgp", "cel", "cni"]),
     ("bench", &["ipam", "dataplane", "ebpf-common", "proxy"]),
 ];
 
