@@ -24,10 +24,15 @@ fn seeds() -> Vec<Vec<u8>> {
     let full = r#"{"cniVersion":"1.0.0","name":"n","type":"seaway-cni","prevResult":{"ips":[{"address":"10.0.0.1/32"}]},
         "runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"tcp","hostIP":"192.0.2.1"}]},
         "cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}"#;
-    let call = |config: &str| {
-        format!("{config}\0ADD\0abc\0eth0\0K8S_POD_NAMESPACE=default;K8S_POD_NAME=web").into_bytes()
-    };
-    vec![call(plain), call(full), plain.as_bytes().to_vec()]
+    let call = |config: &str, variables: &str| format!("{config}\0{variables}").into_bytes();
+    let good = "ADD\0abc\0eth0\0K8S_POD_NAMESPACE=default;K8S_POD_NAME=web";
+    let edges = full.replace(":80,", ":0,").replace(":8080,", ":65536,");
+    vec![
+        call(plain, good),
+        call(full, good),
+        call(&edges, "DEL\0../abc\0sixteen-letters-\0"),
+        plain.as_bytes().to_vec(),
+    ]
 }
 
 /// What a runtime reads of an error must be whole, whatever the version.
