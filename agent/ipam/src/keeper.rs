@@ -403,7 +403,8 @@ impl Keeper {
                         return None;
                     }
                 }
-                State::Confirmed if affinity.sequence == allocator.given_up_at(affinity.block) => {
+                // Or older: a claim of before it was given up has arrived once more.
+                State::Confirmed if affinity.sequence <= allocator.given_up_at(affinity.block) => {
                     next.state = State::PendingDeletion;
                     next.offered.clear();
                     next.requested.clear();
@@ -453,7 +454,7 @@ impl Keeper {
                 .map(|(ip, _)| *ip)
                 .filter(|ip| {
                     let single = IpNetwork::from(*ip);
-                    !allocator.has_block(single) && allocator.given_up_at(single) == affinity.sequence
+                    !allocator.has_block(single) && affinity.sequence <= allocator.given_up_at(single)
                 })
                 .collect();
             let mut next = affinity.next();

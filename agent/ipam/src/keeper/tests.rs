@@ -303,6 +303,31 @@ fn a_borrower_that_is_not_gone_says_so_before_it_goes_on() {
 }
 
 #[test]
+fn a_claim_that_arrives_once_more_after_its_block_was_given_up_leaves_nothing_behind() {
+    for gives in [false, true] {
+        let (mut node, mut store) = (Node::new("b"), Store::default());
+        store.show(&mut node);
+        let claim = node.step(&[pool()], 1).write.expect("a claim");
+        assert!(store.write(&claim));
+        node.settle(&mut store, &[pool()], 2);
+        // Much has happened to the block before it is given up.
+        let (mut affinity, version) = store.objects[&claim.block()].clone();
+        affinity.sequence += 5;
+        assert!(store.write(&Write::Replace(affinity, version)));
+        node.settle(&mut store, &[], 3);
+        assert_eq!(store.objects.len(), 0);
+        assert!(store.write(&claim));
+        // It is confirmed before it is known to be an old one.
+        let pools = [pool()];
+        node.settle(&mut store, &pools, 4);
+        node.settle(&mut store, if gives { &pools } else { &[] }, 5);
+        let held: Vec<IpNetwork> = node.allocator.blocks().collect();
+        assert_eq!(store.objects.keys().copied().collect::<Vec<_>>(), held, "{gives}");
+        assert_eq!(held.is_empty(), !gives);
+    }
+}
+
+#[test]
 fn blocks_never_overlap_those_of_an_earlier_pool_with_another_block_size() {
     for (before, length) in [("10.9.0.0/28", 30), ("10.9.0.0/31", 28), ("10.9.0.12/30", 29)] {
         let mut node = Node::new("n");
