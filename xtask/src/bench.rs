@@ -1,9 +1,9 @@
 //! `cargo xtask bench`: what the README's figures come from.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{build, cluster::Store, ebpf, install, run};
@@ -94,7 +94,7 @@ fn apiserver(arguments: &BenchArguments) -> Result<()> {
     if arguments.peer.is_some() || of.store == Store::Etcd {
         install::ensure(&[install::ETCD])?;
     }
-    let load = load_generator()?;
+    let load = build::optimised(&["bench"], "seaway-bench")?;
     let server = built(arguments.server.as_ref(), "seaway-server")?;
     let mut command = Command::new(load);
     command.arg("apiserver").arg("--server").arg(server).arg("--json").arg(figures("apiserver")?);
@@ -121,7 +121,7 @@ fn services(arguments: &BenchArguments) -> Result<()> {
         install::ensure(&[install::FILTERS])?;
     }
     run::step("building the BPF object", ebpf::build)?;
-    let load = load_generator()?;
+    let load = build::optimised(&["bench"], "seaway-bench")?;
     let mut command = Command::new(load);
     command.arg("services").arg("--json").arg(figures("services")?);
     if has("change") || (has("path") && arguments.peer.is_some()) {
@@ -151,7 +151,7 @@ fn services(arguments: &BenchArguments) -> Result<()> {
 fn cni(arguments: &BenchArguments) -> Result<()> {
     install::ensure(&[install::IP, install::CNI_PLUGINS])?;
     run::step("building the BPF object", ebpf::build)?;
-    let mut command = Command::new(load_generator()?);
+    let mut command = Command::new(build::optimised(&["bench"], "seaway-bench")?);
     command.arg("cni").arg("--json").arg(figures("cni")?);
     command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
     command.arg("--plugin").arg(build::shipped("seaway-cni")?);
@@ -182,20 +182,4 @@ fn figures(bench: &str) -> Result<PathBuf> {
 /// What was given, or what is built now.
 fn built(given: Option<&PathBuf>, binary: &str) -> Result<PathBuf> {
     given.map_or_else(|| build::shipped(binary), |path| Ok(path.clone()))
-}
-
-/// Builds seaway-bench, optimised.
-fn load_generator() -> Result<PathBuf> {
-    run::step("building seaway-bench (release profile; the first time takes minutes)", || {
-        let mut cargo = run::cargo();
-        cargo.args(["build", "--release", "--message-format", "json-render-diagnostics"]);
-        cargo.args(["--package", "bench", "--bin", "seaway-bench"]);
-        let output =
-            cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
-        if !output.status.success() {
-            bail!("cargo build ended with {}", output.status);
-        }
-        let mut built = build::executables(&String::from_utf8_lossy(&output.stdout));
-        built.remove("seaway-bench").context("cargo named no executable for seaway-bench")
-    })
 }

@@ -20,30 +20,39 @@ pub(crate) fn binaries(release: bool) -> Result<BTreeMap<String, PathBuf>> {
     run::step("building the BPF object", ebpf::build)?;
     let profile = if release { "release" } else { "dev" };
     let what = format!("building the binaries ({profile} profile; the first time takes minutes)");
-    run::step(&what, || compile(release, BINARIES))
+    run::step(&what, || compile(release.then_some(PACKAGES), BINARIES))
 }
 
 /// Builds one optimised binary, the same that is shipped; returns where it is.
 pub(crate) fn shipped(binary: &str) -> Result<PathBuf> {
+    optimised(PACKAGES, binary)
+}
+
+/// Builds one optimised binary with the features of dependencies that these packages ask for; returns where it is.
+pub(crate) fn optimised(packages: &[&str], binary: &str) -> Result<PathBuf> {
     run::step(&format!("building {binary} (release profile; the first time takes minutes)"), || {
-        let mut built = compile(true, &[binary])?;
+        let mut built = compile(Some(packages), &[binary])?;
         built.remove(binary).with_context(|| format!("cargo named no executable for {binary}"))
     })
 }
 
-fn compile(release: bool, binaries: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
-    let profile = if release { "release" } else { "dev" };
+/// Optimised where packages are named.
+fn compile(packages: Option<&[&str]>, binaries: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let mut cargo = run::cargo();
-    cargo.args(["build", "--message-format", "json-render-diagnostics", "--profile", profile]);
-    if release {
+    cargo.args(["build", "--message-format", "json-render-diagnostics"]);
+    match packages {
         // Nothing that only tests ask of a dependency; and the same for one binary as for all, so that what is built
         // is used again.
-        for package in PACKAGES {
-            cargo.args(["--package", package]);
+        Some(packages) => {
+            cargo.arg("--release");
+            for package in packages {
+                cargo.args(["--package", package]);
+            }
         }
-    } else {
         // The whole workspace decides the features of dependencies, so that the tests reuse what is built here.
-        cargo.arg("--workspace");
+        None => {
+            cargo.arg("--workspace");
+        }
     }
     for binary in binaries {
         cargo.args(["--bin", binary]);
