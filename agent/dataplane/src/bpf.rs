@@ -108,6 +108,11 @@ struct QueryAttr {
     prog_ids: u64,
     prog_count: u32,
     zero: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    /// Written by the kernel from 6.6 on, however short the caller says that the structure is.
+    revision: u64,
 }
 
 /// What the kernel says of a map: the beginning of `struct bpf_map_info`.
