@@ -244,10 +244,18 @@ impl StorageBackend for Overlay {
         if offset + out.len() as u64 > state.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // At one go, and over it what was written: that is little or nothing.
+        let mut filled = 0;
+        while filled < out.len() {
+            match self.file.read_at(&mut out[filled..], offset + filled as u64)? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        out[filled..].fill(0);
         Self::pages(offset, out.len(), |number, in_page, in_span| {
-            match state.pages.get(&number) {
-                Some(page) => out[in_span].copy_from_slice(&page[in_page]),
-                None => out[in_span].copy_from_slice(&self.page(number)?[in_page]),
+            if let Some(page) = state.pages.get(&number) {
+                out[in_span].copy_from_slice(&page[in_page]);
             }
             Ok(())
         })
