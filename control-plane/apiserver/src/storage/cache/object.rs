@@ -28,9 +28,12 @@ pub struct Meta {
     owner_references: Option<Vec<Owner>>,
 }
 
-/// An object's labels, as few bytes as they take.
+/// An object's labels in one piece: each key and each value, with [`END`] after it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Labels(Box<[(Box<str>, Box<str>)]>);
+pub struct Labels(Box<str>);
+
+/// In no label that a selector could name.
+const END: char = '\0';
 
 impl Labels {
     pub fn get(&self, key: &str) -> Option<&str> {
@@ -38,7 +41,8 @@ impl Labels {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(key, value)| (&**key, &**value))
+        let mut texts = self.0.split_terminator(END);
+        std::iter::from_fn(move || Some((texts.next()?, texts.next()?)))
     }
 
     /// As a JSON object.
@@ -51,11 +55,17 @@ impl<'de> Deserialize<'de> for Labels {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // A value that is no string labels nothing; the object is shown all the same.
         let labels = Option::<serde_json::Map<String, Value>>::deserialize(deserializer)?;
-        let pair = |(key, value): (String, Value)| match value {
-            Value::String(value) => Some((key.into_boxed_str(), value.into_boxed_str())),
-            _ => None,
-        };
-        Ok(Self(labels.into_iter().flatten().filter_map(pair).collect()))
+        let mut texts = String::new();
+        for (key, value) in labels.into_iter().flatten() {
+            let Value::String(value) = value else { continue };
+            if !key.contains(END) && !value.contains(END) {
+                for text in [&*key, &*value] {
+                    texts.push_str(text);
+                    texts.push(END);
+                }
+            }
+        }
+        Ok(Self(texts.into_boxed_str()))
     }
 }
 
