@@ -2,6 +2,7 @@
 //! two reach the first without a socket, each under its own identity.
 
 mod arguments;
+mod memory;
 mod run;
 mod security;
 mod sign;

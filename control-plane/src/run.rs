@@ -16,7 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::arguments::{ClientArguments, ServerArguments, StoreKind};
+use crate::{
+    arguments::{ClientArguments, ServerArguments, StoreKind},
+    memory,
+};
 
 const DEFAULT_BIND: &str = "0.0.0.0:6443";
 const SCHEDULER: &str = "system:kube-scheduler";
@@ -64,6 +67,7 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
         info!(%address, "ready");
         println!("ready: https://{address}");
     }
+    tokio::spawn(memory::after_start(stop.clone()));
     let mut parts = JoinSet::new();
     if with_all {
         parts.spawn(scheduler::run(client(&server, SCHEDULER, &[]), stop.child_token()));
