@@ -22,6 +22,7 @@ use futures::{
 use http::{Response, StatusCode};
 use rand::Rng as _;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Call, Target, target::storage_status};
@@ -41,6 +42,9 @@ use crate::{
 
 /// Events that wait are sent together up to about this many bytes.
 const BURST_BYTES: usize = 12 * 1024;
+/// An event that comes sooner after the last send waits until then for others, as each send costs more than an event. One
+/// that comes after a time without any is sent at once.
+const GATHER_TIME: Duration = Duration::from_millis(1);
 /// The annotation of the bookmark that ends the initial events.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
@@ -75,6 +79,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
         encoder,
         ends: ends(stop, timeout),
         guard: Counted::new(Arc::clone(&call.state)),
+        pace: Pace::default(),
         last: false,
     };
     let mut response = respond::bytes(StatusCode::OK, accepted.stream_type(), Bytes::new());
@@ -118,8 +123,11 @@ async fn begin(
         cache.fresh().await.map_err(|error| storage_status(&error))?;
     }
     if !wants_state {
-        let after = (version > 0).then_some(Revision(version));
-        return Ok(match cache.watch(prefix, after) {
+        let watch = match version {
+            0 => cache.watch(prefix, None),
+            version => cache.resume(prefix, Revision(version)).await,
+        };
+        return Ok(match watch {
             Ok(watch) => Begin { frames: VecDeque::new(), watch: Some(watch) },
             Err(error) => {
                 Begin { frames: VecDeque::from([error_frame(encoder.accepted, &error)]), watch: None }
@@ -187,6 +195,7 @@ struct Source {
     ends: FuturesUnordered<BoxFuture<'static, End>>,
     #[expect(dead_code, reason = "held for its Drop")]
     guard: Counted,
+    pace: Pace,
     /// Nothing follows.
     last: bool,
 }
@@ -250,6 +259,7 @@ impl Source {
                         return Some(status_frame(self.encoder.accepted, &status));
                     }
                     if let Some(frame) = self.encoder.event(&self.options, &event) {
+                        self.pace.gather().await;
                         return Some(self.with_followers(frame));
                     }
                 }
@@ -286,7 +296,10 @@ impl Source {
         let mut joined = BytesMut::new();
         while joined.len().max(first.remaining()) < BURST_BYTES {
             // An end is met again by the next poll.
-            let Ok(Some(event)) = watch.try_next() else { break };
+            let Ok(Some(event)) = watch.try_next() else {
+                self.pace.drained();
+                break;
+            };
             if let Some(frame) = self.encoder.event(&self.options, &event) {
                 if joined.is_empty() {
                     joined.put(first.clone());
@@ -295,6 +308,28 @@ impl Source {
             }
         }
         if joined.is_empty() { first } else { joined.freeze().into() }
+    }
+}
+
+/// How soon events follow each other to a watcher.
+#[derive(Default)]
+struct Pace {
+    /// When the last events were sent, if none waited behind them.
+    drained: Option<Instant>,
+}
+
+impl Pace {
+    /// All that there is is being sent.
+    fn drained(&mut self) {
+        self.drained = Some(Instant::now());
+    }
+
+    /// Before an event is sent: waits for more of them, until [`GATHER_TIME`] after the last ones.
+    async fn gather(&mut self) {
+        let Some(drained) = self.drained.take() else { return };
+        if drained.elapsed() < GATHER_TIME {
+            tokio::time::sleep_until(drained + GATHER_TIME).await;
+        }
     }
 }
 
@@ -391,5 +426,22 @@ mod tests {
             assert_eq!(parts[1].as_ptr(), json.as_ptr(), "not copied");
             assert_eq!(line.into_bytes(), watch_frame(kind.word(), &json));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_event_that_follows_closely_waits_for_others() {
+        let took = async |pace: &mut Pace| {
+            let began = Instant::now();
+            pace.gather().await;
+            began.elapsed()
+        };
+        let mut pace = Pace::default();
+        assert_eq!(took(&mut pace).await, Duration::ZERO, "the first one");
+        pace.drained();
+        assert!(took(&mut pace).await >= GATHER_TIME, "one that comes at once");
+        assert_eq!(took(&mut pace).await, Duration::ZERO, "what waited behind a send that was full");
+        pace.drained();
+        tokio::time::advance(GATHER_TIME).await;
+        assert_eq!(took(&mut pace).await, Duration::ZERO, "one that comes later");
     }
 }

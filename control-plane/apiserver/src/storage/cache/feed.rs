@@ -19,28 +19,30 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Changes that wait are taken in together, at most so many: a watcher is woken once for all of them, which is most of what
 /// an event costs.
-const TOGETHER_MAX: usize = 64;
+pub(super) const TOGETHER_MAX: usize = 64;
 
 pub(super) struct Feed {
     cache: Weak<Cache>,
     storage: Arc<dyn Storage>,
     stream: ReadyChunks<WatchStream>,
-    /// Changes up to here are in the objects already: they only enrich history.
-    loaded: Revision,
     /// The newest change that was delivered, or what the stream began after.
     position: Revision,
 }
 
 impl Feed {
-    /// Lists everything, then opens the stream as far back as the store's history goes, so that watches resume over a
-    /// restart of the server.
+    /// Lists everything and opens the stream of what follows; what was before comes later, as [`super::past`].
     pub(super) async fn load(cache: &Arc<Cache>) -> Result<Self, StorageError> {
         let storage = cache.storage.clone();
         let (objects, loaded) = everything(&*storage).await?;
-        let (stream, oldest) = open_oldest(&*storage).await?;
-        show(cache, objects, oldest);
-        let stream = stream.ready_chunks(TOGETHER_MAX);
-        Ok(Self { cache: Arc::downgrade(cache), storage, stream, loaded, position: oldest })
+        let stream = storage.watch(REGISTRY, loaded).await?.ready_chunks(TOGETHER_MAX);
+        show(cache, objects, loaded);
+        cache.applied.send_replace(loaded);
+        Ok(Self { cache: Arc::downgrade(cache), storage, stream, position: loaded })
+    }
+
+    /// Where the stream began, before it was followed.
+    pub(super) fn position(&self) -> Revision {
+        self.position
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
@@ -79,15 +81,12 @@ impl Feed {
             };
             self.position = self.position.max(revision);
         }
-        groups.apply(self.loaded);
-        // What the list showed is not shown less by an older event.
-        if self.position >= self.loaded {
-            cache.applied.send_if_modified(|applied| {
-                let newer = self.position > *applied;
-                *applied = self.position.max(*applied);
-                newer
-            });
-        }
+        groups.apply();
+        cache.applied.send_if_modified(|applied| {
+            let newer = self.position > *applied;
+            *applied = self.position.max(*applied);
+            newer
+        });
         if let Some(error) = &failure {
             tracing::warn!(%error, position = self.position.0, "the store's watch ended; opening it again");
         }
@@ -120,7 +119,6 @@ impl Feed {
         let stream = self.storage.watch(REGISTRY, revision).await?;
         show(&cache, objects, revision);
         self.stream = stream.ready_chunks(TOGETHER_MAX);
-        self.loaded = revision;
         self.position = revision;
         cache.applied.send_replace(revision);
         tracing::warn!(revision = revision.0, "the store's history was lost; all watches begin anew");
@@ -143,18 +141,18 @@ impl Groups {
             self.0.len() - 1
         });
         let (resource, events) = &mut self.0[at];
-        if let Some(event) = event(resource, events, change) {
+        let earlier = events.iter().rev().find(|event| **event.object.key() == *change.key);
+        let newest =
+            earlier.map_or_else(|| resource.get(&change.key), |event| Some(Arc::clone(&event.object)));
+        if let Some(event) = event(change, &[newest]) {
             events.push(Arc::new(event));
         }
     }
 
-    /// Events up to `loaded` enrich the history, later ones happen.
-    pub(super) fn apply(self, loaded: Revision) {
+    pub(super) fn apply(self) {
         let now = Instant::now();
         for (resource, events) in self.0 {
-            let (known, new) = events.split_at(events.partition_point(|event| event.revision <= loaded));
-            resource.remember(known, now);
-            resource.apply(new, now);
+            resource.apply(&events, now);
         }
     }
 }
@@ -191,29 +189,12 @@ fn show(cache: &Cache, mut objects: Objects, oldest: Revision) {
     }
 }
 
-/// A watch from the oldest revision that the store still holds.
-async fn open_oldest(storage: &dyn Storage) -> Result<(WatchStream, Revision), StorageError> {
-    let mut after = Revision(1);
-    loop {
-        match storage.watch(REGISTRY, after).await {
-            Ok(stream) => return Ok((stream, after)),
-            // Compaction may go on while we ask.
-            Err(StorageError::Compacted { oldest, .. }) if oldest > after => after = oldest,
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// The event of a change. Versions that the resource holds already, or that come with `earlier` events, are shared, not
-/// parsed again.
-fn event(resource: &Resource, earlier: &[Arc<Event>], change: &Change) -> Option<Event> {
-    let newest = || {
-        let same = earlier.iter().rev().find(|event| **event.object.key() == *change.key);
-        same.map_or_else(|| resource.get(&change.key), |event| Some(Arc::clone(&event.object)))
-    };
-    let version = |bytes: &[u8], revision| match newest() {
-        Some(known) if known.revision() == revision => Some(known),
-        _ => match Object::new(change.key.clone(), revision, bytes) {
+/// The event of a change. Versions that are known are shared, not parsed again.
+pub(super) fn event(change: &Change, known: &[Option<Arc<Object>>]) -> Option<Event> {
+    let version = |bytes: &[u8], revision| match known.iter().flatten().find(|one| one.revision() == revision)
+    {
+        Some(known) => Some(Arc::clone(known)),
+        None => match Object::new(change.key.clone(), revision, bytes) {
             Ok(object) => Some(Arc::new(object)),
             Err(error) => {
                 tracing::error!(key = %change.key, %error, "the store holds a value that is no object; it is not shown");

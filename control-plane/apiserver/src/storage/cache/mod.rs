@@ -15,13 +15,14 @@ mod feed;
 mod index;
 mod map;
 mod object;
+mod past;
 mod resource;
 mod watch;
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, RwLock,
+        Arc, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -45,6 +46,8 @@ use super::{Range, Revision, Storage, StorageError, keys};
 pub const FRESHNESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a consistent read waits for the feed before it writes a barrier to learn where the feed is.
 const BARRIER_AFTER: Duration = Duration::from_millis(200);
+/// How long a watch that resumes waits for what happened before the start.
+const PAST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A key that is no object's; writing it makes the feed say where it is.
 pub(super) const BARRIER_KEY: &str = "/registry/.barrier";
 
@@ -113,6 +116,8 @@ pub struct Cache {
     oldest: RwLock<Revision>,
     /// Lists of states before this one are refused, as the store has forgotten them.
     forgotten: AtomicU64,
+    /// Whether the histories have what happened before the start, or never will.
+    has_past: latest::Sender<bool>,
     _feed: DropGuard,
 }
 
@@ -129,13 +134,29 @@ impl Cache {
             applied: latest::Sender::new(Revision(0)),
             oldest: RwLock::default(),
             forgotten: AtomicU64::new(0),
+            has_past: latest::Sender::new(false),
             _feed: stop.clone().drop_guard(),
         });
         let feed = feed::Feed::load(&cache).await?;
-        tokio::spawn(feed.run(stop));
+        let began = feed.position();
+        tokio::spawn(feed.run(stop.clone()));
         let barrier = cache.barrier().await?;
         cache.wait_for(barrier, FRESHNESS_TIMEOUT * 10).await?;
+        tokio::spawn(stop.run_until_cancelled_owned(Self::read_past(
+            cache.storage.clone(),
+            Arc::downgrade(&cache),
+            began,
+        )));
         Ok(cache)
+    }
+
+    async fn read_past(storage: Arc<dyn Storage>, cache: Weak<Self>, until: Revision) {
+        if let Err(error) = past::read(&*storage, &cache, until).await {
+            tracing::warn!(%error, "what happened before the start cannot be read: watches from before it begin anew");
+        }
+        if let Some(cache) = cache.upgrade() {
+            cache.has_past.send_replace(true);
+        }
     }
 
     pub fn storage(&self) -> &Arc<dyn Storage> {
@@ -246,6 +267,17 @@ impl Cache {
             bookmarks: None,
             ended: false,
         })
+    }
+
+    /// As [`Cache::watch`], and waits for what happened before the server started where the watch begins there.
+    ///
+    /// # Errors
+    /// As [`Cache::watch`].
+    pub async fn resume(&self, prefix: &str, after: Revision) -> Result<Watch, StorageError> {
+        let mut has_past = self.has_past.subscribe();
+        // Without it the watch is refused, as what is too long ago is.
+        drop(tokio::time::timeout(PAST_TIMEOUT, has_past.wait_for(|has_past| *has_past)).await);
+        self.watch(prefix, Some(after))
     }
 
     /// Stores a new object and returns it as the cache shows it. `metadata.resourceVersion` is taken out.

@@ -62,6 +62,10 @@ impl Resource {
         Self { prefix: prefix.into(), state: RwLock::new(state) }
     }
 
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().expect("no code panics while it holds this lock")
     }
@@ -156,11 +160,23 @@ impl Resource {
         Ok((backlog, receiver))
     }
 
-    /// Takes in events that the first list shows already: history only.
-    pub(super) fn remember(&self, events: &[Arc<Event>], now: Instant) {
-        if !events.is_empty() {
-            self.write().remember(events, now);
+    /// Takes in what happened before the history begins, where it still begins at `until`: it goes back to `oldest` then.
+    pub(super) fn remember_before(
+        &self,
+        until: Revision,
+        oldest: Revision,
+        events: Vec<Arc<Event>>,
+        now: Instant,
+    ) {
+        let mut state = self.write();
+        if state.oldest != until {
+            return;
         }
+        state.oldest = oldest;
+        for event in events.into_iter().rev() {
+            state.history.push_front((now, event));
+        }
+        state.forget(now);
     }
 
     /// Takes in events: objects, history, watchers.
@@ -213,6 +229,11 @@ impl State {
             self.newest = event.revision;
             self.history.push_back((now, event.clone()));
         }
+        self.forget(now);
+    }
+
+    /// Lets go of what is too old or too much.
+    fn forget(&mut self, now: Instant) {
         while let Some((at, event)) = self.history.front() {
             let aged = now.duration_since(*at) > HISTORY_AGE && self.history.len() > HISTORY_MIN;
             if !aged && self.history.len() <= HISTORY_MAX {

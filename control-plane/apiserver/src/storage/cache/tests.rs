@@ -232,15 +232,22 @@ async fn the_past_can_be_listed_from_memory_and_after_a_restart() {
     check(&cache).await;
     let cache = reopened(cache, folder.path()).await;
     check(&cache).await;
-    let mut watch = cache.watch(PODS, Some(a.revision())).unwrap();
-    let revisions = [b.revision(), c.revision(), deleted];
-    for revision in revisions {
-        assert_eq!(next_event(&mut watch).await.revision, revision);
+    let mut watch = cache.resume(PODS, states[0].0).await.unwrap();
+    let mut events = Vec::new();
+    for revision in [a.revision(), b.revision(), c.revision(), deleted] {
+        let event = next_event(&mut watch).await;
+        assert_eq!(event.revision, revision);
+        events.push(event);
+    }
+    let [made, _, changed, gone] = &events[..] else { panic!("four events") };
+    for (before, event) in [(made, changed), (changed, gone)] {
+        let previous = event.previous.as_ref().unwrap();
+        assert!(Arc::ptr_eq(&before.object, previous), "a version is held once");
     }
     let compact_at = b.revision();
     cache.storage().compact(compact_at).await.unwrap();
     let cache = reopened(cache, folder.path()).await;
-    let refused = cache.watch(PODS, Some(a.revision())).map(drop);
+    let refused = cache.resume(PODS, a.revision()).await.map(drop);
     assert!(
         matches!(refused, Err(StorageError::Compacted { oldest, .. }) if oldest == compact_at),
         "{refused:?}"
@@ -331,7 +338,7 @@ async fn changes_that_come_together_are_events_one_after_the_other() {
     ] {
         groups.add(&cache, &change);
     }
-    groups.apply(made.revision());
+    groups.apply();
     let mut last = made;
     for (kind, label) in [
         (EventKind::Modified, "2"),
