@@ -34,6 +34,8 @@ const GOALS: &[(&str, &str, f64)] = &[
     ("list by label", "us CPU", 10.0),
     ("watch event", "us CPU", 8.0),
     ("watch event, one connection", "us CPU", 8.0),
+    ("watch event, 1 writer", "us CPU", 8.0),
+    ("watch event, 1 writer, one connection", "us CPU", 8.0),
     ("watch event, 8 writers", "us CPU", 8.0),
     ("watch event, 8 writers, one connection", "us CPU", 8.0),
     ("memory of the server", "MB", 8.0),

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use memchr::{memchr, memchr_iter, memmem};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -34,9 +35,15 @@ struct Shared {
     /// Wakes the writer at this count.
     wanted: AtomicU64,
     reached: Notify,
-    /// Nanoseconds between the start of the run and the newest write.
-    written: AtomicU64,
     latencies: Mutex<Vec<Duration>>,
+}
+
+/// Every write says when it was sent, in nanoseconds since the bench began.
+const WRITTEN: &str = "example.com/written";
+
+fn now() -> u64 {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(BEGAN.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Shared {
@@ -66,23 +73,25 @@ pub(crate) async fn measure(
     let mut writers = Vec::new();
     for _ in 0..WRITERS {
         let mut writer = client.connect().await?;
-        write(&mut writer, 0, "warm").await?;
+        write(&mut writer, 0).await?;
         writers.push(writer);
     }
     let used = Used::of(subject)?;
     for index in 0..WRITES {
-        write(&mut writers[0], index % options.objects, "alone").await?;
+        write(&mut writers[0], index % options.objects).await?;
     }
     let alone = Used::of(subject)?.since(used);
     figures.put("patch", "us CPU", alone.cpu / f64::from(WRITES) * 1e6);
     let used = Used::of(subject)?;
-    write_together(&mut writers, options, "together").await?;
+    write_together(&mut writers, options).await?;
     let together = Used::of(subject)?.since(used);
     figures.put("patch, 8 at a time", "us CPU", together.cpu / f64::from(WRITES) * 1e6);
 
     for (name, on_one, load, without) in [
         ("watch event", false, Load::EachAwaited, alone),
         ("watch event, one connection", true, Load::EachAwaited, alone),
+        ("watch event, 1 writer", false, Load::Alone, alone),
+        ("watch event, 1 writer, one connection", true, Load::Alone, alone),
         ("watch event, 8 writers", false, Load::Together, together),
         ("watch event, 8 writers, one connection", true, Load::Together, together),
     ] {
@@ -104,7 +113,9 @@ pub(crate) async fn measure(
 enum Load {
     /// The next begins when every watcher has the event of the last.
     EachAwaited,
-    /// From [`WRITERS`] connections as fast as they are answered; the run ends when every watcher has every event.
+    /// From one connection as fast as they are answered; the run ends when every watcher has every event.
+    Alone,
+    /// As [`Load::Alone`], from [`WRITERS`] connections.
     Together,
 }
 
@@ -126,7 +137,7 @@ impl Used {
     }
 }
 
-/// What is used by the writes while all watch, and the latency of each event where each is awaited. They watch each on a
+/// What is used by the writes while all watch, and the time from each write to each of its events. They watch each on a
 /// connection of its own as nodes do, or all on one as the informers of one process do.
 async fn watched(
     subject: &Subject,
@@ -139,7 +150,6 @@ async fn watched(
     let list: Value = serde_json::from_slice(&list.body)?;
     let version = list["metadata"]["resourceVersion"].as_str().context("a list without a resourceVersion")?;
     let shared = Arc::new(Shared::default());
-    let began = Instant::now();
     let mut watchers = tokio::task::JoinSet::new();
     let all = if on_one { Some(client.connect().await?) } else { None };
     for _ in 0..options.watchers {
@@ -153,22 +163,22 @@ async fn watched(
             bail!("a watch was answered with {status}");
         }
         // The connection lives as long as its sender.
-        watchers.spawn(follow(connection, body, Arc::clone(&shared), began));
+        watchers.spawn(follow(connection, body, Arc::clone(&shared)));
     }
     // The first event is on its way while the last watchers begin.
-    deliver(&mut writers[0], &shared, began, 0, options.watchers, "first").await?;
+    deliver(&mut writers[0], &shared, 0, options.watchers).await?;
     shared.latencies.lock().unwrap_or_else(PoisonError::into_inner).clear();
     let before = Used::of(subject)?;
     match load {
         Load::EachAwaited => {
             for index in 0..WRITES {
-                let index = index % options.objects;
-                deliver(&mut writers[0], &shared, began, index, options.watchers, "watched").await?;
+                deliver(&mut writers[0], &shared, index % options.objects, options.watchers).await?;
             }
         }
-        Load::Together => {
+        Load::Alone | Load::Together => {
             let wanted = shared.expect(WRITES * options.watchers);
-            write_together(writers, options, "watched").await?;
+            let count = if load == Load::Alone { 1 } else { writers.len() };
+            write_together(&mut writers[..count], options).await?;
             shared.wait_for(wanted).await?;
         }
     }
@@ -183,15 +193,15 @@ async fn watched(
         }
     }
     let took = std::mem::take(&mut *shared.latencies.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok((used, if load == Load::EachAwaited { took } else { Vec::new() }))
+    Ok((used, took))
 }
 
 /// [`WRITES`] from all writers, each object's by one of them.
-async fn write_together(writers: &mut [Connection], options: &Options, value: &str) -> Result<()> {
+async fn write_together(writers: &mut [Connection], options: &Options) -> Result<()> {
     let count = u32::try_from(writers.len())?;
     let all = writers.iter_mut().zip(0..).map(|(writer, first)| async move {
         for index in (first..WRITES).step_by(count as usize) {
-            write(writer, index % options.objects, value).await?;
+            write(writer, index % options.objects).await?;
         }
         anyhow::Ok(())
     });
@@ -199,51 +209,42 @@ async fn write_together(writers: &mut [Connection], options: &Options, value: &s
     Ok(())
 }
 
-async fn write(writer: &mut Connection, index: u32, value: &str) -> Result<()> {
-    let patch = json!({"metadata": {"annotations": {"example.com/step": format!("{value}-{}", rand::random::<u64>())}}});
+async fn write(writer: &mut Connection, index: u32) -> Result<()> {
+    let patch = json!({"metadata": {"annotations": {WRITTEN: now().to_string()}}});
     writer.send(Request::merge_patch(objects::path(index), patch.to_string())).await?.good()?;
     Ok(())
 }
 
 /// One write, until every watcher has its event.
-async fn deliver(
-    writer: &mut Connection,
-    shared: &Shared,
-    began: Instant,
-    index: u32,
-    watchers: u32,
-    value: &str,
-) -> Result<()> {
+async fn deliver(writer: &mut Connection, shared: &Shared, index: u32, watchers: u32) -> Result<()> {
     let wanted = shared.expect(watchers);
-    shared.written.store(nanoseconds(began.elapsed()), Ordering::Release);
-    write(writer, index, value).await?;
+    write(writer, index).await?;
     shared.wait_for(wanted).await
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-async fn follow(
-    _connection: Connection,
-    mut body: Incoming,
-    shared: Arc<Shared>,
-    began: Instant,
-) -> Result<()> {
+async fn follow(_connection: Connection, mut body: Incoming, shared: Arc<Shared>) -> Result<()> {
+    let stamp = memmem::Finder::new("\"example.com/written\":\"");
     while let Some(frame) = body.frame().await {
         let frame = frame?;
         let Some(data) = frame.data_ref() else { continue };
-        let events = data.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let now = now();
+        let took = stamp.find_iter(data).filter_map(|at| written(&data[at + stamp.needle().len()..]));
+        let took: Vec<_> = took.map(|written| Duration::from_nanos(now.saturating_sub(written))).collect();
+        shared.latencies.lock().unwrap_or_else(PoisonError::into_inner).extend(took);
+        let events = memchr_iter(b'\n', data).count() as u64;
         if events == 0 {
             continue;
         }
-        let now = nanoseconds(began.elapsed());
-        let took = Duration::from_nanos(now.saturating_sub(shared.written.load(Ordering::Acquire)));
-        shared.latencies.lock().unwrap_or_else(PoisonError::into_inner).push(took);
         let delivered = shared.delivered.fetch_add(events, Ordering::AcqRel) + events;
         if delivered >= shared.wanted.load(Ordering::Acquire) {
             shared.reached.notify_one();
         }
     }
     Ok(())
+}
+
+/// The time at the beginning of these bytes; `None` where a frame ends within it.
+fn written(bytes: &[u8]) -> Option<u64> {
+    let end = memchr(b'"', bytes)?;
+    std::str::from_utf8(&bytes[..end]).ok()?.parse().ok()
 }
