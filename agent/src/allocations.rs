@@ -74,7 +74,7 @@ impl Allocations {
 }
 
 fn read(path: &Path) -> anyhow::Result<Option<Saved>> {
-    let Some(saved) = persist::read::<Value>(path)? else { return Ok(None) };
+    let Some(saved) = persist::read_unflushed::<Value>(path)? else { return Ok(None) };
     let saved = if saved.get("allocator").is_some() { saved } else { json!({ "allocator": saved }) };
     let saved: Saved =
         serde_json::from_value(saved).with_context(|| format!("{} is damaged", path.display()))?;

@@ -87,7 +87,7 @@ impl Saved {
     /// What is of this boot.
     fn read(path: &Path) -> anyhow::Result<Saved> {
         let boot_id = persist::boot_id()?;
-        let saved = persist::read::<Saved>(path)?;
+        let saved = persist::read_unflushed::<Saved>(path)?;
         Ok(saved.filter(|saved| saved.boot_id == boot_id).unwrap_or_default())
     }
 }

@@ -1,7 +1,7 @@
 //! Files that survive a crash at any moment: written aside, flushed where they shall survive the machine, renamed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::Context;
@@ -23,14 +23,28 @@ pub fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     write_text(path, &text)
 }
 
-/// Replaces `path`; after the return it survives this process and not a crash of the machine.
+/// Replaces `path`; after the return it survives this process and not a crash of the machine. For [`read_unflushed`].
 pub fn write_unflushed(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let doing = || format!("writing {}", path.display());
     let mut text = serde_json::to_vec(value).with_context(doing)?;
     text.push(b'\n');
     let aside = path.with_extension("new");
     fs::write(&aside, text).with_context(doing)?;
+    // A rename over a file makes ext4 write the new one out (auto_da_alloc in its documentation), for milliseconds.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(doing),
+        _ => {}
+    }
     fs::rename(&aside, path).with_context(doing)
+}
+
+/// Reads what [`write_unflushed`] wrote, at whatever point it was ended; `None` where it never came to its end.
+pub fn read_unflushed<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+    if let Some(value) = read(path)? {
+        return Ok(Some(value));
+    }
+    // The old file goes when the new one is whole. One that is not is the first of all.
+    Ok(read(&path.with_extension("new")).ok().flatten())
 }
 
 /// As [`write()`], for the file's owner alone.
@@ -63,8 +77,34 @@ fn write_mode(path: &Path, text: &[u8], mode: u32) -> anyhow::Result<()> {
 pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
     serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wherever_an_unflushed_write_is_ended_the_old_or_the_new_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        let aside = path.with_extension("new");
+        let found = || read_unflushed::<Vec<u32>>(&path).unwrap();
+        assert_eq!(found(), None);
+        fs::write(&aside, "[1, ").unwrap();
+        assert_eq!(found(), None, "the first one was ended while it was written");
+        write_unflushed(&path, &[1]).unwrap();
+        fs::write(&aside, "[2, ").unwrap();
+        assert_eq!(found(), Some(vec![1]), "the next one was");
+        fs::write(&aside, "[2]").unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(found(), Some(vec![2]), "it was ended before the rename");
+        write_unflushed(&path, &[3]).unwrap();
+        assert_eq!(found(), Some(vec![3]));
+        fs::write(&path, "[3, ").unwrap();
+        assert!(read_unflushed::<Vec<u32>>(&path).is_err(), "a damaged file is not passed over");
+    }
 }

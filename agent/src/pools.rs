@@ -105,7 +105,7 @@ impl Pools {
     pub fn open(config: &Config) -> anyhow::Result<Pools> {
         let file = config.state_dir.join("pools.json");
         Ok(Pools {
-            known: persist::read(&file)?.unwrap_or_default(),
+            known: persist::read_unflushed(&file)?.unwrap_or_default(),
             defaults: Defaults { pools: config.pools()?, masquerade: config.masquerade },
             node: config.node_name.clone(),
             file,

@@ -75,7 +75,7 @@ pub struct Listings {
 
 impl Wishes {
     pub fn open(client: Client, file: PathBuf) -> anyhow::Result<Wishes> {
-        let heard = persist::read(&file)?.unwrap_or_default();
+        let heard = persist::read_unflushed(&file)?.unwrap_or_default();
         Ok(Wishes { client, file, heard: Mutex::new(heard) })
     }
 

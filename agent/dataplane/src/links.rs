@@ -18,6 +18,7 @@ use ebpf_common::FORWARD_PORTS;
 
 use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Socket};
 
+const IFF_UP: u32 = 1;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
@@ -384,7 +385,6 @@ fn veth_message(config: &PodLinkConfig<'_>, pod_mac: [u8; 6]) -> Message {
 }
 
 fn set_up(index: u32) -> Message {
-    const IFF_UP: u32 = 1;
     Message::new(RTM_NEWLINK, 0, &link_header(index, IFF_UP, IFF_UP))
 }
 
@@ -468,6 +468,31 @@ fn index_of(socket: &mut Socket, name: &str) -> io::Result<u32> {
         .ok_or_else(|| io::Error::other(format!("no link {name}")))
 }
 
+/// Pods' links that somebody set down: until they are up again they have no routes.
+#[derive(Debug, Default)]
+pub(crate) struct DownLinks(BTreeSet<u32>);
+
+impl DownLinks {
+    /// Takes the body of an RTM_NEWLINK or RTM_DELLINK; whether routes of ours may have changed by it. That a pod's link
+    /// comes, goes or gets its carrier changes none: whoever makes and deletes it sees to its routes.
+    pub(crate) fn concerns_routes(&mut self, kind: u16, body: &[u8]) -> bool {
+        let Some(link) = parse_link(body).filter(|link| link.name.starts_with(HOST_LINK_PREFIX)) else {
+            return true;
+        };
+        if kind == RTM_DELLINK {
+            self.0.remove(&link.index);
+            return false;
+        }
+        let read = |at| body.get(at..).and_then(netlink::read_u32).unwrap_or_default();
+        let (flags, changed) = (read(8), read(12));
+        if flags & IFF_UP != 0 {
+            return self.0.remove(&link.index);
+        }
+        // A new link's message says that everything changed.
+        changed & IFF_UP != 0 && changed != u32::MAX && self.0.insert(link.index)
+    }
+}
+
 fn parse_link(body: &[u8]) -> Option<Link> {
     let index = netlink::read_u32(body.get(4..)?)?;
     let (mut name, mut mtu) = (String::new(), 0);
@@ -492,6 +517,31 @@ mod tests {
         for list in ["", "8080", "49152-60000", "49152-60000,60002-65535", "x-y"] {
             assert!(!covers(list, 49152, 65535), "{list}");
         }
+    }
+
+    #[test]
+    fn of_a_pods_link_only_being_set_down_and_up_again_concerns_routes() {
+        let told = |name: &str, flags, changed| {
+            let mut body = link_header(7, flags, changed);
+            netlink::put_attribute(&mut body, IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+            body
+        };
+        let pod = host_link_name("c0", "eth0");
+        let mut down = DownLinks::default();
+        let mut concern = |kind, body: &[u8]| down.concerns_routes(kind, body);
+        assert!(concern(RTM_NEWLINK, &told("eth0", IFF_UP, 0)), "another link's");
+        assert!(concern(RTM_DELLINK, &told("eth0", IFF_UP, 0)), "another link's");
+        for (flags, changed) in [(0, u32::MAX), (IFF_UP, IFF_UP), (IFF_UP, 0)] {
+            assert!(!concern(RTM_NEWLINK, &told(&pod, flags, changed)), "being made: {flags} {changed:x}");
+        }
+        assert!(concern(RTM_NEWLINK, &told(&pod, 0, IFF_UP)), "set down");
+        assert!(!concern(RTM_NEWLINK, &told(&pod, 0, 0)), "still down");
+        assert!(concern(RTM_NEWLINK, &told(&pod, IFF_UP, IFF_UP)), "up again");
+        assert!(!concern(RTM_NEWLINK, &told(&pod, IFF_UP, 0)), "its carrier");
+        assert!(concern(RTM_NEWLINK, &told(&pod, 0, IFF_UP)), "set down before it goes");
+        assert!(!concern(RTM_DELLINK, &told(&pod, 0, 0)), "gone");
+        assert!(!concern(RTM_NEWLINK, &told(&pod, IFF_UP, IFF_UP)), "another with its index");
+        assert!(concern(RTM_NEWLINK, &[0; 4]), "what cannot be read");
     }
 
     #[test]

@@ -9,9 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use ipnetwork::IpNetwork;
 
+use crate::links;
 use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Received, Refusal, Socket};
 
 /// The route protocol number of everything installed here.
@@ -438,6 +440,7 @@ impl Routes {
 #[derive(Debug)]
 pub struct RouteMonitor {
     socket: tokio::io::unix::AsyncFd<Socket>,
+    down: Mutex<links::DownLinks>,
 }
 
 impl RouteMonitor {
@@ -452,16 +455,18 @@ impl RouteMonitor {
         let _ = socket.join(RTNLGRP_NEXTHOP);
         // SAFETY: the socket owns its descriptor for as long as it lives, and `AsyncFd` never gives it out.
         let socket = unsafe { tokio::io::unix::AsyncFd::register(socket)? };
-        Ok(RouteMonitor { socket })
+        Ok(RouteMonitor { socket, down: Mutex::default() })
     }
 
-    /// Waits for a link change, the deletion of a route or nexthop of ours, or lost events.
+    /// Waits for a link change that is not a pod's own, the deletion of a route or nexthop of ours, or lost events.
     pub async fn changed(&self) -> io::Result<()> {
         loop {
             let mut ready = self.socket.readable().await?;
             match ready.try_io(|socket| socket.get_ref().events()) {
                 Ok(Ok(events)) => {
-                    if events.iter().any(relevant) {
+                    let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+                    // All of them are looked at: each may say of a link that it is down.
+                    if events.iter().filter(|event| relevant(event, &mut down)).count() > 0 {
                         return Ok(());
                     }
                 }
@@ -473,9 +478,9 @@ impl RouteMonitor {
     }
 }
 
-fn relevant(event: &Received) -> bool {
+fn relevant(event: &Received, down: &mut links::DownLinks) -> bool {
     match event.kind {
-        RTM_NEWLINK | RTM_DELLINK => true,
+        RTM_NEWLINK | RTM_DELLINK => down.concerns_routes(event.kind, &event.body),
         RTM_DELROUTE => event.body.get(5) == Some(&PROTOCOL),
         RTM_DELNEXTHOP => event.body.get(2) == Some(&PROTOCOL),
         _ => false,
