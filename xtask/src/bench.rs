@@ -14,8 +14,10 @@ pub(crate) enum Bench {
     Cluster,
     /// CPU per request, latency and memory of the API server, beside a peer
     Apiserver,
-    /// Connections through Services, changes of endpoints, single packets, beside plain routing and a peer
+    /// Connections through Services, changes of endpoints, beside plain routing and a peer
     Services,
+    /// What the BPF programs take for a packet of each class
+    Programs,
     /// Adding and deleting pods, beside Debian's ptp and host-local
     Cni,
 }
@@ -56,13 +58,13 @@ struct ApiserverArguments {
     http: Option<String>,
 }
 
-/// What only `bench services` takes; `seaway-bench services --help` says more of each.
+/// What `bench services` takes, and `bench programs`; `seaway-bench services --help` says more of each.
 #[derive(Args)]
 struct ServicesArguments {
-    /// services: how many there are, such as 10,1000
+    /// services and programs: how many there are, such as 10,1000
     #[arg(long)]
     services: Option<String>,
-    /// services: only these parts of path,change,packet; apiserver: of get,list,watch
+    /// services: only these parts of path,change; apiserver: of get,list,watch
     #[arg(long)]
     only: Option<String>,
     /// services: seconds of each run
@@ -85,6 +87,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
             .and_then(|()| crate::cluster::measure(arguments.apiserver.store)),
         Bench::Apiserver => apiserver(arguments),
         Bench::Services => crate::root_only("bench services").and_then(|()| services(arguments)),
+        Bench::Programs => crate::root_only("bench programs").and_then(|()| programs(arguments)),
         Bench::Cni => crate::root_only("bench cni").and_then(|()| cni(arguments)),
     }
 }
@@ -145,6 +148,15 @@ fn services(arguments: &BenchArguments) -> Result<()> {
             ("--rounds", number(arguments.rounds)),
         ],
     );
+    run::run(&mut command)
+}
+
+fn programs(arguments: &BenchArguments) -> Result<()> {
+    install::ensure(&[install::IP])?;
+    run::step("building the BPF object", ebpf::build)?;
+    let mut command = Command::new(build::optimised(&["bench"], "seaway-bench")?);
+    command.arg("programs").arg("--json").arg(figures("programs")?);
+    pass(&mut command, [("--services", arguments.services.services.clone())]);
     run::run(&mut command)
 }
 

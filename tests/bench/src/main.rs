@@ -2,7 +2,8 @@
 //!
 //! `apiserver`: CPU time per request of an API server with its store, latency, memory and time to ready. Each round starts
 //! every subject anew on loopback and an empty store in a folder of its own, so that what else the machine does meets all
-//! of them; the figures are medians over the rounds. `services`, `cni`: the modules of these names. Nothing is downloaded.
+//! of them; the figures are medians over the rounds. `services`, `programs`, `cni`: the modules of these
+//! names. Nothing is downloaded.
 
 mod client;
 mod cni;
@@ -10,6 +11,7 @@ mod measure;
 mod objects;
 mod peer;
 mod process;
+mod programs;
 mod report;
 mod services;
 mod subject;
@@ -60,8 +62,10 @@ struct Arguments {
 enum Command {
     /// Measures seaway-server, and a peer where one is given
     Apiserver(Options),
-    /// Measures connections through Services, changes of endpoints and single packets, and peers where they are given
+    /// Measures connections through Services and changes of endpoints, and peers where they are given
     Services(services::Options),
+    /// Measures what the programs take for a packet of each class
+    Programs(programs::Options),
     /// Measures adding and deleting pods, beside ptp and host-local
     Cni(cni::Options),
     /// Answers, for `services`
@@ -122,6 +126,7 @@ fn main() -> std::process::ExitCode {
     let done = match Arguments::parse().command {
         Command::Apiserver(options) => run(&options),
         Command::Services(options) => services::run(&options),
+        Command::Programs(options) => programs::run(&options),
         Command::Cni(options) => cni::run(&options),
         Command::LoadServer(options) => services::load_server(&options),
         Command::LoadClient(options) => services::load_client(&options),

@@ -1,20 +1,19 @@
 //! `seaway-bench services`: what a connection through a Service costs beside a direct one on plain routing and beside
-//! peers, how long a change takes to be used, what the programs take for a packet, what memory the agent needs.
+//! peers, how long a change takes to be used, what memory the agent needs.
 //!
 //! Everything is in network namespaces of this process, which no packet leaves. Where only packets are measured, the
 //! laboratory drives the crates of the agent itself; changes are measured with the real agent and our API server, which
 //! peers are fed by too. CPU time of an operation is that of client and server, with the kernel's work for packets
-//! in them, and of the kernel's softirq threads. Deliberately absent: NetworkPolicy and XDP, which are not there yet.
+//! in them, and of the kernel's softirq threads. Deliberately absent: NetworkPolicy, which is not there
+//! yet, and what programs take for a packet (`programs`).
 
 mod api;
 mod change;
-mod frame;
 pub(crate) mod ground;
 mod kube_proxy;
 mod lab;
 mod load;
-mod objects;
-mod packet;
+pub(crate) mod objects;
 mod path;
 mod report;
 
@@ -35,8 +34,6 @@ pub(crate) enum Part {
     Path,
     /// From a write to its first use, cold start, memory
     Change,
-    /// Single packets
-    Packet,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -66,7 +63,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 300)]
     peer_seconds: u64,
     /// Only these parts
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["path", "change", "packet"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["path", "change"])]
     only: Vec<Part>,
     /// Measures clients too whose sockets are not served, so that their packets are translated
     #[arg(long)]
@@ -150,11 +147,5 @@ fn measure(ground: &Ground, options: &Options, report: &mut Report) -> Result<()
         }
     }
     drop(api);
-    if options.has(Part::Packet)
-        && let Some(services) = options.services.last()
-    {
-        say(&format!("single packets, with {services} Services"));
-        report.packets(*services, packet::measure(ground, *services)?);
-    }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Tier kernel: the bench of Services at its smallest measures everything that it says, and nothing fails meanwhile.
+//! Tier kernel: benches at their smallest measure everything that they say, and nothing fails meanwhile.
 
 use std::process::{Command, Stdio};
 
@@ -14,7 +14,7 @@ fn the_bench_of_services_loses_no_request_and_leaves_no_cgroup() {
     let figures = folder.path().join("figures.json");
     let child = Command::new(env!("CARGO_BIN_EXE_seaway-bench"))
         .args(["services", "--services", "10", "--rounds", "1", "--seconds", "0.1", "--tc"])
-        .args(["--only", "path,packet", "--json"])
+        .args(["--only", "path", "--json"])
         .arg(&figures)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -36,12 +36,38 @@ fn the_bench_of_services_loses_no_request_and_leaves_no_cgroup() {
         assert_eq!(outcome["failures"], 0, "{run}");
         assert!(outcome["cpu_seconds"].as_f64() > Some(0.0), "{run}");
     }
-    let packets = figures["packets"].as_array().expect("packets");
-    assert!(packets.len() > 20 && packets.iter().all(|packet| packet["nanoseconds"].as_f64() > Some(0.0)));
     assert_eq!(figures["not_measured"], serde_json::json!([]));
     let tables = String::from_utf8_lossy(&output.stdout);
     assert!(tables.contains("kube-proxy was NOT measured"), "{tables}");
     let left =
         Command::new("find").args(["/sys/fs/cgroup", "-name", &cgroup]).output().expect("running find");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
+
+#[test]
+fn the_bench_of_programs_shows_every_class_and_each_packet_took_its_way() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("figures.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_seaway-bench"))
+        .args(["programs", "--services", "10", "--json"])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the bench");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&path).expect("the figures");
+    let figures: Value = serde_json::from_str(&text).expect("JSON");
+    let packets = figures["packets"].as_array().expect("packets");
+    for (family, program) in ["IPv4", "IPv6"].into_iter().flat_map(|family| {
+        ["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress"].map(|program| (family, program))
+    }) {
+        let of_family = |packet: &&Value| {
+            packet["program"] == program
+                && packet["packet"].as_str().is_some_and(|name| name.starts_with(family))
+        };
+        assert!(packets.iter().any(|packet| of_family(&packet)), "{family}, {program}: {packets:?}");
+    }
+    assert!(packets.iter().all(|packet| packet["nanoseconds"].is_number()), "{packets:?}");
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(table.lines().filter(|line| line.starts_with("| ")).count(), packets.len() + 1, "{table}");
 }

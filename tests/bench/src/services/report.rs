@@ -10,7 +10,6 @@ use super::{
     lab::Served,
     load::{Mode, Outcome},
     objects::Place,
-    packet::Class,
     path::{Runs, Subject},
 };
 use crate::report::{median, percentile, shown};
@@ -41,7 +40,6 @@ pub(crate) struct Report {
     /// Megabytes: resident, and without what is shared where that was read.
     memory: BTreeMap<(u32, Subject), (f64, Option<f64>)>,
     served: BTreeMap<u32, Served>,
-    packets: Option<(u32, Vec<Class>)>,
     notes: Vec<String>,
 }
 
@@ -72,10 +70,6 @@ impl Report {
         self.served.insert(services, served);
     }
 
-    pub(crate) fn packets(&mut self, services: u32, classes: Vec<Class>) {
-        self.packets = Some((services, classes));
-    }
-
     pub(crate) fn note(&mut self, text: String) {
         crate::say(&format!("    not measured: {text}"));
         self.notes.push(text);
@@ -93,16 +87,6 @@ impl Report {
             );
             println!("the first connection to the new endpoint, tried every 0.1 ms\n");
             println!("{}", self.change_table());
-        }
-        if let Some((services, classes)) = &self.packets {
-            println!("\nBPF_PROG_TEST_RUN, {services} Services in the maps\n");
-            println!("| program | packet | ns |\n|---|---|---|");
-            for class in classes {
-                println!("| {} | {} | {:.0} |", class.program, class.name, class.nanoseconds);
-            }
-            println!(
-                "\nXDP forward of a node port's packet to a remote backend, goal 150 ns: there is no XDP program yet"
-            );
         }
         self.print_missing(options);
     }
@@ -223,12 +207,6 @@ impl Report {
         let memory = self.memory.iter().map(|((services, subject), (resident, own))| {
             json!({"services": services, "subject": subject.name(), "resident_mb": resident, "pss_mb": own})
         });
-        let packets = self.packets.iter().flat_map(|(services, classes)| {
-            classes.iter().map(move |class| {
-                json!({"services": services, "program": class.program, "packet": class.name,
-                    "nanoseconds": class.nanoseconds})
-            })
-        });
         json!({
             "rounds": options.rounds,
             "seconds": options.seconds,
@@ -236,7 +214,6 @@ impl Report {
             "changes": timed(&self.changes),
             "cold_starts": timed(&self.cold_starts),
             "memory": memory.collect::<Vec<_>>(),
-            "packets": packets.collect::<Vec<_>>(),
             "not_measured": self.notes,
         })
     }
