@@ -2,8 +2,9 @@
 //!
 //! `apiserver`: CPU time per request of an API server with its store, latency, memory and time to ready. Each round starts
 //! every subject anew on loopback and an empty store in a folder of its own, so that what else the machine does meets all
-//! of them; the figures are medians over the rounds. `services`, `cni`: the modules of these names. Nothing is downloaded.
+//! of them; the figures are medians over the rounds. `services`, `cni`, `bgp`: the modules of these names. Nothing is downloaded.
 
+mod bgp;
 mod client;
 mod cni;
 mod measure;
@@ -64,6 +65,8 @@ enum Command {
     Services(services::Options),
     /// Measures adding and deleting pods, beside ptp and host-local
     Cni(cni::Options),
+    /// Measures the BGP speaker and routes into the kernel, beside BIRD, FRR and GoBGP
+    Bgp(bgp::Options),
     /// Answers, for `services`
     #[command(hide = true)]
     LoadServer(services::ServerOptions),
@@ -123,6 +126,7 @@ fn main() -> std::process::ExitCode {
         Command::Apiserver(options) => run(&options),
         Command::Services(options) => services::run(&options),
         Command::Cni(options) => cni::run(&options),
+        Command::Bgp(options) => bgp::run(&options),
         Command::LoadServer(options) => services::load_server(&options),
         Command::LoadClient(options) => services::load_client(&options),
     };
