@@ -12,32 +12,35 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bgp::{
-    ConnectionId, Explanation, Input, LocalRoute, Output, PeerConfig, PeerStatus, Prefix, RouteStatus,
-    Speaker, SpeakerConfig,
+    ConnectionId, Explanation, Input, LocalRoute, NextHops, Output, PeerConfig, PeerStatus, Prefix,
+    RouteStatus, Speaker, SpeakerConfig,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bfd_io;
 
 mod transport;
+mod writer;
 
 pub use transport::{PASSWORD_LENGTH_MAX, Secret, Transport};
+use writer::Writer;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SIGNED_CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
-/// Octets; a peer that lets more pile up is closed.
-const WRITE_BACKLOG_MAX: usize = 64 << 20;
-/// How often the speaker is told that a peer takes what it is sent.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 const READ_SIZE: usize = 64 << 10;
+/// Octets received after which is decided about what they said: what was just touched is near still, and peers need
+/// not wait for all of a table.
+const BATCH: usize = 64 << 10;
+const TIDY_DELAY: Duration = Duration::from_millis(250);
+/// Octets received, after which there is memory to give back.
+const MUCH: usize = 256 << 10;
 
 /// What the agent learns from the speaker.
 #[derive(Debug)]
 pub enum Event {
-    /// Empty: the destination is gone.
-    Route { prefix: Prefix, next_hops: Vec<IpAddr> },
+    /// Without next hops the destinations are gone.
+    Routes(Vec<(NextHops, Vec<Prefix>)>),
     /// Routes are complete as far as can be expected: old ones may be swept.
     Converged,
 }
@@ -110,12 +113,14 @@ impl Handle {
     }
 }
 
-/// Binds the listening sockets and starts the thread. It ends when all handles are gone.
+/// Binds the listening sockets and starts the thread. It ends when all handles are gone. Routes are told where
+/// `tells_routes`.
 pub fn start(
     config: SpeakerConfig,
     addresses: &[IpAddr],
     port: u16,
     events: mpsc::UnboundedSender<Event>,
+    tells_routes: bool,
 ) -> anyhow::Result<Handle> {
     let mut listeners = Vec::new();
     for address in addresses {
@@ -153,11 +158,15 @@ pub fn start(
                 unsigned: BTreeMap::new(),
                 listening,
                 writers: HashMap::new(),
+                unflushed: Vec::new(),
+                received: 0,
+                tidy_at: None,
                 next_id: 0,
                 addresses,
                 port,
                 socket_events,
                 events,
+                tells_routes,
                 bfd: bfd_handle,
             };
             driver.run(receiver, received, bfd_events).await;
@@ -174,12 +183,6 @@ enum SocketEvent {
     Sent(ConnectionId),
 }
 
-struct Writer {
-    queue: mpsc::UnboundedSender<Arc<[u8]>>,
-    backlog: Arc<std::sync::atomic::AtomicUsize>,
-    reader: tokio::task::AbortHandle,
-}
-
 struct Driver {
     speaker: Speaker,
     neighbours: BTreeMap<IpAddr, Neighbour>,
@@ -187,11 +190,17 @@ struct Driver {
     unsigned: BTreeMap<IpAddr, String>,
     listening: Vec<std::net::TcpListener>,
     writers: HashMap<ConnectionId, Writer>,
+    /// Connections that were given something to send since the last flush.
+    unflushed: Vec<ConnectionId>,
+    /// Octets since the last tidying, and when the next one is due.
+    received: usize,
+    tidy_at: Option<Instant>,
     next_id: u64,
     addresses: Vec<IpAddr>,
     port: u16,
     socket_events: mpsc::Sender<SocketEvent>,
     events: mpsc::UnboundedSender<Event>,
+    tells_routes: bool,
     bfd: bfd_io::Handle,
 }
 
@@ -203,7 +212,7 @@ impl Driver {
         mut bfd_events: mpsc::UnboundedReceiver<bfd_io::Event>,
     ) {
         loop {
-            let deadline = self.speaker.next_deadline();
+            let deadline = self.speaker.next_deadline().into_iter().chain(self.tidy_at).min();
             let timer = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -214,19 +223,46 @@ impl Driver {
                 biased;
                 Some(event) = bfd_events.recv() => self.bfd_event(event),
                 Some(event) = received.recv() => {
-                    self.socket_event(event);
-                    while let Ok(event) = received.try_recv() {
-                        self.socket_event(event);
+                    let mut octets = self.socket_event(event);
+                    while octets < BATCH && let Ok(event) = received.try_recv() {
+                        octets += self.socket_event(event);
                     }
                 }
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
                     None => return,
                 },
-                () = timer => self.speaker.handle(Input::Tick, Instant::now()),
+                () = timer => {
+                    self.speaker.handle(Input::Tick, Instant::now());
+                    self.tidy();
+                }
             }
-            while let Some(output) = self.speaker.poll_output() {
-                self.output(output);
+            self.outputs();
+        }
+    }
+
+    /// Gives memory back some time after much was said, and not with the next message, which may be urgent.
+    fn tidy(&mut self) {
+        let now = Instant::now();
+        if self.tidy_at.is_some_and(|at| at <= now) {
+            self.tidy_at = None;
+            self.speaker.tidy();
+            if std::mem::take(&mut self.received) > MUCH {
+                crate::allocator::give_back();
+            }
+        }
+    }
+
+    /// Acts on all that the speaker says.
+    fn outputs(&mut self) {
+        while let Some(output) = self.speaker.poll_output() {
+            // What peers are told goes out before anybody is woken for the rest.
+            if !matches!(output, Output::Send { .. }) {
+                self.flush();
+            }
+            self.output(output);
+            if !self.speaker.has_output() {
+                self.flush();
             }
         }
     }
@@ -281,9 +317,7 @@ impl Driver {
         kept.retain(|peer, _| same(peer, &desired[peer]));
         if kept.len() < desired.len() {
             self.speaker.set_peers(&kept, now);
-            while let Some(output) = self.speaker.poll_output() {
-                self.output(output);
-            }
+            self.outputs();
         }
         let before = std::mem::replace(&mut self.neighbours, desired);
         self.set_signatures(&before);
@@ -341,13 +375,14 @@ impl Driver {
         Some(format!("options of its socket: {error}"))
     }
 
-    fn socket_event(&mut self, event: SocketEvent) {
+    /// Returns how many octets came.
+    fn socket_event(&mut self, event: SocketEvent) -> usize {
         let now = Instant::now();
         match event {
             SocketEvent::Accepted(stream, remote) => {
                 if let Some(reason) = self.refusal(&stream, remote) {
                     tracing::warn!(%remote, reason, "a BGP connection is refused");
-                    return;
+                    return 0;
                 }
                 let id = self.adopt(stream);
                 self.speaker.handle(Input::Accepted { remote, id }, now);
@@ -362,6 +397,9 @@ impl Driver {
             }
             SocketEvent::Received(id, octets) => {
                 self.speaker.handle(Input::Received { id, octets: &octets }, now);
+                self.received += octets.len();
+                self.tidy_at.get_or_insert(now + TIDY_DELAY);
+                return octets.len();
             }
             SocketEvent::Sent(id) => self.speaker.handle(Input::Sent { id }, now),
             SocketEvent::Closed(id) => {
@@ -369,19 +407,18 @@ impl Driver {
                 self.speaker.handle(Input::Closed { id }, now);
             }
         }
+        0
     }
 
     fn output(&mut self, output: Output) {
         match output {
             Output::Connect { peer } => self.connect(peer),
             Output::Send { id, message } => self.send(id, message),
-            Output::Close { id } => {
-                if let Some(writer) = self.writers.remove(&id) {
-                    writer.reader.abort();
+            Output::Close { id } => drop(self.writers.remove(&id)),
+            Output::Routes(routes) => {
+                if self.tells_routes {
+                    let _ = self.events.send(Event::Routes(routes));
                 }
-            }
-            Output::Route { prefix, next_hops } => {
-                let _ = self.events.send(Event::Route { prefix, next_hops });
             }
             Output::PeerChanged { peer, state, detail } => tracing::info!(%peer, %state, detail, "BGP peer"),
             Output::Converged => {
@@ -419,18 +456,21 @@ impl Driver {
     }
 
     fn send(&mut self, id: ConnectionId, message: Arc<[u8]>) {
-        use std::sync::atomic::Ordering::Relaxed;
-        let Some(writer) = self.writers.get(&id) else { return };
-        let backlog = writer.backlog.fetch_add(message.len(), Relaxed) + message.len();
-        if backlog > WRITE_BACKLOG_MAX {
-            tracing::warn!(connection = id.0, "BGP peer does not read; closing");
-            writer.reader.abort();
-            self.writers.remove(&id);
-            self.speaker.handle(Input::Closed { id }, Instant::now());
-            return;
+        let Some(writer) = self.writers.get_mut(&id) else { return };
+        if writer.push(message) {
+            self.unflushed.push(id);
         }
-        // A writer that has failed is about to be reported closed by the reader.
-        let _ = writer.queue.send(message);
+    }
+
+    fn flush(&mut self) {
+        for id in std::mem::take(&mut self.unflushed) {
+            let Some(writer) = self.writers.get_mut(&id) else { continue };
+            if !writer.flush() {
+                tracing::warn!(connection = id.0, "BGP peer does not read; closing");
+                self.writers.remove(&id);
+                self.speaker.handle(Input::Closed { id }, Instant::now());
+            }
+        }
     }
 
     /// Starts reading and writing a connection.
@@ -440,12 +480,8 @@ impl Driver {
         // Only costs latency where it is refused.
         let _ = stream.set_nodelay(true);
         let (read, write) = stream.into_split();
-        let (queue, messages) = mpsc::unbounded_channel();
-        let backlog = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let progress = (id, self.socket_events.clone());
-        tokio::spawn(write_all(write, messages, backlog.clone(), progress));
         let reader = tokio::spawn(read_all(read, id, self.socket_events.clone())).abort_handle();
-        self.writers.insert(id, Writer { queue, backlog, reader });
+        self.writers.insert(id, Writer::start(write, id, reader, self.socket_events.clone()));
         id
     }
 }
@@ -485,45 +521,28 @@ async fn connect(source: Option<IpAddr>, target: SocketAddr, transport: &Transpo
     socket.connect(target).await
 }
 
-async fn read_all(
-    mut read: tokio::net::tcp::OwnedReadHalf,
-    id: ConnectionId,
-    events: mpsc::Sender<SocketEvent>,
-) {
-    let mut buffer = vec![0; READ_SIZE];
-    while let Ok(length @ 1..) = read.read(&mut buffer).await {
-        if events.send(SocketEvent::Received(id, buffer[..length].to_vec())).await.is_err() {
-            return;
+thread_local! {
+    /// Where all connections are read to: one that is silent costs no memory of its own.
+    static SCRATCH: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; READ_SIZE]);
+}
+
+async fn read_all(read: tokio::net::tcp::OwnedReadHalf, id: ConnectionId, events: mpsc::Sender<SocketEvent>) {
+    while read.readable().await.is_ok() {
+        let octets = SCRATCH.with_borrow_mut(|scratch| {
+            let length = read.try_read(scratch)?;
+            Ok(scratch[..length].to_vec())
+        });
+        match octets {
+            Ok(octets) if octets.is_empty() => break,
+            Ok(octets) => {
+                if events.send(SocketEvent::Received(id, octets)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
         }
     }
     // Fails only at the end of the thread.
     let _ = events.send(SocketEvent::Closed(id)).await;
-}
-
-async fn write_all(
-    mut write: tokio::net::tcp::OwnedWriteHalf,
-    mut messages: mpsc::UnboundedReceiver<Arc<[u8]>>,
-    backlog: Arc<std::sync::atomic::AtomicUsize>,
-    (id, events): (ConnectionId, mpsc::Sender<SocketEvent>),
-) {
-    let mut told = Instant::now();
-    let mut buffer = Vec::new();
-    while let Some(message) = messages.recv().await {
-        buffer.clear();
-        buffer.extend_from_slice(&message);
-        while buffer.len() < READ_SIZE {
-            let Ok(message) = messages.try_recv() else { break };
-            buffer.extend_from_slice(&message);
-        }
-        backlog.fetch_sub(buffer.len(), std::sync::atomic::Ordering::Relaxed);
-        if write.write_all(&buffer).await.is_err() {
-            return;
-        }
-        // For the send hold timer, which counts in minutes. A full channel means that others are heard; later will do.
-        if told.elapsed() >= PROGRESS_INTERVAL && events.try_send(SocketEvent::Sent(id)).is_ok() {
-            told = Instant::now();
-        }
-    }
-    // The queue is closed and empty: the peer is to see all that was said, then the end.
-    let _ = write.shutdown().await;
 }

@@ -132,6 +132,10 @@ pub struct Config {
     #[arg(long)]
     pub router_only: bool,
 
+    /// Gives learned routes to peers alone and not to the kernel: a route reflector that forwards nothing.
+    #[arg(long, requires = "router_only")]
+    pub no_kernel_routes: bool,
+
     /// TCP port of /healthz and /livez, which answer as kube-proxy's; 0 for none.
     #[arg(long, env = "SEAWAY_HEALTHZ_PORT", default_value_t = 10256)]
     pub healthz_port: u16,

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use bgp::policy::{Community, LocalKind};
-use bgp::{LocalRoute, Prefix};
+use bgp::{LocalRoute, NextHops, Prefix};
 use dataplane::datapath::{Datapath, PodLinks};
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
 use dataplane::masquerade::MasqueradeConfig;
@@ -468,17 +468,18 @@ impl Network {
         }
     }
 
-    /// Takes what the speaker selected. No next hop: the destination is gone.
-    pub fn learn(&self, routes: impl IntoIterator<Item = (Prefix, Vec<IpAddr>)>) {
+    /// Takes what the speaker selected. No next hop: the destinations are gone.
+    pub fn learn(&self, routes: impl IntoIterator<Item = (NextHops, Vec<Prefix>)>) {
         let mut state = self.state();
-        for (prefix, next_hops) in routes {
-            let destination = IpNetwork::from(prefix);
-            if next_hops.is_empty() {
-                state.learned.remove(&destination);
-            } else {
-                state.learned.insert(destination, Target::Via(next_hops));
+        for (next_hops, prefixes) in routes {
+            for destination in prefixes.into_iter().map(IpNetwork::from) {
+                if next_hops.is_empty() {
+                    state.learned.remove(&destination);
+                } else {
+                    state.learned.insert(destination, Target::Via(next_hops.clone()));
+                }
+                state.refresh(destination);
             }
-            state.refresh(destination);
         }
         state.apply();
     }
@@ -547,7 +548,10 @@ impl Network {
         let state = self.state();
         let actual = state.routes.actual();
         let desired = state.routes.desired().iter();
-        desired.map(|(d, target)| (*d, target.clone(), actual.get(d) == Some(target))).collect()
+        let mut routes: Vec<(IpNetwork, Target, bool)> =
+            desired.map(|(d, target)| (*d, target.clone(), actual.get(d) == Some(target))).collect();
+        routes.sort_unstable_by_key(|(destination, ..)| *destination);
+        routes
     }
 
     /// Told when ports of the node lead elsewhere.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bgp::SpeakerConfig;
+use bgp::{NextHops, Prefix, SpeakerConfig};
 use calico::{BgpConfiguration, BgpFilter, BgpPeer, IpPool, IpReservation};
 use dataplane::datapath::{self, Datapath};
 use dataplane::routes::RouteMonitor;
@@ -212,7 +212,7 @@ fn start_bgp(
         deferral_time: DEFERRAL_TIME,
         listen_ranges: config.bgp_listen_ranges.iter().map(|range| (*range).into()).collect(),
     };
-    bgp_io::start(speaker, &config.node_ips, identity.port, events)
+    bgp_io::start(speaker, &config.node_ips, identity.port, events, !config.no_kernel_routes)
 }
 
 /// A node without IPv4 takes the low 32 bits of its address, which differ inside a network.
@@ -559,12 +559,12 @@ impl Agent {
     }
 
     fn bgp_events(&self, first: bgp_io::Event, more: &mut mpsc::UnboundedReceiver<bgp_io::Event>) {
-        let mut routes = Vec::new();
+        let mut routes: Vec<(NextHops, Vec<Prefix>)> = Vec::new();
         let mut converged = false;
         let mut next = Some(first);
         while let Some(event) = next {
             match event {
-                bgp_io::Event::Route { prefix, next_hops } => routes.push((prefix, next_hops)),
+                bgp_io::Event::Routes(more) => routes.extend(more),
                 bgp_io::Event::Converged => converged = true,
             }
             next = more.try_recv().ok();

@@ -427,7 +427,7 @@ fn kernel_json(target: &Target, installed: bool) -> Value {
         Target::Blackhole => json!({ "kind": "blackhole" }),
         Target::Unreachable => json!({ "kind": "unreachable" }),
         Target::Link(index) => json!({ "kind": "link", "interface": index }),
-        Target::Via(gateways) => json!({ "kind": "via", "gateways": gateways }),
+        Target::Via(gateways) => json!({ "kind": "via", "gateways": **gateways }),
     };
     value["installed"] = json!(installed);
     value

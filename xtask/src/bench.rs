@@ -20,6 +20,8 @@ pub(crate) enum Bench {
     Programs,
     /// Adding and deleting pods, beside Debian's ptp and host-local
     Cni,
+    /// Routes through the BGP speaker and into the kernel, beside BIRD, FRR and GoBGP
+    Bgp,
 }
 
 #[derive(Args)]
@@ -64,7 +66,7 @@ struct ServicesArguments {
     /// services and programs: how many there are, such as 10,1000
     #[arg(long)]
     services: Option<String>,
-    /// services: only these parts of path,change; apiserver: of get,list,watch
+    /// services: only these parts of path,change; apiserver: of get,list,watch; bgp: of through,mesh,fib
     #[arg(long)]
     only: Option<String>,
     /// services: seconds of each run
@@ -73,7 +75,7 @@ struct ServicesArguments {
     /// services: how many changes of an endpoint
     #[arg(long)]
     changes: Option<u32>,
-    /// services and cni: a seaway-agent that is built already
+    /// services, cni and bgp: a seaway-agent that is built already
     #[arg(long)]
     agent: Option<PathBuf>,
     /// services: clients too whose sockets are not served
@@ -89,6 +91,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
         Bench::Services => crate::root_only("bench services").and_then(|()| services(arguments)),
         Bench::Programs => crate::root_only("bench programs").and_then(|()| programs(arguments)),
         Bench::Cni => crate::root_only("bench cni").and_then(|()| cni(arguments)),
+        Bench::Bgp => crate::root_only("bench bgp").and_then(|()| bgp(arguments)),
     }
 }
 
@@ -168,6 +171,17 @@ fn cni(arguments: &BenchArguments) -> Result<()> {
     command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
     command.arg("--plugin").arg(build::shipped("seaway-cni")?);
     pass(&mut command, [("--rounds", number(arguments.rounds))]);
+    run::run(&mut command)
+}
+
+fn bgp(arguments: &BenchArguments) -> Result<()> {
+    install::ensure(&[install::IP, install::SPEAKERS])?;
+    run::step("building the BPF object", ebpf::build)?;
+    let mut command = Command::new(build::optimised(&["bench"], "seaway-bench")?);
+    command.arg("bgp").arg("--json").arg(figures("bgp")?);
+    command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
+    let only = ("--only", arguments.services.only.clone());
+    pass(&mut command, [only, ("--rounds", number(arguments.rounds))]);
     run::run(&mut command)
 }
 

@@ -31,6 +31,13 @@ pub(crate) const IP: &[Need] = &[Need { program: "ip", package: "iproute2" }];
 pub(crate) const CNI_PLUGINS: &[Need] =
     &[Need { program: "/usr/lib/cni/ptp", package: "containernetworking-plugins" }];
 
+/// What the speaker is measured beside.
+pub(crate) const SPEAKERS: &[Need] = &[
+    Need { program: "bird", package: "bird2" },
+    Need { program: "/usr/lib/frr/bgpd", package: "frr" },
+    Need { program: "gobgpd", package: "gobgpd" },
+];
+
 /// What a kube-proxy calls.
 pub(crate) const FILTERS: &[Need] = &[
     Need { program: "nft", package: "nftables" },

@@ -40,7 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("images", &[]),
     ("harness", &[]),
     ("fuzz", &["api", "bfd", "bgp", "cel", "cni"]),
-    ("bench", &["ipam", "dataplane", "ebpf-common", "proxy"]),
+    ("bench", &["bgp", "ipam", "dataplane", "ebpf-common", "proxy"]),
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.

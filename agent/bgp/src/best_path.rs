@@ -124,6 +124,15 @@ pub fn select(paths: &[Path], multipath_max: usize) -> Option<Selection<'_>> {
     Some(Selection { best, reason, next_hops })
 }
 
+/// The path that `select` chooses.
+pub fn best(paths: &[Path]) -> Option<&Path> {
+    match paths {
+        [] => None,
+        [path] => Some(path).filter(|path| path.rejected.is_none()),
+        _ => select(paths, 1).map(|selection| selection.best),
+    }
+}
+
 /// The paths that may be chosen, the best first; without those that lose to another by MED.
 pub fn ranked(paths: &[Path]) -> Vec<&Path> {
     let eligible = || paths.iter().filter(|path| path.rejected.is_none());

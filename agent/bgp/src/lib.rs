@@ -19,6 +19,7 @@ pub mod wire;
 pub use best_path::Reason;
 pub use config::{AddPath, LocalRoute, NextHopMode, PeerConfig, SpeakerConfig};
 pub use prefix::{Families, Family, Prefix};
+pub use rib::NextHops;
 pub use session::{ConnectionId, State};
 pub use speaker::{
     Explanation, Fate, Input, Objection, Obstacle, Output, PeerStatus, RouteStatus, Speaker, Transition,

@@ -1,6 +1,7 @@
 //! An IP prefix in canonical form: the bits after its length are zero.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -83,7 +84,7 @@ impl FromIterator<Family> for Families {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Prefix {
     V4 { address: Ipv4Addr, length: u8 },
     V6 { address: Ipv6Addr, length: u8 },
@@ -133,6 +134,21 @@ impl Prefix {
 
     pub fn contains(&self, address: IpAddr) -> bool {
         Prefix::new(address, self.length()).is_some_and(|other| other == *self)
+    }
+}
+
+/// As few and as wide writes as there can be: every prefix of an UPDATE is hashed.
+impl Hash for Prefix {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match *self {
+            Prefix::V4 { address, length } => {
+                state.write_u64(u64::from(u32::from(address)) << 8 | u64::from(length));
+            }
+            Prefix::V6 { address, length } => {
+                state.write_u128(u128::from(address));
+                state.write_u8(length);
+            }
+        }
     }
 }
 

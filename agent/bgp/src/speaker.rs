@@ -9,6 +9,7 @@
 
 mod explain;
 mod export;
+mod group;
 mod import;
 mod peers;
 mod restart;
@@ -18,18 +19,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::best_path::Reason;
+use crate::best_path::{self, Reason};
 use crate::config::{LocalRoute, PeerConfig, SpeakerConfig};
 use crate::prefix::{Family, Prefix};
-use crate::rib::{Path, Rib, Source};
+use crate::rib::{NextHops, Path, Rib, Source};
 use crate::session::{ConnectionId, Session, State};
 use crate::wire::{Attributes, Notification};
 pub use explain::{Explanation, Fate, Objection, Obstacle, Withheld};
-use export::Group;
 pub use export::GroupKey;
+use group::Group;
 
 /// Next hops per destination at most.
 const MULTIPATH_MAX: usize = 16;
+/// Room for outputs that is kept when there are none.
+const OUTPUTS_KEPT: usize = 4096;
 /// Changes of state remembered per peer.
 const HISTORY_MAX: usize = 16;
 
@@ -88,11 +91,8 @@ pub enum Output {
     Close {
         id: ConnectionId,
     },
-    /// The next hops for a destination changed; empty: it is gone. Local destinations are not reported.
-    Route {
-        prefix: Prefix,
-        next_hops: Vec<IpAddr>,
-    },
+    /// The next hops of destinations changed, in this order; none: they are gone. Local destinations are not reported.
+    Routes(Vec<(NextHops, Vec<Prefix>)>),
     /// A peer's state changed, for the log.
     PeerChanged {
         peer: IpAddr,
@@ -149,6 +149,14 @@ pub struct RouteStatus {
     pub paths: Vec<Path>,
 }
 
+impl Peer {
+    fn next_deadline(&self) -> Option<Instant> {
+        let long_stale = self.long_stale_deadlines.values().min().copied();
+        let all = [self.session.next_deadline(), self.stale_deadline, long_stale, self.start_deadline];
+        all.into_iter().flatten().min()
+    }
+}
+
 struct Peer {
     config: PeerConfig,
     session: Session,
@@ -181,10 +189,12 @@ pub struct Speaker {
     peer_by_connection: HashMap<ConnectionId, IpAddr>,
     rib: Rib,
     local: BTreeMap<Prefix, LocalRoute>,
-    /// What was last reported as `Output::Route`.
-    reported: HashMap<Prefix, Vec<IpAddr>>,
     groups: BTreeMap<GroupKey, Group>,
     outputs: VecDeque<Output>,
+    /// What `Output::Routes` is to say next.
+    reports: Vec<(NextHops, Vec<Prefix>)>,
+    /// No timer of a peer ends before this.
+    peers_deadline: Option<Instant>,
     deferral_deadline: Option<Instant>,
     /// Until then, or until every peer has sent all, routes of an earlier run stay in the FIB.
     convergence_deadline: Option<Instant>,
@@ -200,9 +210,10 @@ impl Speaker {
             peer_by_connection: HashMap::new(),
             rib: Rib::default(),
             local: BTreeMap::new(),
-            reported: HashMap::new(),
             groups: BTreeMap::new(),
             outputs: VecDeque::new(),
+            reports: Vec::new(),
+            peers_deadline: None,
             deferral_deadline,
             convergence_deadline: deferral_deadline,
         }
@@ -248,20 +259,23 @@ impl Speaker {
         if self.outputs.is_empty() {
             self.decide();
             self.flush_groups();
+            // After what peers are sent: they wait for that, and what is done about a route may take long.
+            self.report();
+            if self.outputs.capacity() > OUTPUTS_KEPT && self.outputs.is_empty() {
+                self.outputs = VecDeque::new();
+            }
         }
         self.outputs.pop_front()
     }
 
+    /// Whether the next call of `poll_output` has something without a decision.
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
+    /// When `Input::Tick` is due. It may come to nothing: a timer may have been set anew meanwhile.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.peers
-            .values()
-            .flat_map(|peer| {
-                let long_stale = peer.long_stale_deadlines.values().min().copied();
-                [peer.session.next_deadline(), peer.stale_deadline, long_stale, peer.start_deadline]
-            })
-            .chain([self.deferral_deadline, self.convergence_deadline])
-            .flatten()
-            .min()
+        [self.peers_deadline, self.deferral_deadline, self.convergence_deadline].into_iter().flatten().min()
     }
 
     /// Whether everything that the peers know has arrived since the start.
@@ -316,28 +330,44 @@ impl Speaker {
         routes
     }
 
+    fn report(&mut self) {
+        if !self.reports.is_empty() {
+            self.outputs.push_back(Output::Routes(std::mem::take(&mut self.reports)));
+        }
+    }
+
     /// Runs the decision process over dirty destinations: reports changes, marks them for the groups.
     fn decide(&mut self) {
         if !self.rib.is_dirty() {
             return;
         }
-        for prefix in self.rib.take_dirty() {
-            let next_hops = match self.rib.select(prefix, MULTIPATH_MAX) {
-                Some(selection) if selection.best.source != Source::Local => selection.next_hops,
-                Some(_) | None => Vec::new(),
-            };
-            let before = self.reported.get(&prefix).map_or(&[][..], Vec::as_slice);
-            if before != next_hops {
-                if next_hops.is_empty() {
-                    self.reported.remove(&prefix);
-                } else {
-                    self.reported.insert(prefix, next_hops.clone());
+        let dirty = self.rib.take_dirty();
+        for id in &dirty {
+            let next_hops = match self.rib.paths_at(*id) {
+                [] => self.rib.set_next_hops(*id, &[]),
+                // Without a list of one for each of a full table.
+                [path] if path.rejected.is_none() && path.source != Source::Local => {
+                    let next_hop = path.attributes.next_hop;
+                    self.rib.set_next_hops(*id, &[next_hop])
                 }
-                self.outputs.push_back(Output::Route { prefix, next_hops });
+                paths => match best_path::select(paths, MULTIPATH_MAX) {
+                    Some(selection) if selection.best.source != Source::Local => {
+                        let next_hops = selection.next_hops;
+                        self.rib.set_next_hops(*id, &next_hops)
+                    }
+                    Some(_) | None => self.rib.set_next_hops(*id, &[]),
+                },
+            };
+            if let Some(next_hops) = next_hops {
+                let prefix = self.rib.prefix_at(*id);
+                match self.reports.last_mut() {
+                    Some((last, prefixes)) if Arc::ptr_eq(last, &next_hops) => prefixes.push(prefix),
+                    _ => self.reports.push((next_hops, vec![prefix])),
+                }
             }
-            for group in self.groups.values_mut() {
-                group.pending.insert(prefix);
-            }
+        }
+        for group in self.groups.values_mut() {
+            group.pending.extend_from_slice(&dirty);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Requests per send.
-const BATCH_SIZE: usize = 128;
+const BATCH_SIZE: usize = 512;
 /// Octets; holds the answers to a whole batch of failures.
 const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 

@@ -9,8 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use hashbrown::{HashMap, HashSet};
 use ipnetwork::IpNetwork;
 
 use crate::links;
@@ -58,6 +59,9 @@ const NUD_FAILED_FLAGS: u32 = 0x1 | 0x10; // RTNH_F_DEAD | RTNH_F_LINKDOWN
 /// Nexthop objects of ours have ids from here on.
 const NEXTHOP_ID_BASE: u32 = 0x0b40_0000;
 
+/// Addresses of gateways; routes that have the same may share them.
+pub type Gateways = Arc<Vec<IpAddr>>;
+
 /// Where a destination goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -68,7 +72,7 @@ pub enum Target {
     /// On the link of this interface index.
     Link(u32),
     /// Through these gateways, sorted; several share the load.
-    Via(Vec<IpAddr>),
+    Via(Gateways),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,9 +102,12 @@ struct Resolved {
 pub struct Routes {
     socket: Socket,
     config: RoutesConfig,
-    desired: BTreeMap<IpNetwork, Target>,
-    actual: BTreeMap<IpNetwork, Target>,
-    dirty: BTreeSet<IpNetwork>,
+    desired: HashMap<IpNetwork, Target>,
+    actual: HashMap<IpNetwork, Target>,
+    /// In no order, some of them perhaps twice.
+    dirty: Vec<IpNetwork>,
+    /// A gateway may have lost its last route.
+    may_have_unused: bool,
     withdrawn: BTreeSet<IpNetwork>,
     /// Ids of objects, by gateway.
     nexthops: BTreeMap<IpAddr, u32>,
@@ -118,9 +125,10 @@ impl Routes {
         let mut routes = Routes {
             socket: Socket::open()?,
             config,
-            desired: BTreeMap::new(),
-            actual: BTreeMap::new(),
-            dirty: BTreeSet::new(),
+            desired: HashMap::new(),
+            actual: HashMap::new(),
+            dirty: Vec::new(),
+            may_have_unused: true,
             withdrawn: BTreeSet::new(),
             nexthops: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -147,15 +155,15 @@ impl Routes {
                 }
             }
         }
-        self.dirty.insert(destination);
+        self.dirty.push(destination);
     }
 
-    pub fn desired(&self) -> &BTreeMap<IpNetwork, Target> {
+    pub fn desired(&self) -> &HashMap<IpNetwork, Target> {
         &self.desired
     }
 
     /// What the kernel had at the last `resync`, and what was applied since.
-    pub fn actual(&self) -> &BTreeMap<IpNetwork, Target> {
+    pub fn actual(&self) -> &HashMap<IpNetwork, Target> {
         &self.actual
     }
 
@@ -163,6 +171,7 @@ impl Routes {
     pub fn allow_removal(&mut self) {
         if !self.removal_allowed {
             self.removal_allowed = true;
+            self.may_have_unused = true;
             self.dirty.extend(self.actual.keys().copied());
         }
     }
@@ -173,7 +182,7 @@ impl Routes {
         let gateways: BTreeMap<u32, IpAddr> =
             self.nexthops.iter().map(|(gateway, id)| (*id, *gateway)).collect();
         let groups: BTreeMap<u32, &Vec<IpAddr>> = self.groups.iter().map(|(list, id)| (*id, list)).collect();
-        let mut actual = BTreeMap::new();
+        let mut actual = HashMap::new();
         for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
             let header = [family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0, 0, 0, 0];
             for message in self.socket.query(Message::new(RTM_GETROUTE, DUMP, &header))? {
@@ -183,6 +192,7 @@ impl Routes {
             }
         }
         self.actual = actual;
+        self.may_have_unused = true;
         let differs =
             |destination: &&IpNetwork| self.actual.get(*destination) != self.desired.get(*destination);
         let changed: Vec<IpNetwork> =
@@ -196,7 +206,11 @@ impl Routes {
         let mut applied = Applied::default();
         let mut messages = Vec::new();
         let mut changes = Vec::new();
-        for destination in std::mem::take(&mut self.dirty) {
+        // Neighbours in the kernel's table one after the other.
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.sort_unstable();
+        dirty.dedup();
+        for destination in dirty {
             let desired = self.desired.get(&destination).cloned();
             if self.actual.get(&destination) == desired.as_ref() {
                 continue;
@@ -222,12 +236,12 @@ impl Routes {
             match (target, refusal) {
                 (Some(target), None) => {
                     applied.installed += 1;
-                    self.actual.insert(destination, target);
+                    self.may_have_unused |= self.actual.insert(destination, target).is_some();
                 }
                 (None, refusal) if refusal.as_ref().is_none_or(|r| r.errno == libc::ESRCH) => {
                     applied.removed += 1;
                     self.withdrawn.remove(&destination);
-                    self.actual.remove(&destination);
+                    self.may_have_unused |= self.actual.remove(&destination).is_some();
                 }
                 (_, refusal) => {
                     let text = refusal.as_ref().map(Refusal::to_string).unwrap_or_default();
@@ -235,7 +249,7 @@ impl Routes {
                 }
             }
         }
-        if self.removal_allowed {
+        if self.removal_allowed && std::mem::take(&mut self.may_have_unused) {
             self.remove_unused_nexthops()?;
         }
         Ok(applied)
@@ -404,15 +418,15 @@ impl Routes {
     }
 
     fn remove_unused_nexthops(&mut self) -> io::Result<()> {
-        let used: BTreeSet<&Vec<IpAddr>> = self
-            .actual
-            .values()
-            .chain(self.desired.values())
-            .filter_map(|target| match target {
-                Target::Via(gateways) => Some(gateways),
-                Target::Blackhole | Target::Unreachable | Target::Link(_) => None,
-            })
-            .collect();
+        let mut used: HashSet<&Vec<IpAddr>> = HashSet::new();
+        let mut last = None;
+        for target in self.actual.values().chain(self.desired.values()) {
+            if let Target::Via(gateways) = target
+                && !last.replace(gateways).is_some_and(|last| Arc::ptr_eq(last, gateways))
+            {
+                used.insert(gateways);
+            }
+        }
         let gateways: BTreeSet<IpAddr> = used.iter().flat_map(|list| list.iter().copied()).collect();
         let mut ids: Vec<u32> = Vec::new();
         self.groups.retain(|list, id| {
@@ -538,14 +552,14 @@ fn parse_route(
         (TYPE_BLACKHOLE, _, _) => Target::Blackhole,
         (TYPE_UNREACHABLE, _, _) => Target::Unreachable,
         // An object that is not known any more, or a dead one: it differs from whatever is desired.
-        _ if dead => Target::Via(Vec::new()),
+        _ if dead => Target::Via(Gateways::default()),
         (_, Some(id), _) => match (gateways.get(&id), groups.get(&id)) {
-            (Some(gateway), _) => Target::Via(vec![*gateway]),
-            (None, Some(list)) => Target::Via((*list).clone()),
-            (None, None) => Target::Via(Vec::new()),
+            (Some(gateway), _) => Target::Via(vec![*gateway].into()),
+            (None, Some(list)) => Target::Via((*list).clone().into()),
+            (None, None) => Target::Via(Gateways::default()),
         },
-        (_, None, Some(gateway)) => Target::Via(vec![gateway]),
-        (_, None, None) if !multipath.is_empty() => Target::Via(multipath),
+        (_, None, Some(gateway)) => Target::Via(vec![gateway].into()),
+        (_, None, None) if !multipath.is_empty() => Target::Via(multipath.into()),
         (_, None, None) => Target::Link(interface),
     };
     Some((network, target))

@@ -83,7 +83,7 @@ mod tests {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let node_by_address =
             HashMap::from([(ip("10.89.0.12"), "n2".to_owned()), (ip("10.89.0.13"), "n3".to_owned())]);
-        let via = |gateway: &str| Target::Via([ip(gateway)].into_iter().collect());
+        let via = |gateway: &str| Target::Via(vec![ip(gateway)].into());
         let (wide, narrow) = (via("10.89.0.12"), via("10.89.0.13"));
         let routes = [
             ("10.244.0.0/16".parse().unwrap(), &wide),

@@ -2,9 +2,10 @@
 //!
 //! `apiserver`: CPU time per request of an API server with its store, latency, memory and time to ready. Each round starts
 //! every subject anew on loopback and an empty store in a folder of its own, so that what else the machine does meets all
-//! of them; the figures are medians over the rounds. `services`, `programs`, `cni`: the modules of these
+//! of them; the figures are medians over the rounds. `services`, `programs`, `cni`, `bgp`: the modules of these
 //! names. Nothing is downloaded.
 
+mod bgp;
 mod client;
 mod cni;
 mod measure;
@@ -68,6 +69,8 @@ enum Command {
     Programs(programs::Options),
     /// Measures adding and deleting pods, beside ptp and host-local
     Cni(cni::Options),
+    /// Measures the BGP speaker and routes into the kernel, beside BIRD, FRR and GoBGP
+    Bgp(bgp::Options),
     /// Answers, for `services`
     #[command(hide = true)]
     LoadServer(services::ServerOptions),
@@ -128,6 +131,7 @@ fn main() -> std::process::ExitCode {
         Command::Services(options) => services::run(&options),
         Command::Programs(options) => programs::run(&options),
         Command::Cni(options) => cni::run(&options),
+        Command::Bgp(options) => bgp::run(&options),
         Command::LoadServer(options) => services::load_server(&options),
         Command::LoadClient(options) => services::load_client(&options),
     };

@@ -71,3 +71,33 @@ fn the_bench_of_programs_shows_every_class_and_each_packet_took_its_way() {
     let table = String::from_utf8_lossy(&output.stdout);
     assert_eq!(table.lines().filter(|line| line.starts_with("| ")).count(), packets.len() + 1, "{table}");
 }
+
+#[test]
+fn the_bench_of_bgp_measures_each_device_and_says_which_goals_are_reached() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let figures = folder.path().join("figures.json");
+    let bench = std::path::Path::new(env!("CARGO_BIN_EXE_seaway-bench"));
+    let output = Command::new(bench)
+        .args(["bgp", "--devices", "seaway,bird", "--rounds", "1", "--prefixes", "1000", "--singles", "2"])
+        .args(["--peers", "20", "--mesh-rounds", "1", "--next-hops", "10", "--agent"])
+        .arg(bench.with_file_name("seaway-agent"))
+        .arg("--json")
+        .arg(&figures)
+        .stdin(Stdio::null())
+        .output()
+        .expect("running the bench");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&figures).expect("the figures");
+    let figures: Value = serde_json::from_str(&text).expect("JSON");
+    let devices = figures["devices"].as_array().expect("devices");
+    assert_eq!(devices.len(), 2, "{devices:?}");
+    for figure in ["announce_seconds", "withdraw_seconds", "octets_per_route", "mesh_seconds"] {
+        for device in devices {
+            assert_eq!(device[figure].as_array().map(Vec::len), Some(1), "{figure}: {device}");
+        }
+    }
+    assert_eq!(devices[0]["learned_installs_per_second"].as_array().map(Vec::len), Some(1));
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(figures["goals"].as_array().map(Vec::len), Some(7));
+    assert_eq!(table.matches("reached").count() + table.matches("MISSED").count(), 7, "{table}");
+}

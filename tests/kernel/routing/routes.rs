@@ -26,7 +26,8 @@ fn network(text: &str) -> IpNetwork {
 }
 
 fn via(addresses: &[&str]) -> Target {
-    Target::Via(addresses.iter().map(|address| address.parse().expect("an address")).collect())
+    let addresses = addresses.iter().map(|address| address.parse().expect("an address"));
+    Target::Via(addresses.collect::<Vec<_>>().into())
 }
 
 fn apply(routes: &mut Routes) -> Applied {
@@ -167,7 +168,7 @@ fn ten_thousand_routes_over_a_thousand_gateways_are_installed_and_removed() {
             |n: u32| IpNetwork::new(IpAddr::from((0x0b00_0000 + n * 64).to_be_bytes()), 26).expect("a /26");
         for n in 0..10_000u32 {
             let gateway = IpAddr::from((0xc612_0100 + n % 1000).to_be_bytes());
-            routes.set(destination(n), Some(Target::Via(vec![gateway])));
+            routes.set(destination(n), Some(Target::Via(vec![gateway].into())));
         }
         let started = std::time::Instant::now();
         assert_eq!(apply(&mut routes).installed, 10_000);

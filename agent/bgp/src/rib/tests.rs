@@ -106,12 +106,13 @@ proptest! {
                     model.retain(|k, _| k.1 != s);
                 }
             }
-            for changed in rib.take_dirty() {
+            for changed in rib.take_dirty().into_iter().map(|id| rib.prefix_at(id)).collect::<Vec<_>>() {
                 match rib.select(changed, 16) {
                     Some(selection) => { best.insert(changed, selection.next_hops); }
                     None => { best.remove(&changed); }
                 }
             }
+            rib.forget_vanished();
             for s in 0..4 {
                 let total = model.keys().filter(|k| k.1 == s).count();
                 let stale = model.iter().filter(|(k, v)| k.1 == s && v.1).count();

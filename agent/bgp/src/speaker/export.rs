@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::explain::Withheld;
-use super::{MULTIPATH_MAX, Output, Peer, Speaker};
+use super::group::{Change, Group, Route};
+use super::{Output, Peer, Speaker};
 use crate::best_path::{self, LOCAL_PREF_DEFAULT};
 use crate::config::NextHopMode;
 use crate::policy::{LocalKind, PeerType, Policy, RouteSource, Subject, Verdict};
 use crate::prefix::{Families, Family, Prefix};
-use crate::rib::{Path, Source};
-use crate::session::{ConnectionId, Negotiated};
+use crate::rib::{DestinationId, Learned, Path, Source};
+use crate::session::Negotiated;
 use crate::wire::attributes::community;
 use crate::wire::update::{encode_end_of_rib, encode_reach, encode_withdraw};
 use crate::wire::{self, Attributes, EncodeContext, Nlri, Refresh};
@@ -38,67 +39,13 @@ pub struct GroupKey {
     pub graceful_shutdown: bool,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Group {
-    pub(super) members: BTreeMap<IpAddr, ConnectionId>,
-    /// The Adj-RIB-Out, with the source of each route: it is not sent back there.
-    advertised: BTreeMap<Nlri, Route>,
-    /// How much of it is from which source.
-    count_by_source: HashMap<Source, usize>,
-    pub(super) pending: BTreeSet<Prefix>,
-}
+/// Destinations without paths that keep their numbers until there is time to forget them.
+const VANISHED_MAX: usize = 1 << 18;
 
-type Route = (Source, Arc<Attributes>);
-
-/// One path to announce, or to withdraw.
-struct Change {
-    nlri: Nlri,
-    announce: Option<Route>,
-}
-
-impl Group {
-    /// Takes in what a destination is to have, and adds to `changes` what that changes.
-    fn set(&mut self, prefix: Prefix, wanted: &[(u32, Route)], changes: &mut Vec<Change>) {
-        let all = Nlri { prefix, path_id: 0 }..=Nlri { prefix, path_id: u32::MAX };
-        let gone: Vec<Nlri> = self
-            .advertised
-            .range(all)
-            .map(|(nlri, _)| *nlri)
-            .filter(|nlri| wanted.iter().all(|(path_id, _)| *path_id != nlri.path_id))
-            .collect();
-        for nlri in gone {
-            if let Some((source, _)) = self.advertised.remove(&nlri) {
-                self.uncount(source);
-                changes.push(Change { nlri, announce: None });
-            }
-        }
-        for (path_id, route) in wanted {
-            let nlri = Nlri { prefix, path_id: *path_id };
-            if self.advertised.get(&nlri) == Some(route) {
-                continue;
-            }
-            // Where the source moved to a member, that member must lose the old route.
-            *self.count_by_source.entry(route.0).or_default() += 1;
-            if let Some((source, _)) = self.advertised.insert(nlri, route.clone()) {
-                self.uncount(source);
-            }
-            changes.push(Change { nlri, announce: Some(route.clone()) });
-        }
-    }
-
-    fn uncount(&mut self, source: Source) {
-        if let Some(count) = self.count_by_source.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                self.count_by_source.remove(&source);
-            }
-        }
-    }
-
-    /// What a member has been sent.
-    fn sent_to(&self, member: IpAddr) -> impl Iterator<Item = (&Nlri, &Route)> {
-        self.advertised.iter().filter(move |(_, (source, _))| *source != Source::Peer(member))
-    }
+/// What the last path became: the next one of the same UPDATE becomes the same.
+#[derive(Default)]
+struct Memo {
+    last: Option<(Arc<Learned>, Family, Option<Arc<Route>>)>,
 }
 
 impl Speaker {
@@ -133,8 +80,8 @@ impl Speaker {
             peer.group = Some(key.clone());
         }
         if !self.groups.contains_key(&key) {
-            let pending = self.rib.destinations().map(|(prefix, _)| *prefix).collect();
-            self.groups.insert(key.clone(), Group { pending, ..Group::default() });
+            let has_identifiers = !key.encode.add_path.is_empty();
+            self.groups.insert(key.clone(), Group::new(has_identifiers, self.rib.ids().collect()));
             self.flush_groups();
         }
         if let Some(group) = self.groups.get_mut(&key) {
@@ -162,9 +109,9 @@ impl Speaker {
         }
         self.decide();
         self.flush_groups();
-        let sent = |speaker: &Speaker, key: &GroupKey| -> BTreeMap<Nlri, Route> {
+        let sent = |speaker: &Speaker, key: &GroupKey| -> BTreeMap<Nlri, Arc<Route>> {
             let group = speaker.groups.get(key);
-            group.into_iter().flat_map(|group| group.sent_to(address)).map(|(n, r)| (*n, r.clone())).collect()
+            group.into_iter().flat_map(|group| group.sent_to(address, &speaker.rib)).collect()
         };
         let before = sent(self, &old);
         self.leave_group(address);
@@ -174,7 +121,7 @@ impl Speaker {
         let gone = before.keys().filter(|nlri| !after.contains_key(nlri));
         let mut changes: Vec<Change> = gone.map(|nlri| Change { nlri: *nlri, announce: None }).collect();
         for (nlri, route) in after {
-            if before.get(&nlri).is_none_or(|(_, attributes)| *attributes != route.1) {
+            if before.get(&nlri).is_none_or(|before| before.attributes != route.attributes) {
                 changes.push(Change { nlri, announce: Some(route) });
             }
         }
@@ -186,9 +133,10 @@ impl Speaker {
         let Some(key) = self.peers.get(&address).and_then(|peer| peer.group.clone()) else { return };
         let Some(group) = self.groups.get(&key) else { return };
         let changes: Vec<Change> = group
-            .sent_to(address)
+            .sent_to(address, &self.rib)
+            .into_iter()
             .filter(|(nlri, _)| family.is_none_or(|family| nlri.prefix.family() == family))
-            .map(|(nlri, route)| Change { nlri: *nlri, announce: Some(route.clone()) })
+            .map(|(nlri, route)| Change { nlri, announce: Some(route) })
             .collect();
         self.send_to(address, encode(&changes, None, &key.encode));
     }
@@ -226,21 +174,20 @@ impl Speaker {
     }
 
     pub(super) fn count_advertised(&self, address: IpAddr, peer: &Peer) -> usize {
-        let Some(group) = peer.group.as_ref().and_then(|key| self.groups.get(key)) else { return 0 };
-        let own = group.count_by_source.get(&Source::Peer(address)).copied().unwrap_or(0);
-        group.advertised.len() - own
+        let group = peer.group.as_ref().and_then(|key| self.groups.get(key));
+        group.map_or(0, |group| group.count_sent_to(address))
     }
 
     /// What a peer has been sent of a destination: the attributes as they travel. With path identifiers there may be several.
     pub fn advertised_to(&self, address: IpAddr, prefix: Prefix) -> Vec<Arc<Attributes>> {
         let key = self.peers.get(&address).and_then(|peer| peer.group.as_ref());
         let group = key.and_then(|key| self.groups.get(key));
-        let all = Nlri { prefix, path_id: 0 }..=Nlri { prefix, path_id: u32::MAX };
         group
+            .zip(self.rib.find(prefix))
             .into_iter()
-            .flat_map(|group| group.advertised.range(all.clone()))
-            .filter(|(_, (source, _))| *source != Source::Peer(address))
-            .map(|(_, (_, attributes))| attributes.clone())
+            .flat_map(|(group, id)| group.of(id))
+            .filter(|(_, route)| route.source != Source::Peer(address))
+            .map(|(_, route)| route.attributes.clone())
             .collect()
     }
 
@@ -251,12 +198,30 @@ impl Speaker {
         for key in keys {
             let Some(mut group) = self.groups.remove(&key) else { continue };
             let mut changes = Vec::new();
-            for prefix in std::mem::take(&mut group.pending) {
-                let wanted = self.export(prefix, &key);
-                group.set(prefix, &wanted, &mut changes);
+            let mut memo = Memo::default();
+            for id in std::mem::take(&mut group.pending) {
+                let prefix = self.rib.prefix_at(id);
+                if key.encode.add_path.contains(prefix.family()) {
+                    group.set_several((id, prefix), self.export_several(id, &key), &mut changes);
+                } else {
+                    group.set_best((id, prefix), self.export_best(id, &key, &mut memo), &mut changes);
+                }
             }
             self.send_changes(&key, &group, &changes);
             self.groups.insert(key, group);
+        }
+        if self.rib.vanished() > VANISHED_MAX {
+            self.rib.forget_vanished();
+        }
+    }
+
+    /// Gives back the memory of what is gone. For moments in which there is nothing else to do.
+    pub fn tidy(&mut self) {
+        self.decide();
+        self.flush_groups();
+        self.rib.forget_vanished();
+        for group in self.groups.values_mut() {
+            group.shrink(self.rib.numbers().len());
         }
     }
 
@@ -264,44 +229,72 @@ impl Speaker {
         if changes.is_empty() || group.members.is_empty() {
             return;
         }
-        let sources: BTreeSet<Source> =
-            changes.iter().filter_map(|change| change.announce.as_ref().map(|(source, _)| *source)).collect();
+        let mut sources: BTreeSet<Source> = BTreeSet::new();
+        let mut last = None;
+        for source in changes.iter().filter_map(|change| Some(change.announce.as_ref()?.source)) {
+            if last.replace(source) != Some(source) {
+                sources.insert(source);
+            }
+        }
         let shared = encode(changes, None, &key.encode);
         for (address, id) in &group.members {
             let source = Source::Peer(*address);
+            let own;
             let messages = if sources.contains(&source) {
-                encode(changes, Some(source), &key.encode)
+                own = encode(changes, Some(source), &key.encode);
+                &own
             } else {
-                shared.clone()
+                &shared
             };
             if let Some(peer) = self.peers.get_mut(address) {
                 peer.session.messages_sent += messages.len() as u64;
             }
-            self.outputs.extend(messages.into_iter().map(|message| Output::Send { id: *id, message }));
+            self.outputs
+                .extend(messages.iter().map(|message| Output::Send { id: *id, message: message.clone() }));
         }
     }
 
-    /// The routes that a group is to have for a destination, by identifier.
-    fn export(&mut self, prefix: Prefix, key: &GroupKey) -> Vec<(u32, Route)> {
+    /// The route that a group is to have for a destination.
+    fn export_best(&mut self, id: DestinationId, key: &GroupKey, memo: &mut Memo) -> Option<Arc<Route>> {
+        let prefix = self.rib.prefix_at(id);
         let family = prefix.family();
         if !key.families.contains(&family) {
+            return None;
+        }
+        let path = best_path::best(self.rib.paths_at(id))?;
+        if let Some((learned, of, route)) = &memo.last
+            && Arc::ptr_eq(learned, path.learned())
+            && *of == family
+            && key.policy.is_transparent()
+        {
+            return route.clone();
+        }
+        let path = path.clone();
+        let attributes = self.export_attributes(prefix, &path, key).ok();
+        let route = attributes.map(|attributes| {
+            let attributes = self.rib.intern(attributes);
+            let before = memo.last.take().and_then(|(.., route)| route);
+            before
+                .filter(|before| before.source == path.source && Arc::ptr_eq(&before.attributes, &attributes))
+                .unwrap_or_else(|| Arc::new(Route { source: path.source, attributes }))
+        });
+        memo.last = Some((path.learned().clone(), family, route.clone()));
+        route
+    }
+
+    /// The routes that a group with identifiers is to have for a destination.
+    fn export_several(&mut self, id: DestinationId, key: &GroupKey) -> Vec<(u32, Arc<Route>)> {
+        let prefix = self.rib.prefix_at(id);
+        if !key.families.contains(&prefix.family()) {
             return Vec::new();
         }
-        let paths: Vec<(u32, Path)> = if key.encode.add_path.contains(family) {
-            let ranked =
-                best_path::ranked(self.rib.paths(prefix)).into_iter().take(usize::from(key.send_max));
-            ranked.map(|path| (path.local_id, path.clone())).collect()
-        } else {
-            self.rib
-                .select(prefix, MULTIPATH_MAX)
-                .map(|selection| (0, selection.best.clone()))
-                .into_iter()
-                .collect()
-        };
+        let ranked = best_path::ranked(self.rib.paths_at(id));
+        let paths: Vec<Path> = ranked.into_iter().take(usize::from(key.send_max)).cloned().collect();
         let mut routes = Vec::with_capacity(paths.len());
-        for (path_id, path) in paths {
+        for path in paths {
             if let Ok(attributes) = self.export_attributes(prefix, &path, key) {
-                routes.push((path_id, (path.source, self.rib.intern(attributes))));
+                let attributes = self.rib.intern(attributes);
+                routes.push((path.local_id, Arc::new(Route { source: path.source, attributes })));
             }
         }
         routes
@@ -445,25 +438,30 @@ impl Speaker {
 /// Packs changes: withdrawals by family, announcements by attributes and family. `except` gets a
 /// withdrawal instead of a route that came from it.
 fn encode(changes: &[Change], except: Option<Source>, context: &EncodeContext) -> Vec<Arc<[u8]>> {
-    let mut withdrawn: BTreeMap<Family, Vec<Nlri>> = BTreeMap::new();
+    let mut withdrawn: [Vec<Nlri>; 2] = [Vec::new(), Vec::new()];
     let mut order: Vec<(Arc<Attributes>, Vec<Nlri>)> = Vec::new();
     let mut index: HashMap<(*const Attributes, Family), usize> = HashMap::new();
+    let mut last = None;
     for change in changes {
         let family = change.nlri.prefix.family();
         match &change.announce {
-            Some((source, attributes)) if except != Some(*source) => {
-                let key = (Arc::as_ptr(attributes), family);
-                let at = *index.entry(key).or_insert_with(|| {
-                    order.push((attributes.clone(), Vec::new()));
-                    order.len() - 1
-                });
+            Some(route) if except != Some(route.source) => {
+                let key = (Arc::as_ptr(&route.attributes), family);
+                let at = match last {
+                    Some((before, at)) if before == key => at,
+                    _ => *index.entry(key).or_insert_with(|| {
+                        order.push((route.attributes.clone(), Vec::new()));
+                        order.len() - 1
+                    }),
+                };
+                last = Some((key, at));
                 order[at].1.push(change.nlri);
             }
-            Some(_) | None => withdrawn.entry(family).or_default().push(change.nlri),
+            Some(_) | None => withdrawn[usize::from(family == Family::Ipv6)].push(change.nlri),
         }
     }
     let mut messages = Vec::new();
-    for prefixes in withdrawn.values() {
+    for prefixes in &withdrawn {
         messages.extend(encode_withdraw(prefixes, context));
     }
     for (attributes, prefixes) in &order {

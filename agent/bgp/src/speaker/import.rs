@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::Speaker;
 use crate::policy::{PeerType, RouteSource, Subject, Verdict};
-use crate::prefix::{Family, Prefix};
-use crate::rib::{Path, Rejected, Source};
+use crate::prefix::{Families, Family, Prefix};
+use crate::rib::{Learned, Path, Rejected, Source};
 use crate::session;
 use crate::wire::attributes::community;
 use crate::wire::notification::{CEASE, cease};
@@ -22,28 +22,22 @@ impl Speaker {
         }
         let Some(negotiated) = peer.session.negotiated() else { return };
         let (router_id, external) = (negotiated.remote_router_id, negotiated.external);
-        let families = negotiated.families.clone();
+        let families: Families = negotiated.families.iter().copied().collect();
         for nlri in &update.withdrawn {
             self.rib.remove(nlri.prefix, source, nlri.path_id);
         }
         for reach in update.reach {
-            let mut attributes = update.attributes.clone();
-            attributes.next_hop = reach.next_hop;
+            let attributes = Attributes { next_hop: reach.next_hop, ..update.attributes.clone() };
             let received = self.rib.intern(attributes);
-            let common = self.import_common(address, &received, external);
-            for nlri in reach.prefixes {
-                if !families.contains(&nlri.prefix.family()) {
-                    continue;
+            let (attributes, rejected) = self.import_common(address, &received, external);
+            let common = Arc::new(Learned { source, received, attributes, rejected, router_id, external });
+            let alike = common.rejected.is_some() || self.takes_all(address);
+            let mut last = common.clone();
+            for nlri in reach.prefixes.iter().filter(|nlri| families.contains(nlri.prefix.family())) {
+                if !alike {
+                    last = self.import(address, nlri.prefix, &common, last);
                 }
-                let (attributes, rejected) =
-                    self.import(address, nlri.prefix, &received, external, common.clone());
-                let path = Path {
-                    path_id: nlri.path_id,
-                    received: received.clone(),
-                    rejected,
-                    ..Path::new(source, attributes, router_id, external)
-                };
-                self.rib.insert(nlri.prefix, path);
+                self.rib.insert(nlri.prefix, Path::of(last.clone(), nlri.path_id));
             }
         }
         self.enforce_max_prefixes(address, now);
@@ -55,13 +49,14 @@ impl Speaker {
     /// Applies what is configured now to all that a peer has sent.
     pub(super) fn import_again(&mut self, address: IpAddr) {
         for (prefix, path) in self.rib.paths_of(Source::Peer(address)) {
-            let received = path.received.clone();
-            let common = self.import_common(address, &received, path.external);
-            let (mut attributes, rejected) = self.import(address, prefix, &received, path.external, common);
+            let (attributes, rejected) = self.import_common(address, &path.received, path.external);
+            let common = Arc::new(Learned { attributes, rejected, ..(**path.learned()).clone() });
+            let mut learned = self.import(address, prefix, &common, path.learned().clone());
             if path.long_stale() {
-                attributes = self.mark_long_stale(&attributes);
+                let attributes = self.mark_long_stale(&learned.attributes);
+                learned = Arc::new(Learned { attributes, ..(*learned).clone() });
             }
-            self.rib.insert(prefix, Path { attributes, rejected, ..path });
+            self.rib.insert(prefix, path.with(learned));
         }
     }
 
@@ -89,31 +84,37 @@ impl Speaker {
         (received.clone(), rejected)
     }
 
-    /// What becomes of one route of a peer.
+    fn takes_all(&self, address: IpAddr) -> bool {
+        self.peers.get(&address).is_some_and(|peer| peer.config.import.is_transparent())
+    }
+
+    /// What becomes of one route of a peer: `last` again, where nothing is other than there.
     fn import(
         &mut self,
         address: IpAddr,
         prefix: Prefix,
-        received: &Arc<Attributes>,
-        external: bool,
-        (attributes, rejected): (Arc<Attributes>, Option<Rejected>),
-    ) -> (Arc<Attributes>, Option<Rejected>) {
-        let Some(peer) = self.peers.get(&address) else { return (attributes, rejected) };
-        if rejected.is_some() || peer.config.import.is_transparent() {
-            return (attributes, rejected);
+        common: &Arc<Learned>,
+        last: Arc<Learned>,
+    ) -> Arc<Learned> {
+        let Some(peer) = self.peers.get(&address) else { return common.clone() };
+        if common.rejected.is_some() || peer.config.import.is_transparent() {
+            return if last == *common { last } else { common.clone() };
         }
-        let peer_type = PeerType::of(external);
+        let peer_type = PeerType::of(common.external);
         let interface = peer.config.interface.as_deref();
         let subject = Subject { prefix, source: RouteSource::Peer(peer_type), peer_type, interface };
-        let outcome = peer.config.import.evaluate(&subject, &attributes);
-        if outcome.verdict == Verdict::Reject {
+        let outcome = peer.config.import.evaluate(&subject, &common.attributes);
+        let (attributes, rejected) = if outcome.verdict == Verdict::Reject {
             let rule = outcome.rule.map(|rule| u16::try_from(rule).unwrap_or(u16::MAX));
-            return (received.clone(), Some(Rejected::Policy(rule)));
-        }
-        match outcome.attributes {
-            std::borrow::Cow::Borrowed(_) => (attributes, None),
-            std::borrow::Cow::Owned(changed) => (self.rib.intern(changed), None),
-        }
+            (common.received.clone(), Some(Rejected::Policy(rule)))
+        } else {
+            match outcome.attributes {
+                std::borrow::Cow::Borrowed(_) => (common.attributes.clone(), None),
+                std::borrow::Cow::Owned(changed) => (self.rib.intern(changed), None),
+            }
+        };
+        let learned = Learned { attributes, rejected, ..(**common).clone() };
+        if *last == learned { last } else { Arc::new(learned) }
     }
 
     /// Loops and next hops that cannot be used (RFC 4271 9.1.2, 5.1.3; RFC 4456 section 8).
@@ -163,6 +164,7 @@ impl Speaker {
         peer.last_error = Some(format!("more than the {limit} {family:?} prefixes that are allowed"));
         peer.last_notification_sent = Some(notification);
         peer.start_deadline = restart.map(|time| now + time);
+        self.timer_set(address);
     }
 
     pub(super) fn received_end_of_rib(&mut self, address: IpAddr, family: Family, now: Instant) {

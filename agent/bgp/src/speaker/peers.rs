@@ -44,12 +44,14 @@ impl Speaker {
         if *peer.session.config() != (session::Config { passive: peer.session.config().passive, ..wanted }) {
             if was_dynamic && peer.session.config().remote_asn == config.asn {
                 peer.session.set_passive(passive, now);
-                return;
+                return self.timer_set(address);
             }
             self.remove_peer(address, cease::OTHER_CONFIGURATION_CHANGE, now);
             return self.add_peer(address, config.clone(), false, now);
         }
         peer.session.set_passive(passive, now);
+        self.timer_set(address);
+        let Some(peer) = self.peers.get_mut(&address) else { return };
         if before.max_prefixes != config.max_prefixes && peer.start_deadline.take().is_some()
             || peer.session.state() == State::Idle
         {
@@ -173,6 +175,7 @@ impl Speaker {
                 session::Output::Down(down) => self.down(address, &down, now),
             }
         }
+        self.timer_set(address);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let state = peer.session.state();
         if state == before {

@@ -1,17 +1,34 @@
 //! Time: restarts of peers and our own (RFC 4724, RFC 9494), and when old routes go.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Output, Speaker};
 use crate::prefix::Family;
-use crate::rib::Source;
+use crate::rib::{Learned, Source};
 use crate::session::{self, State};
 use crate::wire::attributes::community;
 use crate::wire::notification::cease;
 
 impl Speaker {
+    /// Carries out what is due. With many peers, most inputs must not cost a look at each.
     pub(super) fn expire(&mut self, now: Instant) {
+        if self.peers_deadline.is_some_and(|at| at <= now) {
+            self.expire_peers(now);
+            self.peers_deadline = self.peers.values().filter_map(super::Peer::next_deadline).min();
+        }
+        self.finish_deferral(now);
+        self.finish_convergence(now);
+    }
+
+    /// A timer of this peer may have been set.
+    pub(super) fn timer_set(&mut self, address: IpAddr) {
+        let deadline = self.peers.get(&address).and_then(super::Peer::next_deadline);
+        self.peers_deadline = [self.peers_deadline, deadline].into_iter().flatten().min();
+    }
+
+    fn expire_peers(&mut self, now: Instant) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let peers_where = |speaker: &Speaker, condition: &dyn Fn(&super::Peer) -> bool| -> Vec<IpAddr> {
             speaker.peers.iter().filter(|(_, peer)| condition(peer)).map(|(address, _)| *address).collect()
@@ -40,8 +57,6 @@ impl Speaker {
             }
             self.forget_if_dynamic(address, now);
         }
-        self.finish_deferral(now);
-        self.finish_convergence(now);
     }
 
     /// The peer has not come back in its restart time: its routes go, or stay as a last resort (RFC 9494 section 4.2).
@@ -59,11 +74,20 @@ impl Speaker {
             self.rib.sweep(source, Some(family), |path| {
                 path.stale && path.received.communities.contains(&community::NO_LLGR)
             });
-            for (prefix, mut path) in self.rib.paths_of(source) {
-                if path.stale && prefix.family() == family {
-                    path.attributes = self.mark_long_stale(&path.attributes);
-                    self.rib.insert(prefix, path);
+            let mut last: Option<(Arc<Learned>, Arc<Learned>)> = None;
+            for (prefix, path) in self.rib.paths_of(source) {
+                if !path.stale || prefix.family() != family {
+                    continue;
                 }
+                let marked = match &last {
+                    Some((before, marked)) if Arc::ptr_eq(before, path.learned()) => marked.clone(),
+                    _ => {
+                        let attributes = self.mark_long_stale(&path.attributes);
+                        Arc::new(Learned { attributes, ..(**path.learned()).clone() })
+                    }
+                };
+                self.rib.insert(prefix, path.with(marked.clone()));
+                last = Some((path.learned().clone(), marked));
             }
             if let Some(peer) = self.peers.get_mut(&address) {
                 peer.long_stale_deadlines.insert(family, now + (*time).min(cap));
@@ -132,6 +156,7 @@ impl Speaker {
         }
         self.convergence_deadline = None;
         self.decide();
+        self.report();
         self.outputs.push_back(Output::Converged);
     }
 }

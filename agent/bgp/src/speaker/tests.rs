@@ -165,11 +165,14 @@ impl Network {
                     self.queue.push_back((far, None));
                 }
             }
-            Output::Route { prefix, next_hops } => {
-                if next_hops.is_empty() {
-                    self.fib[index].remove(&prefix);
-                } else {
-                    self.fib[index].insert(prefix, next_hops);
+            Output::Routes(routes) => {
+                for (next_hops, prefix) in routes.iter().flat_map(|(n, all)| all.iter().map(move |p| (n, p)))
+                {
+                    if next_hops.is_empty() {
+                        self.fib[index].remove(prefix);
+                    } else {
+                        self.fib[index].insert(*prefix, next_hops.to_vec());
+                    }
                 }
             }
             Output::Converged => {
@@ -262,6 +265,39 @@ fn many_prefixes_of_one_node_travel_in_few_updates() {
     assert_eq!(network.fib[1].len(), 4000);
     let sent = network.updates_sent[0] - before;
     assert!(sent <= 2, "{sent} UPDATEs for 4000 prefixes of 5 octets and messages of 65535");
+}
+
+#[test]
+fn a_block_is_encoded_once_for_all_peers_of_the_mesh() {
+    let asns = [64512; 6];
+    let mut network = Network::mesh(&asns);
+    network.advance(Duration::from_secs(1));
+    network.speakers[0].set_local(local(&[prefix(0, 1)]));
+    let mut sent: Vec<Arc<[u8]>> = Vec::new();
+    while let Some(output) = network.speakers[0].poll_output() {
+        if let Output::Send { message, .. } = output {
+            sent.push(message);
+        }
+    }
+    assert_eq!(sent.len(), 5);
+    assert!(sent.iter().all(|message| Arc::ptr_eq(message, &sent[0])));
+}
+
+#[test]
+fn what_is_gone_and_tidied_away_can_come_again() {
+    let asns = [64512; 2];
+    let mut network = Network::mesh(&asns);
+    let all: Vec<Prefix> = (0..3).map(|n| prefix(0, n)).collect();
+    for round in 0..3 {
+        network.originate(0, &all[round..]);
+        network.advance(Duration::from_secs(1));
+        assert_eq!(network.fib[1].len(), 3 - round);
+        network.originate(0, &[]);
+        network.advance(Duration::from_secs(1));
+        assert_eq!(network.fib[1].len(), 0);
+        network.speakers.iter_mut().for_each(Speaker::tidy);
+    }
+    assert!(network.speakers[1].routes().is_empty());
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Node {
             Ok(Links::open()?.index("uplink")?)
         })?;
         let pods = IpAddr::V4(Ipv4Addr::new(10, 244, other_index as u8, 0));
-        self.route(pods, 24, Target::Via(vec![IpAddr::V4(other)]))
+        self.route(pods, 24, Target::Via(vec![IpAddr::V4(other)].into()))
     }
 
     fn add_pod(&mut self, address: Ipv4Addr) -> Result<NetNs> {

@@ -174,7 +174,7 @@ fn graceful_shutdown_moves_traffic_away_before_the_session_ends() {
     network.set_links(0, &[(0, 2, PeerConfig { graceful_shutdown: true, ..plain() })]);
     network.advance(Duration::from_millis(1));
     assert_eq!(network.next_hops(2, anycast), [address(1)]);
-    let shut = network.path(2, anycast, 0).unwrap().attributes;
+    let shut = network.path(2, anycast, 0).unwrap().attributes.clone();
     assert_eq!((&shut.communities[..], shut.local_pref), (&[community::GRACEFUL_SHUTDOWN][..], Some(0)));
     assert_eq!(network.status(2, 0).established_at, since);
 }
@@ -220,7 +220,7 @@ fn communities_of_three_sizes_pass_and_the_well_known_ones_keep_routes_in() {
     assert_eq!(network.next_hops(1, prefix(0, 1)), [address(0)]);
     assert_eq!(network.next_hops(1, prefix(0, 2)), [] as [IpAddr; 0]);
     assert_eq!(network.next_hops(2, prefix(0, 1)), [] as [IpAddr; 0]);
-    let passed = network.path(2, prefix(0, 0), 1).unwrap().attributes;
+    let passed = network.path(2, prefix(0, 0), 1).unwrap().attributes.clone();
     assert_eq!((&passed.communities[..], &passed.large_communities[..]), (&[0x1_0002][..], &[[1, 2, 3]][..]));
 }
 
