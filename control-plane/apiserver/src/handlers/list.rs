@@ -33,6 +33,8 @@ use crate::{
 
 /// A list of this many bytes or more is sent in pieces, without a copy of it in memory.
 const STREAM_BYTES: usize = 256 * 1024;
+/// The messages of a list whose JSON has this many bytes or more are not all kept: each is made when its turn comes.
+const UNKEPT_BYTES: usize = 48 * 1024 * 1024;
 const ENGINE: base64::engine::GeneralPurpose = base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 /// Where the next page begins.
@@ -75,6 +77,11 @@ pub struct Page {
 }
 
 impl Page {
+    /// Of the items' JSON as stored.
+    fn bytes(&self) -> usize {
+        self.items.iter().map(|object| object.json().len()).sum()
+    }
+
     /// The list's metadata.
     fn metadata(&self) -> Value {
         let mut metadata = json!({"resourceVersion": self.revision.0.to_string()});
@@ -107,7 +114,7 @@ pub async fn handle(call: &mut Call, target: &Target) -> Result<Response<Body>, 
     match find_page(&call.state.cache, target, &prefix, &options).await {
         Ok(page) => {
             target.prepare(&page.items).await?;
-            answer(call, target, accepted, &page)
+            answer(call, target, accepted, page).await
         }
         Err(Refusal::Status(status)) => Err(status),
         Err(Refusal::Expired(token)) => Ok(expired(&call.headers, &token)),
@@ -241,10 +248,21 @@ fn page(
     Page { items, revision: snapshot.revision, next, remaining }
 }
 
-fn answer(call: &Call, target: &Target, accepted: Accepted, page: &Page) -> Result<Response<Body>, Status> {
+async fn answer(
+    call: &Call,
+    target: &Target,
+    accepted: Accepted,
+    page: Page,
+) -> Result<Response<Body>, Status> {
     let value = match accepted.shape {
         Shape::Object if accepted.is_plain(Encoding::Json) => {
-            return Ok(in_pieces(accepted, json_pieces(target, page)));
+            return Ok(in_pieces(accepted, json_pieces(target, &page)));
+        }
+        Shape::Object if accepted.encoding == Encoding::Protobuf && page.bytes() >= UNKEPT_BYTES => {
+            let mut response = respond::bytes(StatusCode::OK, accepted.content_type(), Bytes::new());
+            let metadata = page.metadata();
+            *response.body_mut() = body::stream(protobuf::long_list(target, &metadata, page.items).await);
+            return Ok(response);
         }
         Shape::PartialObjectMetadata => {
             return Err(Status::not_acceptable_shape(format!(

@@ -212,6 +212,14 @@ impl Target {
         }
     }
 
+    /// The length of [`Target::protobuf`], which is made where nobody did.
+    pub fn protobuf_length(&self, object: &Object) -> usize {
+        match &self.form {
+            Form::Stored => object.protobuf_length().unwrap_or_else(|| self.protobuf(object).len()),
+            Form::Builtin(_) | Form::Custom(_) => self.protobuf(object).len(),
+        }
+    }
+
     /// As [`Target::protobuf`], under another revision.
     pub fn protobuf_at(&self, object: &Object, revision: Revision) -> Bytes {
         let mut value = self.value(object);

@@ -9,7 +9,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -39,7 +39,17 @@ impl Encoding {
 
 /// An object's place for one encoding.
 #[derive(Debug, Default)]
-pub(super) struct Slot(Mutex<Weak<Encoding>>);
+pub(super) struct Slot {
+    kept: Mutex<Weak<Encoding>>,
+    length: OnceLock<u32>,
+}
+
+impl Slot {
+    /// Of the encoding in bytes, also after it was let go.
+    pub(super) fn length(&self) -> Option<usize> {
+        self.length.get().and_then(|length| usize::try_from(*length).ok())
+    }
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -61,8 +71,8 @@ impl Encodings {
 
     /// The encoding of a slot's object; made by one caller while the others wait for it, where it is not kept any more.
     pub(super) fn get_or_make(&self, slot: &Slot, make: impl FnOnce() -> Vec<u8>) -> Bytes {
-        let mut slot = slot.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = slot.upgrade() {
+        let mut kept_by = slot.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = kept_by.upgrade() {
             // Not written without need: many cores read it.
             if !kept.is_used.load(Ordering::Relaxed) {
                 kept.is_used.store(true, Ordering::Relaxed);
@@ -73,8 +83,12 @@ impl Encodings {
         made.shrink_to_fit();
         let bytes = Bytes::from(made);
         let encoding = Arc::new(Encoding { bytes: bytes.clone(), is_used: AtomicBool::new(false) });
-        *slot = Arc::downgrade(&encoding);
-        drop(slot);
+        *kept_by = Arc::downgrade(&encoding);
+        drop(kept_by);
+        if let Ok(length) = u32::try_from(bytes.len()) {
+            // The same each time.
+            slot.length.get_or_init(|| length);
+        }
         self.keep(encoding);
         bytes
     }

@@ -194,6 +194,11 @@ impl Object {
         encodings::PROTOBUF.get_or_make(&self.protobuf, || encode(&self.value()))
     }
 
+    /// The length of the message, once it was made.
+    pub fn protobuf_length(&self) -> Option<usize> {
+        self.protobuf.length()
+    }
+
     /// The JSON that a view shows; `None` where it was not made yet.
     pub fn view(&self, id: u64) -> Option<Bytes> {
         let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
