@@ -45,7 +45,7 @@ pub(super) async fn read(
 
 #[derive(Default)]
 struct Past {
-    of_resources: HashMap<Arc<str>, (Arc<Resource>, Vec<Arc<Event>>)>,
+    events: HashMap<Arc<str>, Vec<Arc<Event>>>,
     /// The version of each key that the last change made.
     last: HashMap<Arc<str>, Arc<Object>>,
 }
@@ -56,12 +56,15 @@ impl Past {
         let known = [self.last.get(&change.key).cloned(), cache.get(&change.key)];
         let Some(event) = feed::event(change, &known) else { return };
         self.last.insert(Arc::clone(event.object.key()), Arc::clone(&event.object));
-        if !self.of_resources.contains_key(prefix) {
-            self.of_resources.insert(prefix.into(), (cache.resource(prefix), Vec::new()));
-        }
-        if let Some((_, events)) = self.of_resources.get_mut(prefix) {
-            events.push(Arc::new(event));
-        }
+        let events = match self.events.get_mut(prefix) {
+            Some(events) => events,
+            None => {
+                // All of its objects may be gone: its history is not.
+                cache.resource(prefix);
+                self.events.entry(prefix.into()).or_default()
+            }
+        };
+        events.push(Arc::new(event));
     }
 
     fn show(mut self, cache: &Cache, oldest: Revision, until: Revision) {
@@ -73,8 +76,8 @@ impl Past {
         };
         let now = Instant::now();
         for resource in all {
-            let events = self.of_resources.remove(resource.prefix()).map(|(_, events)| events);
-            resource.remember_before(until, oldest, events.unwrap_or_default(), now);
+            let events = self.events.remove(resource.prefix()).unwrap_or_default();
+            resource.remember_before(until, oldest, events, now);
         }
     }
 }
