@@ -38,8 +38,8 @@ const NODE_IP: &str = "192.0.2.1";
 const POOL: &str = "10.244.0.0/16";
 /// The node's blocks, so that no pod waits for one: addresses of the pods that are deleted rest for a while.
 const BLOCKS: u64 = 16;
-/// An API server that nobody is: what the agent knows from its disk is enough.
-const KUBECONFIG: &str = "apiVersion: v1
+/// An API server that nobody is: what an agent knows from its disk and command line is enough.
+pub(crate) const KUBECONFIG: &str = "apiVersion: v1
 kind: Config
 current-context: none
 clusters:

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 
 use super::session;
 use crate::{
+    cni,
     process::Process,
     services::ground::{Ground, NetNs},
 };
@@ -28,19 +29,6 @@ pub(super) const ASN: u32 = 65000;
 pub(super) const MESH_FIRST: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 10);
 const MESH: &str = "10.255.0.0/16";
 const MESH_ADDRESS: &str = "10.255.0.1/16";
-/// An API server that nobody is: what the command line says is enough.
-const KUBECONFIG: &str = "apiVersion: v1
-kind: Config
-current-context: none
-clusters:
-- name: none
-  cluster: {server: 'http://127.0.0.1:1'}
-users:
-- name: none
-contexts:
-- name: none
-  context: {cluster: none, user: none}
-";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(super) enum Kind {
@@ -135,7 +123,7 @@ fn seaway(agent: &Path, folder: &Path, setting: Setting) -> Result<Command> {
     let of = |(address, asn): (Ipv4Addr, u32)| serde_json::json!({ "address": address, "asn": asn, "passive": true });
     let peers = serde_json::to_vec(&[of(SENDER), of(RECEIVER)])?;
     fs::write(folder.join("peers.json"), peers).context("writing the peers")?;
-    fs::write(folder.join("kubeconfig"), KUBECONFIG).context("writing the kubeconfig")?;
+    fs::write(folder.join("kubeconfig"), cni::KUBECONFIG).context("writing the kubeconfig")?;
     let mut command = Command::new(agent);
     command.args(["--node-name", "device", "--node-ip", &ADDRESS.to_string(), "--asn", &ASN.to_string()]);
     command.args(["--router-only", "--no-kubelet", "--no-dns", "--healthz-port", "0"]);
