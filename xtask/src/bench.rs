@@ -126,10 +126,7 @@ fn services(arguments: &BenchArguments) -> Result<()> {
     if arguments.peer.is_some() {
         install::ensure(&[install::FILTERS])?;
     }
-    run::step("building the BPF object", ebpf::build)?;
-    let load = build::optimised(&["bench"], "seaway-bench")?;
-    let mut command = Command::new(load);
-    command.arg("services").arg("--json").arg(figures("services")?);
+    let mut command = datapath("services")?;
     if has("change") || (has("path") && arguments.peer.is_some()) {
         let server = built(arguments.server.as_ref(), "seaway-server")?;
         command.arg("--server").arg(server);
@@ -156,18 +153,14 @@ fn services(arguments: &BenchArguments) -> Result<()> {
 
 fn programs(arguments: &BenchArguments) -> Result<()> {
     install::ensure(&[install::IP])?;
-    run::step("building the BPF object", ebpf::build)?;
-    let mut command = Command::new(build::optimised(&["bench"], "seaway-bench")?);
-    command.arg("programs").arg("--json").arg(figures("programs")?);
+    let mut command = datapath("programs")?;
     pass(&mut command, [("--services", arguments.services.services.clone())]);
     run::run(&mut command)
 }
 
 fn cni(arguments: &BenchArguments) -> Result<()> {
     install::ensure(&[install::IP, install::CNI_PLUGINS])?;
-    run::step("building the BPF object", ebpf::build)?;
-    let mut command = Command::new(build::optimised(&["bench"], "seaway-bench")?);
-    command.arg("cni").arg("--json").arg(figures("cni")?);
+    let mut command = datapath("cni")?;
     command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
     command.arg("--plugin").arg(build::shipped("seaway-cni")?);
     pass(&mut command, [("--rounds", number(arguments.rounds))]);
@@ -176,13 +169,19 @@ fn cni(arguments: &BenchArguments) -> Result<()> {
 
 fn bgp(arguments: &BenchArguments) -> Result<()> {
     install::ensure(&[install::IP, install::SPEAKERS])?;
-    run::step("building the BPF object", ebpf::build)?;
-    let mut command = Command::new(build::optimised(&["bench"], "seaway-bench")?);
-    command.arg("bgp").arg("--json").arg(figures("bgp")?);
+    let mut command = datapath("bgp")?;
     command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
     let only = ("--only", arguments.services.only.clone());
     pass(&mut command, [only, ("--rounds", number(arguments.rounds))]);
     run::run(&mut command)
+}
+
+/// The command that measures `name`, with the BPF object built.
+fn datapath(name: &str) -> Result<Command> {
+    run::step("building the BPF object", ebpf::build)?;
+    let mut command = Command::new(build::optimised(&["bench"], "seaway-bench")?);
+    command.arg(name).arg("--json").arg(figures(name)?);
+    Ok(command)
 }
 
 fn number<T: ToString>(value: Option<T>) -> Option<String> {
