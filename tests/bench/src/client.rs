@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::HttpVersion;
 
@@ -146,11 +146,16 @@ impl Client {
         )
     }
 
-    pub(crate) async fn connect(&self) -> Result<Connection> {
+    /// A connection on which nothing was said yet.
+    pub(crate) async fn stream(&self) -> Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("127.0.0.1").context("an address is a server name")?;
-        let stream = TokioIo::new(self.tls.connect(name, stream).await?);
+        Ok(self.tls.connect(name, stream).await?)
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Connection> {
+        let stream = TokioIo::new(self.stream().await?);
         let sender = match self.version {
             HttpVersion::One => {
                 let (sender, connection) = http1::handshake(stream).await?;

@@ -8,6 +8,7 @@
 mod bgp;
 mod client;
 mod cni;
+mod floor;
 mod measure;
 mod objects;
 mod peer;
@@ -71,6 +72,9 @@ enum Command {
     Cni(cni::Options),
     /// Measures the BGP speaker and routes into the kernel, beside BIRD, FRR and GoBGP
     Bgp(bgp::Options),
+    /// Sends records, for `apiserver`
+    #[command(hide = true)]
+    RecordServer(floor::ServerOptions),
     /// Answers, for `services`
     #[command(hide = true)]
     LoadServer(services::ServerOptions),
@@ -132,6 +136,7 @@ fn main() -> std::process::ExitCode {
         Command::Programs(options) => programs::run(&options),
         Command::Cni(options) => cni::run(&options),
         Command::Bgp(options) => bgp::run(&options),
+        Command::RecordServer(options) => floor::serve(&options),
         Command::LoadServer(options) => services::load_server(&options),
         Command::LoadClient(options) => services::load_client(&options),
     };

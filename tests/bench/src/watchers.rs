@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use crate::{
     Options,
     client::{Client, Connection, Request},
-    objects,
+    floor, objects,
     report::Figures,
     subject::Subject,
 };
@@ -27,6 +27,9 @@ const WRITES: u32 = 1500;
 /// Who writes at the same time where nobody waits for the watchers.
 const WRITERS: u32 = 8;
 const DELIVERY_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What an event has around its object.
+const FRAME: usize = "{'type':'MODIFIED','object':}\n".len();
 
 /// What the watchers tell the writer.
 #[derive(Default)]
@@ -105,7 +108,8 @@ pub(crate) async fn measure(
         figures.put(name, "us CPU in the kernel", added.kernel.max(0.0) / events * 1e6);
         figures.latencies(name, took);
     }
-    Ok(())
+    let object = writers[0].send(Request::get(objects::path(0))).await?.good()?;
+    floor::measure(options, u32::try_from(object.length + FRAME)?, figures).await
 }
 
 /// How the writes of a run follow each other.
