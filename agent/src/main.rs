@@ -19,6 +19,7 @@ mod bgp_peers;
 mod blocks;
 mod cni_server;
 mod config;
+mod diff;
 mod dns_endpoints;
 mod health;
 mod health_ports;

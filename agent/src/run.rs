@@ -340,6 +340,9 @@ impl Agent {
             drops: status::Drops::new(self.network.clone(), self.nodes.subscribe()),
             nodes: self.nodes.subscribe(),
             started_at: Instant::now(),
+            kernel_routes: !self.config.no_kernel_routes,
+            objects: (!self.config.router_only)
+                .then(|| status::Objects { client: self.client.clone(), node: self.services.node() }),
         };
         let (socket, metrics) = (self.config.run_dir.join("agent.sock"), self.config.metrics_bind_address);
         status::start(status, &socket, metrics, cancel.clone())?;

@@ -46,13 +46,14 @@ pub struct Services {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     checks: signal::Sender<Arc<BTreeMap<ObjectName, HealthCheck>>>,
+    node: signal::Sender<NodeView>,
 }
 
 impl Services {
     pub fn new(node: NodeView, cluster_domain: &str, health: Arc<Health>, metrics: Arc<Metrics>) -> Services {
         let zone = Arc::new(RwLock::new(Zone::new(cluster_domain)));
         Services {
-            proxy: Proxy::new(node),
+            proxy: Proxy::new(node.clone()),
             links: Arc::new(Links { zone: zone.clone(), complete: AtomicBool::new(false) }),
             zone,
             services: Steps::default(),
@@ -64,6 +65,7 @@ impl Services {
             health,
             metrics,
             checks: signal::Sender::default(),
+            node: signal::Sender::new(node),
         }
     }
 
@@ -79,7 +81,13 @@ impl Services {
 
     /// The zone that this node is in, by its label.
     pub fn set_zone(&mut self, zone: String) {
+        self.node.send_modify(|node| node.zone.clone_from(&zone));
         self.proxy.set_zone(zone);
+    }
+
+    /// The node as decisions see it.
+    pub fn node(&self) -> signal::Receiver<NodeView> {
+        self.node.subscribe()
     }
 
     /// What DNS answers from.

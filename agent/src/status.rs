@@ -3,6 +3,7 @@
 //! ```text
 //! /v1/peers /v1/routes /v1/services /v1/blocks /v1/pods /v1/counters /v1/maps /v1/status   /metrics   /healthz
 //! /v1/why-not?prefix=&peer=      why a BGP peer is told of a destination, or is not
+//! /v1/diff                       where API, speaker, agent, kernel and maps do not agree
 //! /v1/flows /v1/maps/NAME        one JSON object per line
 //! /v1/drops                      the same, as they occur
 //! ```
@@ -10,6 +11,7 @@
 //! Answers are made from snapshots or in pieces, so that asking never holds up the sessions.
 
 mod bfd;
+mod diff;
 mod drops;
 mod flow;
 mod hosts;
@@ -48,6 +50,7 @@ use crate::network::{BlockStatus, Network};
 use crate::stale;
 use crate::watch;
 
+pub use diff::Objects;
 pub use drops::Drops;
 use hosts::Hosts;
 use pieces::{Dump, FlowFilter, FlowPieces};
@@ -69,6 +72,10 @@ pub struct Status {
     /// All nodes, this one among them.
     pub nodes: signal::Receiver<BTreeMap<String, Vec<IpAddr>>>,
     pub started_at: Instant,
+    /// Whether what the speaker learns becomes routes of the kernel.
+    pub kernel_routes: bool,
+    /// Where Services come from; absent on a host without pods.
+    pub objects: Option<Objects>,
 }
 
 /// Serves until cancelled, metrics at `metrics_address` too.
@@ -123,6 +130,7 @@ impl Status {
                 Ok(value) => value,
                 Err((code, error)) => return text(code, error + "\n"),
             },
+            "/v1/diff" => self.diff().await,
             "/v1/services" => self.services(),
             "/v1/blocks" => self.blocks(),
             "/v1/pods" => self.pods(),

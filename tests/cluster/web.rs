@@ -146,6 +146,26 @@ fn no_node_has_a_netfilter_rule_and_each_knows_the_others_blocks_by_bgp() {
 }
 
 /// The /26 that an address belongs to.
+#[test]
+fn on_every_node_the_api_the_routes_the_kernel_and_the_maps_agree() {
+    let cluster = Cluster::running();
+    let question = ["curl", "-sS", "--unix-socket", "/run/seaway/agent.sock", "http://agent/v1/diff"];
+    for node in cluster.nodes() {
+        // Other tests change Services meanwhile, so that one list may be a change behind the other.
+        let answer = eventually(30, &format!("the layers of {node} to agree"), || {
+            let run = cluster.on(&node, &question);
+            let answer: Value =
+                serde_json::from_str(&run.stdout).map_err(|error| format!("{error}: {run:?}"))?;
+            let is_empty = |field: &str| answer[field].as_array().is_some_and(Vec::is_empty);
+            if is_empty("differences") && is_empty("unasked") { Ok(answer) } else { Err(answer.to_string()) }
+        });
+        let compared = |kind: &str| answer["compared"][kind].as_u64().unwrap_or_default();
+        // The API server's own Service and that of DNS, on two protocols.
+        assert!(compared("objects") >= 3 && compared("services") >= 3, "{node}: {answer}");
+        assert!(compared("learned") >= 2, "the other nodes' blocks, {node}: {answer}");
+    }
+}
+
 fn block_of(address: &str) -> String {
     let bits = u32::from(address.parse::<std::net::Ipv4Addr>().expect("an IPv4 address"));
     format!("{}/26", std::net::Ipv4Addr::from(bits & !0x3f))

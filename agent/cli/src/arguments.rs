@@ -50,6 +50,10 @@ pub enum Command {
         #[arg(long)]
         peer: IpAddr,
     },
+    /// Whether the layers of this node agree: objects of the API, chosen routes (RIB), the agent, the kernel's routes
+    /// (FIB) and links, the maps of the datapath (BPF). Ends with 1 where they do not, and with 2 where nothing could be
+    /// asked.
+    Diff,
     /// Services as the datapath balances them.
     #[command(subcommand)]
     Service(ServiceCommand),

@@ -20,14 +20,14 @@ async fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
     let agent = Agent::new(arguments.socket);
     match commands::run(&agent, arguments.command, arguments.output).await {
-        Ok(text) => {
+        Ok(answer) => {
             // A reader that has seen enough, such as head, is no error.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            std::process::ExitCode::SUCCESS
+            let _ = std::io::stdout().write_all(answer.text.as_bytes());
+            if answer.is_good { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::from(1) }
         }
         Err(error) => {
             eprintln!("seaway: {error:#}");
-            std::process::ExitCode::FAILURE
+            std::process::ExitCode::from(2)
         }
     }
 }

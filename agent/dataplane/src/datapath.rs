@@ -22,7 +22,7 @@ use crate::{
     maps::{MapError, PinnedCounters},
     masquerade::{MasqueradeConfig, MasqueradeMaps},
     node::{NodeConfig, NodeMaps},
-    pods::PodMap,
+    pods::{self, PodMap},
     programs::{LogLevel, ProgramError, Programs, Role, TcModes},
     services::{Applied, Names, ServiceEntry, ServiceMaps},
     stale::StaleSockets,
@@ -93,6 +93,12 @@ impl PodLinks {
     fn programs(&self) -> MutexGuard<'_, Programs> {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The pods of the maps in `directory` by address, each with the interface that its packets are handed to: what the
+/// kernel acts on, not what anybody believes.
+pub fn read_pods(directory: &Path) -> Result<Vec<(IpAddr, u32)>, MapError> {
+    pods::dump(directory)
 }
 
 impl Datapath {

@@ -75,6 +75,11 @@ impl PodMap {
     }
 }
 
+pub(crate) fn dump(directory: &Path) -> Result<Vec<(IpAddr, u32)>, MapError> {
+    let map = PinnedMap::<Address, LocalPod>::open(directory, maps::PODS)?;
+    Ok(map.read_all()?.into_iter().map(|(address, pod)| (address.to_ip(), pod.interface_index)).collect())
+}
+
 fn local_pod(link: &PodLink) -> LocalPod {
     LocalPod::new(link.host_index, [link.pod_mac, HOST_MAC])
 }

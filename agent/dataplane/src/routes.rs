@@ -119,6 +119,11 @@ pub struct Routes {
     removal_allowed: bool,
 }
 
+/// The routes of ours that the kernel has now, in the calling thread's network namespace.
+pub fn read_kernel() -> io::Result<HashMap<IpNetwork, Target>> {
+    Ok(Routes::open(RoutesConfig::default())?.actual)
+}
+
 impl Routes {
     /// Opens the table of the calling thread's network namespace and reads what is ours in it.
     pub fn open(config: RoutesConfig) -> io::Result<Routes> {

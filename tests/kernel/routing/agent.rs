@@ -113,6 +113,11 @@ impl Agent {
         self.folder.path().join("run/cni.sock")
     }
 
+    /// Where its maps are pinned.
+    pub fn maps(&self) -> PathBuf {
+        self.bpf.path.join("maps")
+    }
+
     /// `seaway`, to ask this agent.
     pub fn asking(&self, arguments: &str) -> Command {
         let mut seaway = Command::new(binary("seaway"));

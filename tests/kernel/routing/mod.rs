@@ -6,6 +6,7 @@ mod asked;
 mod bfd;
 mod daemons;
 mod interop;
+mod layers;
 mod links;
 mod peers;
 mod plugin;

@@ -2,6 +2,7 @@
 
 mod block;
 mod counters;
+mod diff;
 mod drops;
 mod flow;
 mod map;
@@ -24,9 +25,21 @@ use crate::{
     },
 };
 
+/// What is printed, and whether it is what was hoped for.
+pub struct Answer {
+    pub text: String,
+    pub is_good: bool,
+}
+
 /// Asks, and says the answer as text.
-pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Result<String> {
-    match command {
+pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Result<Answer> {
+    let mut is_good = true;
+    let text = match command {
+        Command::Diff => {
+            let found = agent.ask("/v1/diff").await?;
+            is_good = !diff::differs(&found)?;
+            shown(found, output, diff::text)
+        }
         Command::Status => listed(agent, "/v1/status", output, status::text).await,
         Command::Peer(PeerCommand::List) => listed(agent, "/v1/peers", output, peer::list).await,
         Command::Peer(PeerCommand::Show { address }) => {
@@ -68,7 +81,8 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
             shown(found, output, counters::list)
         }
         Command::Counters => listed(agent, "/v1/counters", output, counters::list).await,
-    }
+    }?;
+    Ok(Answer { text, is_good })
 }
 
 /// Reads lines into `table`, or prints them as they come where JSON is wanted. Of more than `limit`, which is 0 for no
