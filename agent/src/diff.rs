@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane::routes::Target;
 use dataplane::services::ServiceEntry;
-use ebpf_common::desired;
+use ebpf_common::desired::{self, Clients};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
@@ -96,7 +96,8 @@ pub fn of_routes(
 pub fn of_api(services: &desired::Services, told: &[ServiceEntry]) -> Vec<Difference> {
     let wanted = services.iter().map(|(key, service)| {
         let at = Frontend { address: key.address.to_ip(), port: key.port.get(), protocol: key.protocol };
-        let endpoints = service.endpoints.iter();
+        // One that is for nobody new is there only where somebody has it.
+        let endpoints = service.endpoints.iter().filter(|endpoint| endpoint.clients != Clients::Present);
         let endpoints = endpoints.map(|endpoint| (endpoint.address.to_ip(), endpoint.port.get()));
         (at, endpoints.map(SocketAddr::from).collect::<BTreeSet<_>>())
     });
@@ -226,7 +227,7 @@ mod tests {
     use std::sync::Arc;
 
     use dataplane::services::BackendEntry;
-    use ebpf_common::{Balancing, FrontendKey, Port, Protocol, desired::Clients};
+    use ebpf_common::{Balancing, FrontendKey, Port, Protocol};
 
     use super::*;
 
@@ -349,7 +350,9 @@ mod tests {
             clients: Clients::All,
             weight: desired::Endpoint::WEIGHT,
         };
-        let service = desired::Service { endpoints: vec![endpoint(3), endpoint(2)], ..Default::default() };
+        let elsewhere = desired::Endpoint { clients: Clients::Present, ..endpoint(4) };
+        let endpoints = vec![endpoint(3), endpoint(2), elsewhere];
+        let service = desired::Service { endpoints, ..Default::default() };
         let services = desired::Services::from_iter([(key, service)]);
         let same = [entry("10.96.0.7:80", &[(1, "10.244.0.2:8080"), (2, "10.244.0.3:8080")])];
         assert_eq!(of_api(&services, &same), []);

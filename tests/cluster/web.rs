@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use harness::{Cluster, Namespace, eventually};
+use harness::{Cluster, Namespace, eventually, eventually_some};
 use serde_json::Value;
 
 pub(crate) const WEB: &str = "
@@ -152,12 +152,16 @@ fn on_every_node_the_api_the_routes_the_kernel_and_the_maps_agree() {
     let question = ["curl", "-sS", "--unix-socket", "/run/seaway/agent.sock", "http://agent/v1/diff"];
     for node in cluster.nodes() {
         // Other tests change Services meanwhile, so that one list may be a change behind the other.
-        let answer = eventually(30, &format!("the layers of {node} to agree"), || {
+        let answer = eventually_some(30, &format!("the layers of {node} to agree"), || {
             let run = cluster.on(&node, &question);
             let answer: Value =
                 serde_json::from_str(&run.stdout).map_err(|error| format!("{error}: {run:?}"))?;
             let is_empty = |field: &str| answer[field].as_array().is_some_and(Vec::is_empty);
-            if is_empty("differences") && is_empty("unasked") { Ok(answer) } else { Err(answer.to_string()) }
+            if is_empty("differences") && is_empty("unasked") {
+                Ok(Some(answer))
+            } else {
+                Err(answer.to_string())
+            }
         });
         let compared = |kind: &str| answer["compared"][kind].as_u64().unwrap_or_default();
         // The API server's own Service and that of DNS, on two protocols.
