@@ -173,6 +173,7 @@ fn speaker(now: Instant) -> Speaker {
         restart_time: Duration::from_secs(120),
         deferral_time: Duration::ZERO,
         listen_ranges: Vec::new(),
+        long_lived_stale_time: None,
     };
     let mark = Rule { actions: vec![Action::AddCommunity(Community::Standard(7))], ..Rule::default() };
     let policy = Policy { rules: vec![mark], ..Policy::default() };

@@ -23,6 +23,8 @@ pub struct SpeakerConfig {
     pub deferral_time: Duration,
     /// Remote addresses accepted as iBGP neighbours without being configured.
     pub listen_ranges: Vec<Prefix>,
+    /// `PeerConfig::long_lived_stale_time` of these.
+    pub long_lived_stale_time: Option<Duration>,
 }
 
 /// One peer. The default accepts any AS, connects, and exchanges everything unchanged.
@@ -103,6 +105,8 @@ pub struct LocalRoute {
     pub large_communities: Vec<[u32; 3]>,
     /// LOCAL_PREF; the default of 100 where `None`. `policy::local_preference_of` gives the one of a priority.
     pub local_preference: Option<u32>,
+    /// MULTI_EXIT_DISC: of routes from one AS, peers prefer the one with the least; none where `None`.
+    pub med: Option<u32>,
     /// The link that it leads to, for rules of policies that name one.
     pub interface: Option<String>,
 }

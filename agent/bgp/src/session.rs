@@ -135,6 +135,16 @@ pub enum DownReason {
     Stopped,
 }
 
+impl DownReason {
+    /// BFD has lost the path, here or at the peer (RFC 9384).
+    pub fn is_path_failure(&self) -> bool {
+        match self {
+            DownReason::NotificationSent(n) | DownReason::NotificationReceived(n) => n.is_bfd_down(),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for DownReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -175,8 +175,10 @@ struct Peer {
     synced_once: bool,
     /// Everything of the newest session has arrived, also from a peer that is restarting itself.
     received_all: bool,
-    /// Our End-of-RIB waits for the end of our own deferral.
+    /// Our End-of-RIB waits for the end of our own deferral, or for clients that were lost.
     end_of_rib_owed: bool,
+    /// There has been a session.
+    is_known: bool,
     last_error: Option<String>,
     last_notification_sent: Option<Notification>,
     last_notification_received: Option<Notification>,
@@ -198,6 +200,8 @@ pub struct Speaker {
     deferral_deadline: Option<Instant>,
     /// Until then, or until every peer has sent all, routes of an earlier run stay in the FIB.
     convergence_deadline: Option<Instant>,
+    /// Until then at most, clients of a reflector are waited for that it has lost, before peers are told that all was sent.
+    reunion_deadline: Option<Instant>,
 }
 
 impl Speaker {
@@ -216,6 +220,7 @@ impl Speaker {
             peers_deadline: None,
             deferral_deadline,
             convergence_deadline: deferral_deadline,
+            reunion_deadline: None,
         }
     }
 
@@ -240,6 +245,7 @@ impl Speaker {
                 communities: route.communities.clone(),
                 large_communities: route.large_communities.clone(),
                 local_pref: route.local_preference,
+                med: route.med,
                 ..Attributes::default()
             });
             let router_id = self.config.router_id;
@@ -275,7 +281,9 @@ impl Speaker {
 
     /// When `Input::Tick` is due. It may come to nothing: a timer may have been set anew meanwhile.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.peers_deadline, self.deferral_deadline, self.convergence_deadline].into_iter().flatten().min()
+        let all =
+            [self.peers_deadline, self.deferral_deadline, self.convergence_deadline, self.reunion_deadline];
+        all.into_iter().flatten().min()
     }
 
     /// Whether everything that the peers know has arrived since the start.

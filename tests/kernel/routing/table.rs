@@ -111,6 +111,7 @@ fn speaker(peers: &[Peer], messages: &[Vec<Arc<[u8]>>]) -> (Speaker, Vec<Arc<[u8
         restart_time: Duration::ZERO,
         deferral_time: Duration::ZERO,
         listen_ranges: Vec::new(),
+        long_lived_stale_time: None,
     };
     let receiver = Ipv4Addr::new(192, 0, 2, 200);
     let of = |asn| PeerConfig { asn: Some(asn), passive: true, ..PeerConfig::default() };

@@ -178,6 +178,7 @@ impl Speaker {
             peer.stale_deadline = None;
             self.finish_deferral(now);
             self.finish_convergence(now);
+            self.finish_reunion(now);
         }
     }
 }

@@ -120,6 +120,7 @@ impl Speaker {
             synced_once: false,
             received_all: false,
             end_of_rib_owed: false,
+            is_known: false,
             last_error: None,
             last_notification_sent: None,
             last_notification_received: None,
@@ -147,7 +148,8 @@ impl Speaker {
                 return;
             }
             let asn = Some(self.config.asn);
-            let config = PeerConfig { asn, passive: true, ..PeerConfig::default() };
+            let long_lived_stale_time = self.config.long_lived_stale_time;
+            let config = PeerConfig { asn, passive: true, long_lived_stale_time, ..PeerConfig::default() };
             self.add_peer(remote, config, true, now);
         }
         self.peer_by_connection.insert(id, remote);
@@ -217,9 +219,10 @@ impl Speaker {
 
     fn established(&mut self, address: IpAddr, negotiated: &Negotiated, now: Instant) {
         let source = Source::Peer(address);
-        let deferring = self.deferral_deadline.is_some();
+        let deferring = self.deferral_deadline.is_some() || self.awaits_clients(address, now);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.established_at = Some(now);
+        peer.is_known = true;
         peer.last_error = None;
         peer.end_of_rib_owed = deferring;
         let graceful = negotiated.graceful_restart.as_ref();
@@ -254,6 +257,7 @@ impl Speaker {
         self.resend(address, None);
         if deferring {
             self.finish_deferral(now);
+            self.finish_reunion(now);
         } else {
             self.send_end_of_rib(address);
             self.finish_convergence(now);
@@ -284,9 +288,14 @@ impl Speaker {
         for family in Family::ALL {
             if down.retain.contains(&family) {
                 self.rib.mark_stale(source, family);
+            } else if down.reason.is_path_failure() {
+                self.keep_reflected(address, family);
             } else {
                 self.rib.remove_source(source, Some(family));
             }
+        }
+        if down.reason.is_path_failure() && self.rib.count(source).total > 0 {
+            return self.end_restart_time(address, now);
         }
         let Some(peer) = self.peers.get_mut(&address) else { return };
         if down.retain.is_empty() {

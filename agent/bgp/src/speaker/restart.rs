@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Output, Speaker};
 use crate::prefix::Family;
@@ -10,6 +10,9 @@ use crate::rib::{Learned, Source};
 use crate::session::{self, State};
 use crate::wire::attributes::community;
 use crate::wire::notification::cease;
+
+/// How long a reflector waits for clients that it has lost: the longest between two attempts to connect, and as long again.
+const REUNION_TIME: Duration = Duration::from_secs(60);
 
 impl Speaker {
     /// Carries out what is due. With many peers, most inputs must not cost a look at each.
@@ -20,6 +23,7 @@ impl Speaker {
         }
         self.finish_deferral(now);
         self.finish_convergence(now);
+        self.finish_reunion(now);
     }
 
     /// A timer of this peer may have been set.
@@ -60,7 +64,7 @@ impl Speaker {
     }
 
     /// The peer has not come back in its restart time: its routes go, or stay as a last resort (RFC 9494 section 4.2).
-    fn end_restart_time(&mut self, address: IpAddr, now: Instant) {
+    pub(super) fn end_restart_time(&mut self, address: IpAddr, now: Instant) {
         let source = Source::Peer(address);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.stale_deadline = None;
@@ -111,11 +115,25 @@ impl Speaker {
             None if independent => {
                 peer.stale_deadline = None;
                 peer.long_stale_deadlines.clear();
-                self.rib.sweep_stale(Source::Peer(address), None);
+                Family::ALL.into_iter().for_each(|family| self.keep_reflected(address, family));
+                if self.rib.count(Source::Peer(address)).total > 0 {
+                    return self.end_restart_time(address, now);
+                }
                 self.forget_if_dynamic(address, now);
             }
             _ => {}
         }
+    }
+
+    /// The path to a peer is lost: what leads over it goes. What it has only reflected leads elsewhere, and is a last resort
+    /// where the peer has long-lived graceful restart.
+    pub(super) fn keep_reflected(&mut self, address: IpAddr, family: Family) {
+        let source = Source::Peer(address);
+        let keeps = self.peers.get(&address).is_some_and(|peer| peer.long_lived.contains_key(&family));
+        self.rib.sweep(source, Some(family), |path| {
+            !keeps || path.received.originator_id.is_none() || path.received.next_hop == address
+        });
+        self.rib.mark_stale(source, family);
     }
 
     fn forget_if_dynamic(&mut self, address: IpAddr, now: Instant) {
@@ -134,13 +152,7 @@ impl Speaker {
             return;
         }
         self.deferral_deadline = None;
-        self.decide();
-        self.flush_groups();
-        let owed: Vec<IpAddr> =
-            self.peers.iter().filter(|(_, peer)| peer.end_of_rib_owed).map(|(a, _)| *a).collect();
-        for address in owed {
-            self.send_end_of_rib(address);
-        }
+        self.send_owed();
         self.finish_convergence(now);
     }
 
@@ -158,5 +170,47 @@ impl Speaker {
         self.decide();
         self.report();
         self.outputs.push_back(Output::Converged);
+    }
+
+    /// Whether a peer that is back is not to take what it is sent for all there is: clients of ours are still away, and it may
+    /// keep their routes as stale until they are back, too.
+    pub(super) fn awaits_clients(&mut self, address: IpAddr, now: Instant) -> bool {
+        let awaits = self.peers.iter().any(|(other, peer)| *other != address && peer.is_lost_client());
+        if awaits {
+            self.reunion_deadline.get_or_insert(now + REUNION_TIME);
+        }
+        awaits
+    }
+
+    /// Tells peers that they were sent all, once the clients are back or have been waited for.
+    pub(super) fn finish_reunion(&mut self, now: Instant) {
+        let Some(deadline) = self.reunion_deadline else { return };
+        if self.deferral_deadline.is_some()
+            || now < deadline && self.peers.values().any(super::Peer::is_lost_client)
+        {
+            return;
+        }
+        self.reunion_deadline = None;
+        self.send_owed();
+        self.finish_convergence(now);
+    }
+
+    /// End-of-RIB to all that wait for it, after what it ends.
+    fn send_owed(&mut self) {
+        self.decide();
+        self.flush_groups();
+        let owed: Vec<IpAddr> =
+            self.peers.iter().filter(|(_, peer)| peer.end_of_rib_owed).map(|(a, _)| *a).collect();
+        for address in owed {
+            self.send_end_of_rib(address);
+        }
+    }
+}
+
+impl super::Peer {
+    /// A configured client that has been here, and whose routes are not.
+    fn is_lost_client(&self) -> bool {
+        let is_here = self.established_at.is_some() && self.received_all;
+        self.config.route_reflector_client && !self.dynamic && self.is_known && !is_here
     }
 }

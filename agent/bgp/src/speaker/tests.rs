@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 mod exchange;
 mod explain;
+mod reflectors;
 mod restarts;
 
 use super::*;
@@ -47,6 +48,7 @@ fn config(index: usize, asn: u32) -> SpeakerConfig {
         restart_time: Duration::from_secs(120),
         deferral_time: Duration::from_secs(10),
         listen_ranges: Vec::new(),
+        long_lived_stale_time: None,
     }
 }
 

@@ -65,6 +65,12 @@ impl Notification {
         }
     }
 
+    /// BFD has lost the path (RFC 9384), also within a Hard Reset.
+    pub fn is_bfd_down(&self) -> bool {
+        let of = |code: u8, subcode: u8| (code, subcode) == (CEASE, cease::BFD_DOWN);
+        of(self.code, self.subcode) || self.inner().is_some_and(|inner| of(inner.code, inner.subcode))
+    }
+
     /// The shutdown communication of RFC 9003: what the other operator had to say.
     fn communication(&self) -> Option<String> {
         let told = self.code == CEASE
