@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use bgp::policy::{Community, LocalKind};
-use bgp::{LocalRoute, NextHops, Prefix};
+use bgp::policy::Community;
+use bgp::{NextHops, Prefix};
 use dataplane::datapath::{Datapath, PodLinks};
 use dataplane::links::{self, Links, PodLink, PodLinkConfig};
 use dataplane::masquerade::MasqueradeConfig;
@@ -24,16 +24,15 @@ use ebpf_common::{Address, FrontendKey, Port, Protocol};
 use ipam::{AllocateError, Allocation, Allocator, Demand, Demands, Keeper, Request, Want};
 use ipnetwork::IpNetwork;
 use proxy::Announced;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::allocations::Allocations;
 use crate::bgp_io;
 use crate::config::Config;
-use crate::persist;
 use crate::pools::Supply;
 
+mod announced;
 mod blocks;
 
 pub use blocks::BlockStatus;
@@ -70,28 +69,6 @@ pub struct PodStatus {
     pub host_index: Option<u32>,
 }
 
-/// What was announced of Services, and since which boot of the machine: the maps do not outlive it.
-#[derive(Default, Serialize, Deserialize)]
-struct Saved {
-    boot_id: String,
-    ranges: BTreeSet<IpNetwork>,
-    addresses: BTreeSet<IpNetwork>,
-}
-
-impl Saved {
-    fn write(announced: &Announced, path: &Path) -> anyhow::Result<()> {
-        let Announced { ranges, addresses } = announced.clone();
-        persist::write_unflushed(path, &Saved { boot_id: persist::boot_id()?, ranges, addresses })
-    }
-
-    /// What is of this boot.
-    fn read(path: &Path) -> anyhow::Result<Saved> {
-        let boot_id = persist::boot_id()?;
-        let saved = persist::read_unflushed::<Saved>(path)?;
-        Ok(saved.filter(|saved| saved.boot_id == boot_id).unwrap_or_default())
-    }
-}
-
 struct State {
     allocator: Allocator,
     /// Changes of the allocator that are not on disk.
@@ -108,6 +85,8 @@ struct State {
     services: Announced,
     /// Communities by the range of the prefixes that carry them.
     communities: Vec<(IpNetwork, Vec<Community>)>,
+    /// Other nodes are to be preferred to this one, for what they serve as well.
+    is_leaving: bool,
     index_by_attachment: BTreeMap<AttachmentKey, u32>,
     /// Attachments that had no link, and links that had no attachment, at the last collection.
     suspects: BTreeSet<String>,
@@ -167,6 +146,7 @@ impl Network {
             learned: BTreeMap::new(),
             services: Announced::default(),
             communities: Vec::new(),
+            is_leaving: false,
             index_by_attachment: BTreeMap::new(),
             suspects: BTreeSet::new(),
         };
@@ -395,79 +375,6 @@ impl Network {
         }
     }
 
-    fn announce(&self, state: &mut State) {
-        let blocks: Vec<IpNetwork> =
-            state.allocator.blocks().filter(|block| state.is_in_use(*block)).collect();
-        for block in blocks.iter().filter(|block| !is_single(**block)) {
-            state.own.insert(*block, Target::Blackhole);
-        }
-        let borrowed = state.allocator.borrowed().filter(|address| state.is_in_use(*address));
-        let pods = borrowed.map(|address| (address, LocalKind::Pod));
-        let of_pods = blocks.into_iter().map(|block| (block, LocalKind::Block)).chain(pods);
-        let of_pods = of_pods.filter(|(block, _)| state.supply.announces(*block));
-        let services = &state.services;
-        let ranges = services.ranges.iter().map(|range| (*range, LocalKind::ServiceRange));
-        let addresses = services.addresses.iter().map(|address| (*address, LocalKind::Service));
-        let all = ranges.chain(addresses).chain(of_pods);
-        let route = |(prefix, kind): (IpNetwork, LocalKind)| {
-            (Prefix::from(prefix), local_route(prefix, kind, &state.communities))
-        };
-        self.bgp.set_local(all.map(route).collect());
-    }
-
-    /// Announces this of Services from now on, and nothing else. What the maps do not lead to a Service is unreachable
-    /// here: it must not be sent to a router that sends it back.
-    pub fn announce_services(&self, services: Announced) {
-        let mut state = self.state();
-        if state.services == services {
-            return;
-        }
-        let of = |announced: &Announced| announced.ranges.union(&announced.addresses).copied().collect();
-        let (before, after): (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>) =
-            (of(&state.services), of(&services));
-        for gone in before.difference(&after).filter(|range| !self.service_cidrs.contains(range)) {
-            if state.own.get(gone) == Some(&Target::Unreachable) {
-                state.set_own(*gone, None);
-            }
-        }
-        for new in after.difference(&before) {
-            if !state.own.contains_key(new) {
-                state.set_own(*new, Some(Target::Unreachable));
-            }
-        }
-        state.services = services;
-        if let Err(error) = Saved::write(&state.services, &self.services_file) {
-            tracing::warn!("{error:#}");
-        }
-        self.announce(&mut state);
-        state.apply();
-    }
-
-    /// Says this of announced prefixes from now on.
-    pub fn set_communities(&self, communities: Vec<(IpNetwork, Vec<Community>)>) {
-        let mut state = self.state();
-        if state.communities != communities {
-            state.communities = communities;
-            self.announce(&mut state);
-        }
-    }
-
-    /// What an earlier agent announced of Services, as long as the maps that it filled may be there still.
-    fn restore_services(&self, state: &mut State) {
-        let saved = match Saved::read(&self.services_file) {
-            Ok(saved) => saved,
-            Err(error) => {
-                tracing::warn!("{error:#}");
-                return;
-            }
-        };
-        state.services = Announced { ranges: saved.ranges, addresses: saved.addresses };
-        let all = state.services.ranges.union(&state.services.addresses).copied().collect::<Vec<IpNetwork>>();
-        for prefix in all {
-            state.own.entry(prefix).or_insert(Target::Unreachable);
-        }
-    }
-
     /// Takes what the speaker selected. No next hop: the destinations are gone.
     pub fn learn(&self, routes: impl IntoIterator<Item = (NextHops, Vec<Prefix>)>) {
         let mut state = self.state();
@@ -645,27 +552,6 @@ impl State {
 
 fn is_single(block: IpNetwork) -> bool {
     block.prefix() == if block.is_ipv4() { 32 } else { 128 }
-}
-
-fn local_route(
-    prefix: IpNetwork,
-    kind: LocalKind,
-    communities: &[(IpNetwork, Vec<Community>)],
-) -> LocalRoute {
-    let mut route = LocalRoute { kind, ..LocalRoute::default() };
-    let covers = |range: &IpNetwork| range.contains(prefix.network()) && range.prefix() <= prefix.prefix();
-    for community in communities.iter().filter(|(range, _)| covers(range)).flat_map(|(_, all)| all) {
-        match community {
-            Community::Standard(value) if !route.communities.contains(value) => {
-                route.communities.push(*value)
-            }
-            Community::Large(value) if !route.large_communities.contains(value) => {
-                route.large_communities.push(*value);
-            }
-            _ => {}
-        }
-    }
-    route
 }
 
 fn host_ports_of(allocation: &Allocation) -> impl Iterator<Item = (FrontendKey, Service)> {

@@ -43,6 +43,7 @@ const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 const RESYNC_DELAY: Duration = Duration::from_millis(50);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 const KUBELET_RETRY: Duration = Duration::from_secs(2);
 /// The label of a node that says which zone it is in.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -211,6 +212,7 @@ fn start_bgp(
         restart_time: RESTART_TIME,
         deferral_time: DEFERRAL_TIME,
         listen_ranges: config.bgp_listen_ranges.iter().map(|range| (*range).into()).collect(),
+        long_lived_stale_time: Some(routing::LAST_KNOWN_TIME),
     };
     bgp_io::start(speaker, &config.node_ips, identity.port, events, !config.no_kernel_routes)
 }
@@ -281,6 +283,8 @@ struct Agent {
     identity: Identity,
     /// The speaker cannot become what it is to be.
     is_outdated: bool,
+    /// Where the agent ends, somebody else is to serve Services.
+    withdraws_at_end: bool,
     /// The nodes' addresses, for who shows names.
     nodes: signal::Sender<BTreeMap<String, Vec<IpAddr>>>,
     node_listing: Listing<Node>,
@@ -315,6 +319,7 @@ impl Agent {
             routing,
             identity,
             is_outdated: false,
+            withdraws_at_end: false,
             nodes: signal::Sender::default(),
             node_listing: Listing::default(),
             sweeping: None,
@@ -420,7 +425,10 @@ impl Agent {
         }
         loop {
             tokio::select! {
-                () = cancel.cancelled() => return Ok(Ended::Cancelled),
+                () = cancel.cancelled() => {
+                    self.leave().await;
+                    return Ok(Ended::Cancelled);
+                }
                 event = bgp_events.recv() => {
                     let event = event.context("the BGP speaker has stopped")?;
                     self.bgp_events(event, &mut bgp_events);
@@ -455,6 +463,17 @@ impl Agent {
             }
             self.services.apply(&self.network);
             self.update_readiness()?;
+        }
+    }
+
+    /// Who ends the agent of a node that is leaving is about to stop the node: peers are told, so that they do not wait for its
+    /// return with packets for Services that others serve.
+    async fn leave(&self) {
+        if self.withdraws_at_end {
+            tracing::info!("the node is cordoned: peers are told to go to other nodes for Services");
+            self.network.withdraw_services();
+            // What it was told before, the speaker has told its peers when it answers.
+            drop(tokio::time::timeout(LEAVE_TIMEOUT, self.bgp.snapshot()).await);
         }
     }
 
@@ -544,9 +563,11 @@ impl Agent {
         self.nodes.send_replace(self.routing.addresses());
         self.set_masquerade();
         let (told, identity) = self.routing.tell(&self.config);
+        // Before there are sessions, so that nothing is told otherwise first.
+        self.network.set_attributes(told.communities, told.is_leaving);
         self.bgp.set_peers(told.neighbours);
         self.services.set_advertisement(told.advertisement);
-        self.network.set_communities(told.communities);
+        self.withdraws_at_end = told.is_leaving && told.has_successor;
         if identity != self.identity {
             tracing::info!(before = ?self.identity, now = ?identity, "the node's AS or BGP port changes: starting anew");
             self.is_outdated = true;

@@ -39,6 +39,16 @@ pub struct Announced {
     pub ranges: BTreeSet<IpNetwork>,
     /// Single addresses, as /32 and /128.
     pub addresses: BTreeSet<IpNetwork>,
+    /// Of `addresses`, those that lead to endpoints of this node alone (`externalTrafficPolicy: Local`).
+    pub bound: BTreeSet<IpNetwork>,
+}
+
+/// What is announced of one Service.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct OfService {
+    /// In order.
+    pub addresses: Box<[IpNetwork]>,
+    pub is_bound: bool,
 }
 
 impl Advertisement {
@@ -68,14 +78,14 @@ fn network(range: IpNetwork) -> IpNetwork {
     IpNetwork::new(range.network(), range.prefix()).unwrap_or(range)
 }
 
-/// The addresses of one Service that are announced by themselves, in order.
+/// The addresses of one Service that are announced by themselves.
 pub(crate) fn of_service<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a Slice> + Clone,
     advertisement: &Advertisement,
-) -> Box<[IpNetwork]> {
+) -> OfService {
     if advertisement.is_empty() {
-        return Box::default();
+        return OfService::default();
     }
     let is_ready = |v4: bool, here: bool| {
         let family = slices.clone().filter(|slice| slice.is_v4 == v4 && !slice.ports.is_empty());
@@ -103,5 +113,5 @@ pub(crate) fn of_service<'a>(
     addresses.extend(of(balancers, &advertisement.load_balancer, whole_balancers));
     addresses.sort_unstable();
     addresses.dedup();
-    addresses.into()
+    OfService { addresses: addresses.into(), is_bound: service.external_local }
 }

@@ -29,7 +29,6 @@ use ebpf_common::{
 use facts::Zones;
 pub use facts::{BALANCING, WEIGHT, WEIGHTS, invalid_balancing, invalid_source_ranges, invalid_weight};
 pub use health::HealthCheck;
-use ipnetwork::IpNetwork;
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -102,7 +101,7 @@ pub struct Proxy {
     host_ports_due: BTreeSet<FrontendKey>,
     health_by_service: BTreeMap<ObjectName, HealthCheck>,
     advertisement: Advertisement,
-    announced_by_service: BTreeMap<Arc<ObjectName>, Box<[IpNetwork]>>,
+    announced_by_service: BTreeMap<Arc<ObjectName>, advertise::OfService>,
     /// What is announced differs from what was last taken.
     announced_changed: bool,
     zones: Zones,
@@ -337,9 +336,12 @@ impl Proxy {
     /// What this node shall announce, where that has changed since the last call. Of Services that are due, it may be ahead
     /// of the last update.
     pub fn take_announced(&mut self) -> Option<Announced> {
+        let all = || self.announced_by_service.values();
+        let bound = || all().filter(|of_service| of_service.is_bound);
         std::mem::take(&mut self.announced_changed).then(|| Announced {
             ranges: self.advertisement.ranges(),
-            addresses: self.announced_by_service.values().flatten().copied().collect(),
+            addresses: all().flat_map(|of_service| &of_service.addresses).copied().collect(),
+            bound: bound().flat_map(|of_service| &of_service.addresses).copied().collect(),
         })
     }
 
@@ -348,7 +350,7 @@ impl Proxy {
         let announced = known.and_then(|known| {
             Some(advertise::of_service(known.service.as_deref()?, known.slices(), &self.advertisement))
         });
-        let announced = announced.filter(|announced| !announced.is_empty());
+        let announced = announced.filter(|announced| !announced.addresses.is_empty());
         if self.announced_by_service.get(name) == announced.as_ref() {
             return;
         }

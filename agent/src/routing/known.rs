@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::Node;
 use proxy::Advertisement;
 use serde::{Deserialize, Serialize};
 
+use super::standing::Standing;
+
 const AS_NUMBER: &str = "projectcalico.org/ASNumber";
 const CLUSTER_ID: &str = "projectcalico.org/RouteReflectorClusterID";
 /// The BGPConfiguration of all nodes.
@@ -37,6 +39,7 @@ pub struct NodeFacts {
     pub as_number: Option<AsNumber>,
     /// The node is a route reflector of this cluster (RFC 4456).
     pub cluster_id: Option<Ipv4Addr>,
+    pub standing: Standing,
 }
 
 impl NodeFacts {
@@ -49,8 +52,14 @@ impl NodeFacts {
             labels: node.metadata.labels.clone().unwrap_or_default(),
             as_number: annotation(node, &name, AS_NUMBER),
             cluster_id: annotation(node, &name, CLUSTER_ID),
+            standing: Standing::of(node),
         };
         (name, facts)
+    }
+
+    /// Whether the node announces nothing of Services.
+    fn is_excluded(&self) -> bool {
+        self.labels.contains_key(proxy::EXCLUDE) || self.standing == Standing::OutOfService
     }
 
     /// The address of the family that nodes peer over.
@@ -115,14 +124,23 @@ impl Known {
     pub fn advertisement(&self, node: &str) -> Advertisement {
         let Some(spec) = self.global() else { return Advertisement::default() };
         let ranges = |blocks: &[calico::CidrBlock]| blocks.iter().filter_map(|block| block.cidr).collect();
-        let excluded = self.nodes.get(node).is_some_and(|facts| facts.labels.contains_key(proxy::EXCLUDE));
         Advertisement {
             load_balancer: ranges(&spec.service_load_balancer_ips),
             external: ranges(&spec.service_external_ips),
             cluster: ranges(&spec.service_cluster_ips),
             load_balancers_one_by_one: spec.service_load_balancer_aggregation.as_deref() == Some("Disabled"),
-            is_excluded: excluded,
+            is_excluded: self.nodes.get(node).is_some_and(NodeFacts::is_excluded),
         }
+    }
+
+    pub fn is_leaving(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|facts| facts.standing == Standing::Leaving)
+    }
+
+    /// Whether other nodes stay that announce Services.
+    pub fn has_successor(&self, node: &str) -> bool {
+        let stays = |facts: &NodeFacts| facts.standing == Standing::InService && !facts.is_excluded();
+        self.nodes.iter().any(|(name, facts)| name != node && stays(facts))
     }
 
     /// Communities by the range of the prefixes that carry them: values, with names resolved. The second are problems.

@@ -11,12 +11,14 @@ pub mod filters;
 mod known;
 mod passwords;
 mod peers;
+mod standing;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bgp::policy::Community;
 use calico::{BgpConfiguration, BgpFilter, BgpPeer};
@@ -36,6 +38,10 @@ use crate::watch::{Change, Listing};
 use known::{Known, NodeFacts};
 use passwords::{PasswordKey, Passwords, Reader};
 use peers::{Own, Problem};
+
+/// How long what nodes and reflectors told last is gone by when they are silent (RFC 9494), after their restart time: longer
+/// than anybody takes to bring reflectors back.
+pub const LAST_KNOWN_TIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The objects as they come.
 pub struct Routing {
@@ -60,6 +66,9 @@ pub struct Told {
     pub advertisement: Advertisement,
     /// Communities by the range of the prefixes that carry them.
     pub communities: Vec<(IpNetwork, Vec<Community>)>,
+    pub is_leaving: bool,
+    /// Other nodes are there to serve Services when this one is gone.
+    pub has_successor: bool,
 }
 
 /// What of a speaker cannot be changed while it runs.
@@ -199,6 +208,8 @@ impl Routing {
             neighbours: desired.neighbours,
             advertisement: self.known.advertisement(&self.own.name),
             communities: values.into_iter().map(|(range, values)| (range, resolve(values))).collect(),
+            is_leaving: self.known.is_leaving(&self.own.name),
+            has_successor: self.known.has_successor(&self.own.name),
         };
         (told, identity_of(&self.known, config))
     }

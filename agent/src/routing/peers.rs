@@ -13,6 +13,7 @@ use bgp::{NextHopMode, PeerConfig};
 use calico::{BgpPassword, BgpPeerSpec, PeerAddress, Selector, duration_seconds};
 use ipnetwork::IpNetwork;
 
+use super::LAST_KNOWN_TIME;
 use super::filters;
 use super::known::{Known, NodeFacts};
 use super::passwords::{PasswordKey, Passwords};
@@ -71,7 +72,8 @@ pub fn desired(known: &Known, own: &Own, passwords: &Passwords) -> Desired {
     }
     for peer in &own.static_peers {
         let asn = peer.asn.unwrap_or(own.asn);
-        let config = PeerConfig { asn: Some(asn), ..PeerConfig::default() };
+        let long_lived_stale_time = (asn == own.asn).then_some(LAST_KNOWN_TIME);
+        let config = PeerConfig { asn: Some(asn), long_lived_stale_time, ..PeerConfig::default() };
         plan.add(peer.address, Neighbour { config, ..Neighbour::default() });
     }
     if known.is_mesh()
@@ -131,7 +133,12 @@ impl Planner<'_> {
         let bfd = self.bfd("BGPConfiguration", "default", self.known.mesh_bfd());
         for (name, _, address) in self.others().into_iter().filter(|(_, facts, _)| facts.cluster_id.is_none())
         {
-            let config = PeerConfig { asn: Some(self.asn_of(&name)), restart_time, ..PeerConfig::default() };
+            let config = PeerConfig {
+                asn: Some(self.asn_of(&name)),
+                restart_time,
+                long_lived_stale_time: Some(LAST_KNOWN_TIME),
+                ..PeerConfig::default()
+            };
             let transport =
                 Transport { port: self.port_of(&name), password: password.clone(), ..Transport::default() };
             self.add(address, Neighbour { config, transport, bfd });
@@ -221,6 +228,8 @@ impl Planner<'_> {
             next_hop,
             keepalive_time: keepalive,
             restart_time: restart_time("maxRestartTime", spec.max_restart_time.as_deref())?,
+            // A router of another network has its own ways to a node that is gone.
+            long_lived_stale_time: (is_internal || node.is_some()).then_some(LAST_KNOWN_TIME),
             allow_own_as: spec.num_allowed_local_as_numbers.unwrap_or(0).clamp(0, i32::from(u8::MAX)) as u8,
             ..PeerConfig::default()
         };

@@ -7,6 +7,7 @@ use calico::{BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec};
 use serde_json::{Value, json};
 
 use super::peers::{Desired, desired};
+use super::standing::Standing;
 use super::*;
 use crate::bgp_io::{Secret, Transport};
 
@@ -22,6 +23,7 @@ fn node(last: u8, labels: Value, as_number: Option<u32>, cluster_id: Option<&str
         labels: serde_json::from_value(labels).expect("labels"),
         as_number: as_number.map(calico::AsNumber),
         cluster_id: cluster_id.map(|id| id.parse().expect("an id")),
+        ..NodeFacts::default()
     }
 }
 
@@ -378,4 +380,37 @@ fn an_excluded_node_announces_nothing_of_services() {
     let excluded = json!({ "node.kubernetes.io/exclude-from-external-load-balancers": "" });
     known.nodes.insert("node1".to_owned(), node(1, excluded, None, None));
     assert!(known.advertisement("node1").is_excluded && !known.advertisement("node2").is_excluded);
+}
+
+#[test]
+fn what_nodes_and_internal_peers_told_is_kept_when_they_are_silent() {
+    let mut known = known();
+    let times = |desired: &Desired| -> Vec<Option<Duration>> {
+        desired.neighbours.values().map(|neighbour| neighbour.config.long_lived_stale_time).collect()
+    };
+    assert_eq!(times(&plan(&known)), [Some(LAST_KNOWN_TIME); 2], "the mesh, also with a node of another AS");
+    configuration(&mut known, "default", json!({ "nodeToNodeMeshEnabled": false }));
+    for (spec, kept) in [
+        (json!({ "peerSelector": "has(reflects)" }), Some(LAST_KNOWN_TIME)),
+        (json!({ "peerIP": TOR, "asNumber": 64512 }), Some(LAST_KNOWN_TIME)),
+        (json!({ "peerIP": TOR, "asNumber": 64999 }), None),
+    ] {
+        peer(&mut known, "tor", spec.clone());
+        assert_eq!(times(&plan(&known)), [kept], "{spec}");
+    }
+}
+
+#[test]
+fn a_node_out_of_service_announces_nothing_of_services_and_a_leaving_one_knows_whether_others_stay() {
+    let mut known = known();
+    configuration(&mut known, "default", json!({ "serviceClusterIPs": [{ "cidr": "10.96.0.0/16" }] }));
+    let mut set = |node: &str, standing: Standing| {
+        known.nodes.get_mut(node).expect("a node").standing = standing;
+        (known.is_leaving("node1"), known.advertisement("node1").is_excluded, known.has_successor("node1"))
+    };
+    assert_eq!(set("node1", Standing::InService), (false, false, true));
+    assert_eq!(set("node1", Standing::Leaving), (true, false, true));
+    assert_eq!(set("node2", Standing::Leaving), (true, false, true), "there is a third one");
+    assert_eq!(set("node3", Standing::OutOfService), (true, false, false));
+    assert_eq!(set("node1", Standing::OutOfService), (false, true, false));
 }

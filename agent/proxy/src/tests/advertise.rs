@@ -56,6 +56,10 @@ fn announced(
     proxy.insert_slice(&slice("web-a", "web", tcp(8080), endpoints));
     proxy.update();
     let announced = proxy.take_announced().expect("it is new");
+    let is_local =
+        service.spec.as_ref().and_then(|spec| spec.external_traffic_policy.as_deref()) == Some("Local");
+    let bound = if is_local { announced.addresses.clone() } else { Default::default() };
+    assert_eq!(announced.bound, bound, "what only endpoints of this node serve");
     let text =
         |ranges: &std::collections::BTreeSet<IpNetwork>| ranges.iter().map(ToString::to_string).collect();
     (text(&announced.ranges), text(&announced.addresses))
