@@ -183,13 +183,18 @@ impl Drop for BpfDir {
 }
 
 /// Asks until the answer is there; after 10 seconds the test has failed.
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    attempts(ask).unwrap_or_else(|| panic!("not within {DEADLINE:?}: {what}"))
+}
+
+/// Asks until the answer is there, for 10 seconds.
+pub fn attempts<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        if let Some(answer) = ask() {
+        let answer = ask();
+        if answer.is_some() || Instant::now() > deadline {
             return answer;
         }
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         thread::sleep(PAUSE);
     }
 }

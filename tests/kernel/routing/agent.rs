@@ -22,8 +22,10 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// An agent at 192.0.2.1 that owns block 10.244.0.64/26.
+/// An agent: node-a at 192.0.2.1, which owns block 10.244.0.64/26, where nothing else is said.
 pub struct Agent {
+    name: String,
+    address: String,
     pub folder: TempDir,
     bpf: BpfDir,
     process: Option<Process>,
@@ -36,18 +38,32 @@ impl Agent {
 
     /// One that owns these blocks, each of its pool.
     pub fn with_blocks(host: &NetNs, blocks: &[(&str, &str)], extra: &[&str]) -> Agent {
-        let folder = Agent::folder();
+        Agent::over(host, Agent::folder(), &[("ipam.json", Agent::blocks(blocks))], extra)
+    }
+
+    /// What is saved of these blocks, each of its pool.
+    pub fn blocks(blocks: &[(&str, &str)]) -> Value {
         let mut allocator = ipam::Allocator::new(1);
         for (pool, block) in blocks {
             let pool = ipam::Pool::with_default_blocks(pool.parse().expect("a pool")).expect("a pool");
             allocator.add_block(block.parse().expect("a block"), &pool);
         }
-        let saved = serde_json::to_value(&allocator).expect("JSON");
-        Agent::over(host, folder, &[("ipam.json", saved)], extra)
+        serde_json::to_value(&allocator).expect("JSON")
     }
 
     /// One that finds these files of an earlier one.
     pub fn over(host: &NetNs, folder: TempDir, files: &[(&str, Value)], extra: &[&str]) -> Agent {
+        Agent::named(("node-a", "192.0.2.1"), host, folder, files, extra)
+    }
+
+    /// One of this name and address.
+    pub fn named(
+        (name, address): (&str, &str),
+        host: &NetNs,
+        folder: TempDir,
+        files: &[(&str, Value)],
+        extra: &[&str],
+    ) -> Agent {
         let path = folder.path();
         for (name, content) in files {
             fs::write(path.join("state").join(name), content.to_string()).expect("a file");
@@ -55,7 +71,8 @@ impl Agent {
         if !path.join("kubeconfig").exists() {
             fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
         }
-        let mut agent = Agent { folder, bpf: BpfDir::new(), process: None };
+        let (name, address) = (name.to_owned(), address.to_owned());
+        let mut agent = Agent { name, address, folder, bpf: BpfDir::new(), process: None };
         agent.run(host, extra);
         agent
     }
@@ -73,7 +90,7 @@ impl Agent {
         let cgroup = format!("/seaway-test-{}-{}/kubepods", std::process::id(), crate::netns::unique());
         let mut command = Command::new(binary("seaway-agent"));
         command
-            .args(["--node-name", "node-a", "--node-ip", "192.0.2.1", "--no-kubelet", "--no-dns"])
+            .args(["--node-name", &self.name, "--node-ip", &self.address, "--no-kubelet", "--no-dns"])
             .args(["--cgroup-parent", &cgroup])
             .arg("--kubeconfig")
             .arg(path.join("kubeconfig"))
@@ -160,7 +177,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the agent said:\n{}", self.log());
+            eprintln!("the agent of {} said:\n{}", self.name, self.log());
         }
         self.process = None;
         remove_cgroups();

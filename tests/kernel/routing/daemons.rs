@@ -36,7 +36,7 @@ pub struct Side {
     pub reflects: bool,
     /// It announces its IPv6 prefix; else it takes those of others alone.
     pub announces_v6: bool,
-    /// BIRD may have several.
+    /// BIRD and FRR may have several.
     pub peers: Vec<String>,
 }
 
@@ -248,18 +248,30 @@ protocol kernel {{ ipv6 {{ export where source = RTS_BGP; }}; }}
 fn frr(side: &Side) -> String {
     let Side { asn, remote_asn, hold_time, .. } = side;
     let keepalive = hold_time / 3;
-    let peer = &side.peers[0];
     let (v4, v6) = (side.v4(), side.v6());
     let (prefix_v4, prefix_v6) = (side.prefix_v4(), side.prefix_v6());
-    let mut more = String::new();
-    if let Some(password) = side.password {
-        more.push_str(&format!(" neighbor {peer} password {password}\n"));
+    let [mut sessions, mut of_v4, mut of_v6] = [const { String::new() }; 3];
+    for peer in &side.peers {
+        sessions.push_str(&format!(
+            " neighbor {peer} remote-as {remote_asn}\n neighbor {peer} timers {keepalive} {hold_time}\n \
+             neighbor {peer} timers connect 1\n"
+        ));
+        if let Some(password) = side.password {
+            sessions.push_str(&format!(" neighbor {peer} password {password}\n"));
+        }
+        if side.ttl_security {
+            sessions.push_str(&format!(" neighbor {peer} ttl-security hops 1\n"));
+        }
+        for (family, more) in [(&mut of_v4, ""), (&mut of_v6, "v6")] {
+            family.push_str(&format!("  neighbor {peer} activate\n"));
+            if !more.is_empty() {
+                family.push_str(&format!("  neighbor {peer} route-map {more} out\n"));
+            }
+            if side.reflects {
+                family.push_str(&format!("  neighbor {peer} route-reflector-client\n"));
+            }
+        }
     }
-    if side.ttl_security {
-        more.push_str(&format!(" neighbor {peer} ttl-security hops 1\n"));
-    }
-    let client = format!("  neighbor {peer} route-reflector-client\n");
-    let client = if side.reflects { client.as_str() } else { "" };
     format!(
         r"
 router bgp {asn}
@@ -267,18 +279,12 @@ router bgp {asn}
  no bgp ebgp-requires-policy
  no bgp network import-check
  no bgp default ipv4-unicast
- neighbor {peer} remote-as {remote_asn}
- neighbor {peer} timers {keepalive} {hold_time}
- neighbor {peer} timers connect 1
-{more} address-family ipv4 unicast
+{sessions} address-family ipv4 unicast
   network {prefix_v4}
-  neighbor {peer} activate
-{client} exit-address-family
+{of_v4} exit-address-family
  address-family ipv6 unicast
   network {prefix_v6}
-  neighbor {peer} activate
-  neighbor {peer} route-map v6 out
-{client} exit-address-family
+{of_v6} exit-address-family
 exit
 ipv6 prefix-list own seq 5 permit {prefix_v6}
 route-map v6 permit 10

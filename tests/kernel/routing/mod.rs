@@ -1,17 +1,18 @@
 //! Routes, pod links, and the agent as a router between real peers.
 
-mod addresses;
-mod agent;
+pub mod addresses;
+pub mod agent;
 mod asked;
 mod bfd;
-mod daemons;
+pub mod daemons;
 mod interop;
 mod layers;
 mod links;
-mod peers;
+pub mod peers;
 mod plugin;
 mod pools;
 mod routes;
+pub mod server;
 mod table;
 
 pub use agent::binary;

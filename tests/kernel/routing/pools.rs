@@ -1,95 +1,18 @@
 //! An agent and the server that it asks, each in a namespace of its own: pools and blocks as objects.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::Command;
 
 use calico::{BlockAffinity, IpPool};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::addresses::{add_at, delete_at};
-use super::agent::{Agent, binary};
-use super::peers::{Process, wire};
+use super::agent::Agent;
+use super::peers::wire;
+use super::server::Server;
 use crate::netns::{NetNs, eventually};
-
-/// A control plane at 192.0.2.2.
-struct Server<'a> {
-    host: &'a NetNs,
-    folder: TempDir,
-    _process: Process,
-}
-
-impl Server<'_> {
-    fn start(host: &NetNs) -> Server<'_> {
-        let folder = tempfile::tempdir().expect("a folder");
-        host.ip("link set lo up");
-        let mut command = Command::new(binary("seaway-server"));
-        command.args(["all", "--bind", "192.0.2.2:6443", "--advertise-address", "192.0.2.2", "--data-dir"]);
-        command.arg(folder.path().join("data"));
-        let process = Process::start(host, &mut command, &folder.path().join("log"));
-        let server = Server { host, folder, _process: process };
-        eventually("the server has signed its own", || {
-            server.data().join("admin.kubeconfig").exists().then_some(())
-        });
-        eventually("the server serves pools", || {
-            server.ask(async |client| Api::<IpPool>::all(client).list(&ListParams::default()).await.ok())
-        });
-        server
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
-
-    /// Credentials of a node.
-    fn kubeconfig(&self, node: &str, file: &std::path::Path) {
-        let mut command = Command::new(binary("seaway-server"));
-        command.arg("kubeconfig").arg("--data-dir").arg(self.data()).arg("--out").arg(file);
-        command.args(["--org", "system:nodes", "--server", "https://192.0.2.2:6443", "--cn"]);
-        harness::run(command.arg(format!("system:node:{node}")), "").ok();
-    }
-
-    /// Asks as an administrator.
-    fn ask<T: Send>(&self, ask: impl AsyncFnOnce(Client) -> T + Send) -> T {
-        let path = self.data().join("admin.kubeconfig");
-        self.host.run(|| {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                let read = kube::config::Kubeconfig::read_from(path).expect("the kubeconfig");
-                let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await;
-                ask(Client::try_from(config.expect("credentials")).expect("a client")).await
-            })
-        })
-    }
-
-    fn create<K>(&self, api: fn(Client) -> Api<K>, object: Value)
-    where
-        K: Resource + Clone + std::fmt::Debug + serde::Serialize + DeserializeOwned + Send + Sync,
-    {
-        let object: K = serde_json::from_value(object).expect("the object fits its type");
-        // The default ServiceAccount is made by a controller.
-        eventually("the object is made", || {
-            self.ask(async |client| api(client).create(&PostParams::default(), &object).await.ok())
-        });
-    }
-
-    fn names<K>(&self, api: fn(Client) -> Api<K>, labels: &str) -> BTreeSet<String>
-    where
-        K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
-    {
-        let listed = self.ask(async |client| {
-            let listed = api(client).list(&ListParams::default().labels(labels)).await.expect("a list");
-            listed.iter().map(ResourceExt::name_any).collect::<Vec<_>>()
-        });
-        listed.into_iter().collect()
-    }
-}
 
 fn pods(client: Client) -> Api<Pod> {
     Api::namespaced(client, "default")

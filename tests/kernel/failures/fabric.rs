@@ -1,0 +1,169 @@
+//! A cluster of namespaces: a switch, a control plane at 192.0.2.2, and nodes whose agents and pods are real. There is no
+//! kubelet: the test says what it would.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Node as ApiNode;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+use super::flows::End;
+use crate::netns::{NetNs, eventually};
+use crate::routing::addresses::{add_at, delete_at};
+use crate::routing::agent::Agent;
+use crate::routing::server::Server;
+
+/// An object of the routing API.
+pub fn routing(server: &Server, kind: &'static str, name: &str, spec: Value, annotations: Value) {
+    let api: fn(Client) -> Api<DynamicObject> = match kind {
+        "BGPPeer" => |client| Api::all_with(client, &resource("BGPPeer")),
+        _ => |client| Api::all_with(client, &resource("BGPConfiguration")),
+    };
+    let metadata = json!({ "name": name, "annotations": annotations });
+    server.create(
+        api,
+        json!({ "apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": metadata, "spec": spec }),
+    );
+}
+
+fn resource(kind: &str) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("projectcalico.org", "v3", kind))
+}
+
+/// Hosts on one wire, each by a cable that can be cut.
+pub struct Switch {
+    netns: NetNs,
+    range: &'static str,
+}
+
+impl Switch {
+    /// `range`: the first three numbers of its hosts' addresses.
+    pub fn new(range: &'static str) -> Switch {
+        let netns = NetNs::new();
+        netns.ip("link add sw0 type bridge");
+        netns.ip("link set sw0 up");
+        Switch { netns, range }
+    }
+
+    /// Another host, at this number.
+    pub fn host(&self, number: u8) -> NetNs {
+        let host = NetNs::new();
+        self.attach(&host, number, "up0");
+        host
+    }
+
+    pub fn attach(&self, host: &NetNs, number: u8, link: &str) {
+        self.netns.ip(&format!("link add p{number} type veth peer name {link} netns {}", host.path()));
+        self.netns.ip(&format!("link set p{number} master sw0 up"));
+        host.ip(&format!("address add {}/24 dev {link}", self.address(number)));
+        host.ip(&format!("link set {link} up"));
+    }
+
+    pub fn address(&self, number: u8) -> String {
+        format!("{}.{number}", self.range)
+    }
+
+    /// Nothing passes any more, and no link goes down by that: as where a switch between fails.
+    pub fn cut(&self, number: u8) {
+        self.netns.ip(&format!("link set p{number} nomaster"));
+    }
+
+    pub fn mend(&self, number: u8) {
+        self.netns.ip(&format!("link set p{number} master sw0"));
+    }
+}
+
+/// A host with an agent.
+pub struct Node {
+    pub name: String,
+    pub address: String,
+    pub host: NetNs,
+    pub agent: Agent,
+    arguments: Vec<String>,
+}
+
+impl Node {
+    /// A node of the control plane, once its agent has a block.
+    pub fn join(server: &Server, switch: &Switch, number: u8, arguments: &[&str], object: &Value) -> Node {
+        let (name, address) = (format!("node-{number}"), switch.address(number));
+        let mut object = object.clone();
+        object["metadata"]["name"] = json!(name);
+        server.create(Api::<ApiNode>::all, object);
+        let addresses = json!([{ "type": "InternalIP", "address": address }]);
+        server.patch(Api::<ApiNode>::all, &name, json!({ "status": { "addresses": addresses } }));
+        let folder = Agent::folder();
+        server.kubeconfig(&name, &folder.path().join("kubeconfig"));
+        let host = switch.host(number);
+        let agent = Agent::named((&name, &address), &host, folder, &[], arguments);
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let node = Node { name, address, host, agent, arguments };
+        if !node.arguments.iter().any(|argument| argument == "--router-only") {
+            eventually("the node has a block", || {
+                node.agent.json("/v1/blocks").as_array().is_some_and(|all| !all.is_empty()).then_some(())
+            });
+        }
+        node
+    }
+
+    /// A node without a control plane, which owns this block and has the peers of this file's text.
+    pub fn alone(switch: &Switch, number: u8, block: &str, peers: &Value) -> Node {
+        let (name, address) = (format!("node-{number}"), switch.address(number));
+        let folder = Agent::folder();
+        let file = folder.path().join("peers.json");
+        std::fs::write(&file, peers.to_string()).expect("the file of peers");
+        let arguments = ["--bgp-peer-file", file.to_str().expect("a path of characters")].map(str::to_owned);
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let host = switch.host(number);
+        let saved = Agent::blocks(&[("10.244.0.0/16", block)]);
+        let agent = Agent::named((&name, &address), &host, folder, &[("ipam.json", saved)], &words);
+        Node { name, address, host, agent, arguments: arguments.to_vec() }
+    }
+
+    /// The agent's process again.
+    pub fn run(&mut self) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        self.agent.run(&self.host, &arguments);
+    }
+
+    /// A pod of this node.
+    pub fn pod(&self, name: &str) -> End {
+        let netns = NetNs::new();
+        let address =
+            eventually("the pod has an address", || add_at(&self.agent.socket(), name, &netns).ok());
+        End { name: name.to_owned(), netns, address }
+    }
+
+    /// Takes a pod down.
+    pub fn delete(&self, pod: &End) {
+        assert!(delete_at(&self.agent.socket(), &pod.name), "{} is deleted", pod.name);
+    }
+
+    /// The state of the session with a peer, if there is such a peer.
+    pub fn session(&self, peer: &str) -> Option<String> {
+        let peers = self.agent.json("/v1/peers");
+        let peer = peers.as_array()?.iter().find(|it| it["address"] == peer)?;
+        peer["state"].as_str().map(str::to_owned)
+    }
+}
+
+/// Waits until packets pass from each to each other, so that no flow begins before its way does.
+pub fn await_ways<'a>(ends: impl IntoIterator<Item = &'a End> + Clone) {
+    for from in ends.clone() {
+        for to in ends.clone() {
+            eventually(&format!("{} reaches {}", from.name, to.name), || {
+                let ping =
+                    || std::process::Command::new("ping").args(["-c", "1", "-W", "1", &to.address]).output();
+                from.netns.run(ping).expect("running ping").status.success().then_some(())
+            });
+        }
+    }
+}
+
+/// Time in which flows go on.
+pub fn pass(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        std::thread::sleep(left);
+    }
+}
