@@ -142,8 +142,15 @@ fn all_reflectors_are_lost(cluster: &mut Cluster) {
     }
     pass(SILENCE);
     let routes = cluster.nodes[0].agent.json("/v1/routes");
-    let stale =
-        routes.as_array().into_iter().flatten().filter(|route| route.to_string().contains("stale")).count();
+    let is_stale = |route: &&Value| {
+        let mut paths = route["paths"].as_array().into_iter().flatten();
+        route["kernel"]["installed"] == true
+            && paths.any(|path| {
+                // LLGR_STALE, beyond the restart time.
+                path["stale"] == true && path["communities"].to_string().contains("65535:6")
+            })
+    };
+    let stale = routes.as_array().into_iter().flatten().filter(is_stale).count();
     assert!(stale >= cluster.nodes.len() - 1, "the last known routes are kept: {routes}");
     cluster.switch.mend(REFLECTORS[1]);
     cluster.reflectors[0].run();

@@ -31,7 +31,7 @@ fn lose(network: &mut Network, index: usize, peer: usize) {
         network.owner.iter().filter(|(_, o)| **o == index).map(|(id, _)| *id).collect();
     let to_peer = |id: &ConnectionId| network.far_end.get(id).is_some_and(|(owner, _)| *owner == peer);
     let cut: Vec<ConnectionId> = ids.into_iter().filter(to_peer).collect();
-    cut.iter().for_each(|id| drop(network.far_end.remove(id)));
+    network.far_end.retain(|id, _| !cut.contains(id));
     let input = Input::PathFailed { peer: address(peer), heard_at: Some(network.now), independent: false };
     network.speakers[index].handle(input, network.now);
     network.settle();
