@@ -1,26 +1,24 @@
 //! The agent's side of the CNI contract, on a unix socket.
+//!
+//! A call is served by one thread from its request to its answer: what it does is system calls, one after another.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cni::v1::{
-    AddRequest, AddResponse, Address, Attachment, CheckRequest, CheckResponse, DelRequest, DelResponse,
-    GcRequest, GcResponse, PortMapping, StatusRequest, StatusResponse,
-};
+use cni::call::{self, AddRequest, Added, Address, Answer, Attachment, PortMapping, Reason, Request};
 use dataplane::links;
-use ipam::{HostPort, Want};
+use ipam::HostPort;
 use ipnetwork::IpNetwork;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
 
 use crate::network::{AddError, Attached, Network};
 use crate::wishes::{self, Wishes};
@@ -32,12 +30,34 @@ pub const CONFLIST_NAME: &str = "10-seaway.conflist";
 /// How long an ADD waits for an address that was asked for. The kubelet tries again.
 const ADDRESS_WAIT: Duration = Duration::from_secs(3);
 
+/// How long a plugin may take to say what it wants, and to take the answer.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait where no connection can be taken, as when there are no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 pub struct Server {
     network: Arc<Network>,
     wishes: Arc<Wishes>,
     /// Why pods cannot be served now; empty when they can.
     not_ready: watch::Receiver<String>,
     addresses_taken: Arc<Notify>,
+}
+
+/// Why a call is refused.
+struct Refusal {
+    reason: Reason,
+    message: String,
+}
+
+impl Refusal {
+    fn new(reason: Reason, message: impl Into<String>) -> Refusal {
+        Refusal { reason, message: message.into() }
+    }
+
+    fn failed(error: &anyhow::Error) -> Refusal {
+        tracing::warn!("CNI: {error:#}");
+        Refusal::new(Reason::Failed, format!("{error:#}"))
+    }
 }
 
 impl Server {
@@ -50,52 +70,148 @@ impl Server {
         Server { network, wishes, not_ready, addresses_taken }
     }
 
-    /// Wires a pod up, waiting a while for an address that may come.
-    async fn attach(
-        &self,
-        request: ipam::Request,
-        wants: Vec<Want>,
-        netns: File,
-    ) -> Result<Attached, Status> {
+    /// Binds the socket, so that who connects from now on waits instead of failing, and serves until cancelled.
+    pub fn start(self, socket: &Path, cancel: CancellationToken) -> anyhow::Result<()> {
+        let listener = bind(socket)?;
+        let server = Arc::new(self);
+        tokio::spawn(cancel.run_until_cancelled_owned(async move {
+            loop {
+                match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
+                    Ok(stream) => {
+                        let server = server.clone();
+                        tokio::task::spawn_blocking(move || server.serve(stream));
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the CNI socket");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }));
+        Ok(())
+    }
+
+    fn serve(&self, mut stream: UnixStream) {
+        let asked = stream
+            .set_nonblocking(false)
+            .and_then(|()| stream.set_read_timeout(Some(MESSAGE_TIMEOUT)))
+            .and_then(|()| stream.set_write_timeout(Some(MESSAGE_TIMEOUT)))
+            .and_then(|()| call::accept(&mut stream));
+        let answered = asked.and_then(|(request, netns)| {
+            let refused = |Refusal { reason, message }| Answer::Refused { reason, message };
+            let answer = self.call(request, netns).unwrap_or_else(refused);
+            call::answer(&mut stream, &answer)
+        });
+        if let Err(error) = answered {
+            tracing::warn!(%error, "a call over the CNI socket");
+        }
+    }
+
+    fn call(&self, request: Request, netns: Option<File>) -> Result<Answer, Refusal> {
+        match request {
+            Request::Add(request) => {
+                let missing =
+                    || Refusal::new(Reason::InvalidArgument, "the pod's network namespace is missing");
+                self.add(request, netns.ok_or_else(missing)?).map(Answer::Added)
+            }
+            Request::Del(attachment) => {
+                let Attachment { container_id, interface } = complete(attachment)?;
+                let deleted = self.network.delete(&container_id, &interface);
+                deleted.map_err(|error| Refusal::failed(&error))?;
+                self.addresses_taken.notify_one();
+                Ok(Answer::Done)
+            }
+            Request::Check { attachment, addresses } => self.check(attachment, &addresses),
+            Request::Status => self.status(),
+            Request::Gc { valid } => {
+                let valid: BTreeSet<(String, String)> =
+                    valid.into_iter().map(|a| (a.container_id, a.interface)).collect();
+                self.network.collect(&valid).map_err(|error| Refusal::failed(&error))?;
+                self.addresses_taken.notify_one();
+                Ok(Answer::Done)
+            }
+        }
+    }
+
+    fn add(&self, request: AddRequest, netns: File) -> Result<Added, Refusal> {
+        let attachment = complete(request.attachment)?;
+        let host_ports = request.port_mappings.iter().map(host_port).collect::<Result<Vec<_>, Refusal>>()?;
+        let pod_uid = request.pod_uid;
+        let request = ipam::Request {
+            container_id: attachment.container_id,
+            interface: attachment.interface,
+            pod_namespace: request.pod_namespace,
+            pod_name: request.pod_name,
+            host_ports: host_ports.into_iter().flatten().collect(),
+        };
+        let started = Instant::now();
         let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
-        let (request, netns) = (Arc::new((request, wants)), Arc::new(netns));
+        let of_pod = self.wishes.of(&request.pod_namespace, &request.pod_name, &pod_uid);
+        let (facts, of_namespace) = tokio::runtime::Handle::current().block_on(of_pod);
+        let wants = wishes::wants(&self.network.supply(), &facts, &of_namespace).map_err(|problem| {
+            tracing::warn!(pod, "ADD: {problem}");
+            Refusal::new(Reason::NotAsItShouldBe, problem)
+        })?;
+        let attached = self.attach(&request, &wants, &netns)?;
+        let microseconds = started.elapsed().as_micros();
+        tracing::info!(pod, addresses = ?attached.addresses, link = attached.host_interface, microseconds, "pod added");
+        Ok(added(&attached))
+    }
+
+    /// Wires a pod up, waiting a while for an address that may come.
+    fn attach(
+        &self,
+        request: &ipam::Request,
+        wants: &[ipam::Want],
+        netns: &File,
+    ) -> Result<Attached, Refusal> {
         let came = self.network.addresses_came();
         let until = tokio::time::Instant::now() + ADDRESS_WAIT;
         loop {
             let mut coming = std::pin::pin!(came.notified());
             coming.as_mut().enable();
-            let (network, request, netns) = (self.network.clone(), request.clone(), netns.clone());
-            let attached = blocking(move || Ok(network.add(&request.0, &request.1, &netns))).await?;
+            let attached = self.network.add(request, wants, netns);
             self.addresses_taken.notify_one();
             match attached {
                 Ok(attached) => return Ok(attached),
                 Err(AddError::NoAddress { message, is_asked_for }) => {
-                    if !is_asked_for || tokio::time::timeout_at(until, coming).await.is_err() {
-                        return Err(Status::resource_exhausted(message));
+                    let wait = async { tokio::time::timeout_at(until, coming).await };
+                    if !is_asked_for || tokio::runtime::Handle::current().block_on(wait).is_err() {
+                        return Err(Refusal::new(Reason::NoAddress, message));
                     }
                 }
                 Err(AddError::Failed(error)) => {
+                    let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
                     tracing::warn!(pod, "ADD: {error:#}");
-                    return Err(Status::internal(format!("{error:#}")));
+                    return Err(Refusal::new(Reason::Failed, format!("{error:#}")));
                 }
             }
         }
     }
 
-    /// Binds the socket, so that who connects from now on waits instead of failing, and serves until cancelled.
-    pub fn start(self, socket: &Path, cancel: CancellationToken) -> anyhow::Result<()> {
-        let listener = bind(socket)?;
-        tokio::spawn(async move {
-            let service = cni::v1::cni_server::CniServer::new(self);
-            let served = tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.cancelled_owned())
-                .await;
-            if let Err(error) = served {
-                tracing::error!(%error, "the CNI socket failed");
-            }
-        });
-        Ok(())
+    fn check(&self, attachment: Attachment, addresses: &[String]) -> Result<Answer, Refusal> {
+        let Attachment { container_id, interface } = complete(attachment)?;
+        let parse = |text: &String| {
+            let network = text.parse::<IpNetwork>().map(|network| network.ip());
+            let wrong = |error| Refusal::new(Reason::InvalidArgument, format!("address {text:?}: {error}"));
+            network.map_err(wrong)
+        };
+        let addresses = addresses.iter().map(parse).collect::<Result<Vec<IpAddr>, Refusal>>()?;
+        match self.network.check(&container_id, &interface, &addresses) {
+            Ok(()) => Ok(Answer::Done),
+            Err(error) => Err(Refusal::new(Reason::NotAsItShouldBe, format!("{error:#}"))),
+        }
+    }
+
+    fn status(&self) -> Result<Answer, Refusal> {
+        let reason = self.not_ready.borrow().clone();
+        if !reason.is_empty() {
+            return Err(Refusal::new(Reason::Unavailable, reason));
+        }
+        if !self.network.has_addresses() {
+            return Err(Refusal::new(Reason::Unavailable, "no address is free on this node"));
+        }
+        Ok(Answer::Done)
     }
 }
 
@@ -131,98 +247,19 @@ pub fn write_conflist(folder: &Path, socket: &Path) -> anyhow::Result<()> {
     crate::persist::write_text(&path, text.as_bytes())
 }
 
-#[tonic::async_trait]
-impl cni::v1::cni_server::Cni for Server {
-    async fn add(&self, request: Request<AddRequest>) -> Result<Response<AddResponse>, Status> {
-        let request = request.into_inner();
-        let attachment = attachment(request.attachment)?;
-        let netns = open_netns(&request.netns)?;
-        let host_ports = request.port_mappings.iter().map(host_port).collect::<Result<Vec<_>, Status>>()?;
-        let pod_uid = request.pod_uid;
-        let request = ipam::Request {
-            container_id: attachment.container_id,
-            interface: attachment.interface,
-            pod_namespace: request.pod_namespace,
-            pod_name: request.pod_name,
-            host_ports: host_ports.into_iter().flatten().collect(),
-        };
-        let started = std::time::Instant::now();
-        let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
-        let (facts, of_namespace) = self.wishes.of(&request.pod_namespace, &request.pod_name, &pod_uid).await;
-        let wants = wishes::wants(&self.network.supply(), &facts, &of_namespace).map_err(|problem| {
-            tracing::warn!(pod, "ADD: {problem}");
-            Status::failed_precondition(problem)
-        })?;
-        let attached = self.attach(request, wants, netns).await?;
-        let microseconds = started.elapsed().as_micros();
-        tracing::info!(pod, addresses = ?attached.addresses, link = attached.host_interface, microseconds, "pod added");
-        Ok(Response::new(response(&attached)))
+fn complete(attachment: Attachment) -> Result<Attachment, Refusal> {
+    if attachment.container_id.is_empty() || attachment.interface.is_empty() {
+        return Err(Refusal::new(Reason::InvalidArgument, "container id and interface are required"));
     }
-
-    async fn del(&self, request: Request<DelRequest>) -> Result<Response<DelResponse>, Status> {
-        let attachment = attachment(request.into_inner().attachment)?;
-        let network = self.network.clone();
-        blocking(move || network.delete(&attachment.container_id, &attachment.interface)).await?;
-        self.addresses_taken.notify_one();
-        Ok(Response::new(DelResponse {}))
-    }
-
-    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let request = request.into_inner();
-        let attachment = attachment(request.attachment)?;
-        let addresses = request
-            .addresses
-            .iter()
-            .map(|text| {
-                let network = text.parse::<IpNetwork>().map(|network| network.ip());
-                network.map_err(|error| Status::invalid_argument(format!("address {text:?}: {error}")))
-            })
-            .collect::<Result<Vec<IpAddr>, Status>>()?;
-        let network = self.network.clone();
-        let checked =
-            blocking(move || Ok(network.check(&attachment.container_id, &attachment.interface, &addresses)));
-        match checked.await? {
-            Ok(()) => Ok(Response::new(CheckResponse {})),
-            Err(error) => Err(Status::failed_precondition(format!("{error:#}"))),
-        }
-    }
-
-    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let reason = self.not_ready.borrow().clone();
-        if !reason.is_empty() {
-            return Err(Status::unavailable(reason));
-        }
-        if !self.network.has_addresses() {
-            return Err(Status::unavailable("no address is free on this node"));
-        }
-        Ok(Response::new(StatusResponse {}))
-    }
-
-    async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcResponse>, Status> {
-        let valid: BTreeSet<(String, String)> =
-            request.into_inner().valid.into_iter().map(|a| (a.container_id, a.interface)).collect();
-        let network = self.network.clone();
-        blocking(move || network.collect(&valid)).await?;
-        self.addresses_taken.notify_one();
-        Ok(Response::new(GcResponse {}))
-    }
-}
-
-fn attachment(attachment: Option<Attachment>) -> Result<Attachment, Status> {
-    match attachment {
-        Some(attachment) if !attachment.container_id.is_empty() && !attachment.interface.is_empty() => {
-            Ok(attachment)
-        }
-        _ => Err(Status::invalid_argument("container id and interface are required")),
-    }
+    Ok(attachment)
 }
 
 /// `None` for a protocol that is not balanced.
-fn host_port(mapping: &PortMapping) -> Result<Option<HostPort>, Status> {
-    let port = |number: u32| {
-        let number = u16::try_from(number).ok().filter(|number| *number != 0);
-        number.ok_or_else(|| Status::invalid_argument("a port is from 1 to 65535"))
-    };
+fn host_port(mapping: &PortMapping) -> Result<Option<HostPort>, Refusal> {
+    let invalid = |message: String| Refusal::new(Reason::InvalidArgument, message);
+    if mapping.host_port == 0 || mapping.container_port == 0 {
+        return Err(invalid("a port is from 1 to 65535".to_owned()));
+    }
     let protocol = match mapping.protocol.as_str() {
         "tcp" => ebpf_common::Protocol::TCP,
         "udp" => ebpf_common::Protocol::UDP,
@@ -239,37 +276,18 @@ fn host_port(mapping: &PortMapping) -> Result<Option<HostPort>, Status> {
         "" => None,
         text => {
             let parsed = text.parse::<IpAddr>();
-            Some(parsed.map_err(|_| Status::invalid_argument(format!("host IP {text:?} is no address")))?)
+            Some(parsed.map_err(|_| invalid(format!("host IP {text:?} is no address")))?)
         }
     };
     Ok(Some(HostPort {
         host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
-        host_port: port(mapping.host_port)?,
-        container_port: port(mapping.container_port)?,
+        host_port: mapping.host_port,
+        container_port: mapping.container_port,
         protocol: protocol.0,
     }))
 }
 
-fn open_netns(path: &str) -> Result<File, Status> {
-    File::open(path).map_err(|error| {
-        Status::invalid_argument(format!("opening the pod's network namespace {path}: {error}"))
-    })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
-) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => {
-            tracing::warn!("CNI: {error:#}");
-            Err(Status::internal(format!("{error:#}")))
-        }
-        Err(error) => Err(Status::internal(error.to_string())),
-    }
-}
-
-fn response(attached: &Attached) -> AddResponse {
+fn added(attached: &Attached) -> Added {
     let mac = |octets: [u8; 6]| octets.map(|octet| format!("{octet:02x}")).join(":");
     let address = |address: &IpAddr| Address {
         address: IpNetwork::from(*address).to_string(),
@@ -278,7 +296,7 @@ fn response(attached: &Attached) -> AddResponse {
             IpAddr::V6(_) => links::GATEWAY_V6.to_string(),
         },
     };
-    AddResponse {
+    Added {
         host_interface: attached.host_interface.clone(),
         host_mac: mac(links::HOST_MAC),
         pod_mac: mac(attached.link.pod_mac),

@@ -29,6 +29,9 @@ pub fn write_unflushed(path: &Path, value: &impl Serialize) -> anyhow::Result<()
     let mut text = serde_json::to_vec(value).with_context(doing)?;
     text.push(b'\n');
     let aside = path.with_extension("new");
+    if exchange(path, &text).with_context(doing)? {
+        return Ok(());
+    }
     fs::write(&aside, text).with_context(doing)?;
     // A rename over a file makes ext4 write the new one out (auto_da_alloc in its documentation), for milliseconds.
     match fs::remove_file(path) {
@@ -36,6 +39,17 @@ pub fn write_unflushed(path: &Path, value: &impl Serialize) -> anyhow::Result<()
         _ => {}
     }
     fs::rename(&aside, path).with_context(doing)
+}
+
+/// Writes to a spare file and exchanges the two: none is made or deleted, which is most of what a small write costs. The
+/// spare is never read. `false` where there is no file to exchange it with yet, or the file system cannot.
+fn exchange(path: &Path, text: &[u8]) -> std::io::Result<bool> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    let spare = path.with_extension("spare");
+    let mut file = File::options().write(true).create(true).truncate(false).open(&spare)?;
+    file.write_all(text)?;
+    file.set_len(text.len() as u64)?;
+    Ok(renameat2(AT_FDCWD, &spare, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE).is_ok())
 }
 
 /// Reads what [`write_unflushed`] wrote, at whatever point it was ended; `None` where it never came to its end.
@@ -104,6 +118,11 @@ mod tests {
         assert_eq!(found(), Some(vec![2]), "it was ended before the rename");
         write_unflushed(&path, &[3]).unwrap();
         assert_eq!(found(), Some(vec![3]));
+        // The spare has a longer text than what is written over it.
+        fs::write(path.with_extension("spare"), "[4, 4, 4, 4, 4, 4, 4, 4, ").unwrap();
+        assert_eq!(found(), Some(vec![3]), "it was ended while the spare was written");
+        write_unflushed(&path, &[5]).unwrap();
+        assert_eq!(found(), Some(vec![5]));
         fs::write(&path, "[3, ").unwrap();
         assert!(read_unflushed::<Vec<u32>>(&path).is_err(), "a damaged file is not passed over");
     }

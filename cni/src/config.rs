@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use crate::call::PortMapping;
 use crate::error::{DECODE_FAILURE, Error, INCOMPATIBLE_VERSION};
-use crate::v1::PortMapping;
 
 /// Versions of the specification that results are shaped for, oldest first.
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -99,9 +99,9 @@ fn field<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
 fn port_mapping(entry: &Value, at: &str) -> Result<PortMapping, Error> {
     let wrong = |key: &str, details: &str| Error::config(&format!("{at}.{key}"), details);
     let port = |key: &str| {
-        let number = field(entry, key).and_then(Value::as_u64).filter(|number| (1..=65535).contains(number));
+        let number = field(entry, key).and_then(Value::as_u64).filter(|number| *number != 0);
         number
-            .and_then(|number| u32::try_from(number).ok())
+            .and_then(|number| u16::try_from(number).ok())
             .ok_or_else(|| wrong(key, "is not a number from 1 to 65535"))
     };
     let text = |key: &str| field(entry, key).and_then(Value::as_str).unwrap_or_default();

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::call::Reason;
+
 /// Codes of the specification, section "Error".
 pub const INCOMPATIBLE_VERSION: u32 = 1;
 pub const INVALID_ENVIRONMENT: u32 = 4;
@@ -34,15 +36,15 @@ impl Error {
     }
 
     /// The agent's refusal of a call.
-    pub fn from_status(status: &tonic::Status) -> Error {
-        let (code, message) = match status.code() {
-            tonic::Code::Unavailable => (TRY_AGAIN_LATER, "the agent cannot do this now"),
-            tonic::Code::ResourceExhausted => (TRY_AGAIN_LATER, "no address is free"),
-            tonic::Code::InvalidArgument => (INVALID_ENVIRONMENT, "the agent refused an argument"),
-            tonic::Code::FailedPrecondition => (CHECK_FAILED, "the attachment is not as it should be"),
-            _ => (IO_FAILURE, "the agent failed"),
+    pub fn from_refusal(reason: Reason, details: String) -> Error {
+        let (code, message) = match reason {
+            Reason::Unavailable => (TRY_AGAIN_LATER, "the agent cannot do this now"),
+            Reason::NoAddress => (TRY_AGAIN_LATER, "no address is free"),
+            Reason::InvalidArgument => (INVALID_ENVIRONMENT, "the agent refused an argument"),
+            Reason::NotAsItShouldBe => (CHECK_FAILED, "the attachment is not as it should be"),
+            Reason::Failed => (IO_FAILURE, "the agent failed"),
         };
-        Error::new(code, message, status.message())
+        Error::new(code, message, details)
     }
 
     pub fn to_json(&self, version: &str) -> Value {

@@ -1,6 +1,6 @@
 //! Success results, in the shape of each version of the specification.
 
-use cni::v1::AddResponse;
+use cni::call::Added;
 use serde_json::{Value, json};
 
 use cni::config::VERSIONS;
@@ -11,7 +11,7 @@ pub fn versions(version: &str) -> Value {
 }
 
 /// The answer to ADD: the pod's interface second, its addresses point there.
-pub fn added(version: &str, interface: &str, netns: &str, response: &AddResponse) -> Value {
+pub fn added(version: &str, interface: &str, netns: &str, response: &Added) -> Value {
     let with_family = matches!(version, "0.3.1" | "0.4.0");
     let with_mtu = version == "1.1.0";
     let interfaces: Vec<Value> = [

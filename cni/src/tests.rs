@@ -1,4 +1,4 @@
-use cni::v1::{AddResponse, Address};
+use cni::call::{Added, Address};
 use serde_json::json;
 
 use super::*;
@@ -142,7 +142,7 @@ fn check_needs_the_previous_result_and_gc_the_valid_attachments() {
 
 #[test]
 fn the_result_has_the_shape_of_its_version() {
-    let response = AddResponse {
+    let response = Added {
         host_interface: "swp0123456789ab".to_owned(),
         host_mac: "ee:ee:ee:ee:ee:ee".to_owned(),
         pod_mac: "02:fe:0a:f4:00:42".to_owned(),

@@ -162,7 +162,7 @@ fn cni(arguments: &BenchArguments) -> Result<()> {
     install::ensure(&[install::IP, install::CNI_PLUGINS])?;
     let mut command = datapath("cni")?;
     command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
-    command.arg("--plugin").arg(build::shipped("seaway-cni")?);
+    command.arg("--plugin").arg(build::plugin()?);
     pass(&mut command, [("--rounds", number(arguments.rounds))]);
     run::run(&mut command)
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -54,18 +54,7 @@ pub(crate) fn build() -> Result<Images> {
 
 /// The static binaries `pause` and `multitool`.
 fn programs() -> Result<(PathBuf, PathBuf)> {
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut cargo = run::cargo();
-    cargo
-        .args(["build", "--package", "images", "--profile", "image", "--target", &triple])
-        .args(["--message-format", "json-render-diagnostics", "--target-dir"])
-        .arg(run::target().join("images-build"))
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
-    if !output.status.success() {
-        bail!("building the programs of the test images ended with {}", output.status);
-    }
-    let mut built = build::executables(&String::from_utf8_lossy(&output.stdout));
+    let mut built = build::in_static("images")?;
     let mut take =
         |name: &str| built.remove(name).with_context(|| format!("cargo named no executable for {name}"));
     Ok((take("pause")?, take("multitool")?))

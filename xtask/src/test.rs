@@ -148,8 +148,10 @@ fn kernel(filter: Option<&str>) -> Result<Count> {
     root_only("test kernel")?;
     install::ensure(&[install::CLUSTER, install::PEERS])?;
     // The agent and the plugin are started as processes.
-    build::binaries(false)?;
-    cargo_test(&["--workspace", "--test", "kernel"], filter, None)
+    let binaries = build::binaries(false)?;
+    let mut cargo = command(&["--workspace", "--test", "kernel"], filter, None)?;
+    cargo.env("SEAWAY_CNI", &binaries["seaway-cni"]);
+    counted(cargo)
 }
 
 /// The tests of the cluster tier share one cluster for each store: a cluster is part of what they test.

@@ -5,6 +5,7 @@
 
 mod bpf;
 pub mod census;
+mod clsact;
 pub mod counts;
 pub mod datapath;
 pub mod delta;

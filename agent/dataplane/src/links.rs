@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ebpf_common::FORWARD_PORTS;
 
-use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Socket};
+use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Refusal, Socket};
 
 const IFF_UP: u32 = 1;
 const RTM_NEWLINK: u16 = 16;
@@ -62,6 +62,9 @@ pub const HOST_MAC: [u8; 6] = [0xee; 6];
 
 /// The group of links that are about to be deleted; a number that nobody else would choose.
 const DOOMED_GROUP: u32 = u32::from_be_bytes(*b"swrp");
+
+/// Added to an interface's index: more than the metric of routes that have none, which IPv6 takes for 1024.
+const METRIC_BEHIND: u32 = 1024;
 
 /// Times, a millisecond apart, that a new link is asked for its carrier.
 const OPERATIONAL_TRIES: u32 = 2000;
@@ -143,27 +146,38 @@ impl Links {
     fn configure(&mut self, config: &PodLinkConfig<'_>, pod_mac: [u8; 6]) -> io::Result<PodLink> {
         let name = config.host_name;
         let host_index = self.index(name)?;
-        // Before the link is up, so that no address detection or autoconfiguration starts.
-        for (key, value) in [
-            ("ipv6/conf/{}/accept_dad", "0"),
-            ("ipv6/conf/{}/accept_ra", "0"),
-            ("ipv6/conf/{}/forwarding", "1"),
-        ] {
-            write_sysctl_if_present(&key.replace("{}", name), value)?;
-        }
-        write_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
-        write_sysctl(&format!("ipv4/conf/{name}/forwarding"), "1")?;
-        let mut host = vec![set_up(host_index)];
+        // Routers are never listened to here, and packets are forwarded also where new links are told otherwise.
+        write_sysctl_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        write_sysctl_if_present(&format!("ipv6/conf/{name}/forwarding"), "1")?;
+        // Before the link is up, so that it gets no address of its own.
+        let mut host = vec![without_address(host_index), forwarding(host_index), set_up(host_index)];
         host.extend(config.addresses.iter().map(|address| neighbour(*address, host_index, pod_mac)));
-        run(&mut self.socket, host, &format!("setting up {name}"))?;
+        let mut refusals = self.socket.execute(&mut host)?;
+        // Where IPv6 is off there is none to get.
+        refusals[0] = refusals[0].take().filter(|refusal| refusal.errno != libc::EAFNOSUPPORT);
+        if let Some(refusal) = refusals.into_iter().flatten().next() {
+            return Err(annotate(refusal.into(), format!("setting up {name}")));
+        }
         let mut pod = Socket::open_in(config.netns)
             .map_err(|error| annotate(error, "entering the pod's network namespace".to_owned()))?;
         let pod_index = index_of(&mut pod, config.pod_name)?;
+        let doing = || format!("setting up {} in the pod", config.pod_name);
         let mut messages = vec![set_up(1), set_up(pod_index)];
-        for address in config.addresses {
-            messages.extend(pod_messages(*address, pod_index));
+        messages.extend(config.addresses.iter().flat_map(|address| pod_messages(*address, pod_index)));
+        let first_route = messages.len();
+        messages.extend(pod_routes(config.addresses, pod_index, None));
+        let refusals = pod.execute(&mut messages)?;
+        let is_second = |at: usize, refusal: &Refusal| at >= first_route && refusal.errno == libc::EEXIST;
+        let refused = |(at, refusal): (usize, Option<Refusal>)| Some((at, refusal?));
+        let refused: Vec<_> = refusals.into_iter().enumerate().filter_map(refused).collect();
+        if let Some((_, refusal)) = refused.iter().find(|(at, refusal)| !is_second(*at, refusal)) {
+            return Err(annotate(refusal.clone().into(), doing()));
         }
-        run(&mut pod, messages, &format!("setting up {} in the pod", config.pod_name))?;
+        if !refused.is_empty() {
+            // Another interface of the pod leads out already: this one stands behind it.
+            let metric = Some(METRIC_BEHIND + pod_index);
+            run(&mut pod, pod_routes(config.addresses, pod_index, metric), &doing())?;
+        }
         await_operational(&mut pod, config.pod_name)?;
         await_operational(&mut self.socket, name)?;
         Ok(PodLink { host_index, pod_mac })
@@ -388,6 +402,36 @@ fn set_up(index: u32) -> Message {
     Message::new(RTM_NEWLINK, 0, &link_header(index, IFF_UP, IFF_UP))
 }
 
+/// Keeps the kernel from giving a link an IPv6 address: nobody asks for one of the host's end, and to make it certain
+/// that nobody else has it takes a second.
+fn without_address(index: u32) -> Message {
+    const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+    const MODE_NONE: u8 = 1;
+    let mut of_family = Vec::new();
+    netlink::put_attribute(&mut of_family, IFLA_INET6_ADDR_GEN_MODE, &[MODE_NONE]);
+    of_link(index, libc::AF_INET6, &of_family)
+}
+
+/// Forwarding of IPv4 on and its reverse path filter off, as by /proc/sys/net/ipv4/conf.
+fn forwarding(index: u32) -> Message {
+    const IFLA_INET_CONF: u16 = 1;
+    const FORWARDING: u16 = 1;
+    const RP_FILTER: u16 = 8;
+    let (mut settings, mut of_family) = (Vec::new(), Vec::new());
+    netlink::put_attribute(&mut settings, FORWARDING, &1u32.to_ne_bytes());
+    netlink::put_attribute(&mut settings, RP_FILTER, &0u32.to_ne_bytes());
+    netlink::put_attribute(&mut of_family, IFLA_INET_CONF, &settings);
+    of_link(index, libc::AF_INET, &of_family)
+}
+
+/// What one family shall be like on a link.
+fn of_link(index: u32, family: i32, settings: &[u8]) -> Message {
+    const IFLA_AF_SPEC: u16 = 26;
+    let mut families = Vec::new();
+    netlink::put_attribute(&mut families, family as u16, settings);
+    Message::new(RTM_SETLINK, 0, &link_header(index, 0, 0)).attribute(IFLA_AF_SPEC, &families)
+}
+
 fn family_of(address: IpAddr) -> u8 {
     if address.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
 }
@@ -403,7 +447,7 @@ fn neighbour(address: IpAddr, index: u32, mac: [u8; 6]) -> Message {
         .attribute(NDA_LLADDR, &mac)
 }
 
-/// Address, gateway and default route of one family, inside the pod.
+/// Address and gateway of one family, inside the pod.
 fn pod_messages(address: IpAddr, index: u32) -> Vec<Message> {
     let family = family_of(address);
     let (bits, gateway) = match address {
@@ -417,17 +461,33 @@ fn pod_messages(address: IpAddr, index: u32) -> Vec<Message> {
         .address(IFA_LOCAL, address)
         .address(IFA_ADDRESS, address)
         .u32(IFA_FLAGS, IFA_F_NODAD);
-    let route = |length: u8, scope: u8, flags: u32| {
-        let mut header = vec![family, length, 0, 0, 254, PROTOCOL_BOOT, scope, 1];
+    vec![assign, neighbour(gateway, index, HOST_MAC)]
+}
+
+/// The ways out of a pod by one of its interfaces, of this metric.
+fn pod_routes(addresses: &[IpAddr], index: u32, metric: Option<u32>) -> Vec<Message> {
+    const RTA_PRIORITY: u16 = 6;
+    let route = |address: IpAddr, length: u8, scope: u8, flags: u32| {
+        let mut header = vec![family_of(address), length, 0, 0, 254, PROTOCOL_BOOT, scope, 1];
         header.extend_from_slice(&flags.to_ne_bytes());
-        Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header)
+        let kind = if metric.is_some() { CREATE | REPLACE } else { CREATE | EXCLUSIVE };
+        let message = Message::new(RTM_NEWROUTE, kind, &header).u32(RTA_OIF, index);
+        metric.into_iter().fold(message, |message, metric| message.u32(RTA_PRIORITY, metric))
     };
-    let mut messages = vec![assign, neighbour(gateway, index, HOST_MAC)];
-    if address.is_ipv4() {
-        messages.push(route(32, SCOPE_LINK, 0).address(RTA_DST, gateway).u32(RTA_OIF, index));
-    }
-    messages.push(route(0, 0, RTNH_F_ONLINK).address(RTA_GATEWAY, gateway).u32(RTA_OIF, index));
-    messages
+    let of = |address: &IpAddr| match address {
+        IpAddr::V4(_) => {
+            let gateway = IpAddr::V4(GATEWAY_V4);
+            vec![
+                route(gateway, 32, SCOPE_LINK, 0).address(RTA_DST, gateway),
+                route(gateway, 0, 0, RTNH_F_ONLINK).address(RTA_GATEWAY, gateway),
+            ]
+        }
+        IpAddr::V6(_) => {
+            let gateway = IpAddr::V6(GATEWAY_V6);
+            vec![route(gateway, 0, 0, RTNH_F_ONLINK).address(RTA_GATEWAY, gateway)]
+        }
+    };
+    addresses.iter().flat_map(of).collect()
 }
 
 fn run(socket: &mut Socket, mut messages: Vec<Message>, doing: &str) -> io::Result<()> {

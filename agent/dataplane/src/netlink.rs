@@ -13,6 +13,9 @@ const BATCH_SIZE: usize = 512;
 /// Octets; holds the answers to a whole batch of failures.
 const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 
+/// Octets; holds the largest part of a dump, which is not looked at before.
+const RECEIVE_SIZE: usize = 128 << 10;
+
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_MIN_TYPE: u16 = 16;
@@ -174,18 +177,22 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Opens a socket inside another network namespace.
+    /// Opens a socket inside another network namespace, which the calling thread enters and leaves for it. Ends the
+    /// process where it cannot leave: what that thread did next would be done in the wrong namespace.
     pub(crate) fn open_in(netns: &File) -> io::Result<Socket> {
-        std::thread::scope(|scope| {
-            let opened = scope.spawn(|| {
-                // SAFETY: the thread ends with the scope, so the changed namespace is seen by nothing else.
-                if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
-                    return Err(io::Error::last_os_error());
+        struct Way<'a>(&'a File);
+        impl Drop for Way<'_> {
+            fn drop(&mut self) {
+                if let Err(error) = enter(self.0) {
+                    tracing::error!(%error, "a thread cannot leave a pod's network namespace");
+                    std::process::abort();
                 }
-                Socket::open()
-            });
-            opened.join().unwrap_or_else(|_| Err(io::Error::other("thread for the namespace panicked")))
-        })
+            }
+        }
+        let own = File::open("/proc/thread-self/ns/net")?;
+        let _back = Way(&own);
+        enter(netns)?;
+        Socket::open()
     }
 
     /// Takes a port of the kernel's choice. Without one a socket has port 0, which is the kernel's own, and a sender
@@ -314,13 +321,14 @@ impl Socket {
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; 128 << 10];
+        let mut buffer = Vec::<u8>::with_capacity(RECEIVE_SIZE);
         loop {
-            // SAFETY: the buffer lives over the call and its length is given.
+            // SAFETY: the buffer has room for as much as the kernel is told to write at most.
             let length =
-                unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+                unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), RECEIVE_SIZE, 0) };
             if length >= 0 {
-                buffer.truncate(length as usize);
+                // SAFETY: the kernel has written this many octets, and no more than there is room for.
+                unsafe { buffer.set_len(length as usize) };
                 return Ok(buffer);
             }
             let error = io::Error::last_os_error();
@@ -347,6 +355,13 @@ struct Header {
     kind: u16,
     flags: u16,
     sequence: u32,
+}
+
+/// Takes the calling thread into a network namespace.
+fn enter(netns: &File) -> io::Result<()> {
+    // SAFETY: plain system call on an open descriptor.
+    let result = unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn split(octets: &[u8]) -> impl Iterator<Item = (Header, &[u8])> {

@@ -18,23 +18,21 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{
-        Program, SchedClassifier, TcAttachType,
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
-    },
+    programs::{Program, TcAttachType, tc},
 };
 
 use ebpf_common::{Call, maps};
 
 use crate::{
     bpf::{self, AttachType, Target},
+    clsact::{self, Filter, Parent},
     maps::MapError,
     services,
 };
@@ -52,10 +50,6 @@ const SOCKET_PROGRAMS: [(&str, AttachType); 9] = [
     ("getpeername6", AttachType::Getpeername6),
     ("sock_release", AttachType::SockRelease),
 ];
-
-/// Priority and handle of our clsact filters, by which a later agent finds them again.
-const CLSACT_PRIORITY: u16 = 180;
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
@@ -126,6 +120,13 @@ impl Hook {
         match self {
             Self::Ingress => AttachType::TcxIngress,
             Self::Egress => AttachType::TcxEgress,
+        }
+    }
+
+    const fn parent(self) -> Parent {
+        match self {
+            Self::Ingress => Parent::Ingress,
+            Self::Egress => Parent::Egress,
         }
     }
 
@@ -271,24 +272,33 @@ impl Programs {
 
     /// Attaches the role's programs to an interface of the current network namespace. Attaching again changes nothing;
     /// an interface that an earlier agent served by tcx links keeps them.
-    pub fn attach_link(&mut self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
+    pub fn attach_link(&self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
+        let mut by_filter = Vec::new();
         for hook in Hook::BOTH {
             let program = program_name(role, hook);
             let pin = self.link_path(&tc_link_name(role, interface_index, hook));
             let target = Target::Interface(interface_index);
-            if self.tc_modes.of(role) == TcMode::Tcx || is_attached(&pin, target) {
+            let pinned = bpf::get_pinned(&pin);
+            let is_there =
+                |link: &OwnedFd| bpf::link_target(link.as_fd()).is_ok_and(|actual| actual == target);
+            if self.tc_modes.of(role) == TcMode::Tcx || pinned.as_ref().is_ok_and(is_there) {
                 self.attach(&program, &pin, interface_index, target, hook.attach_type())?;
-            } else {
+                continue;
+            }
+            if !pinned.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
                 // Of an interface that had the index before.
                 detach_pinned(&pin)?;
-                self.attach_clsact(&program, interface_index, hook)?;
             }
+            by_filter.push(hook);
         }
-        Ok(())
+        if by_filter.is_empty() {
+            return Ok(());
+        }
+        self.attach_clsact(role, interface_index, &by_filter)
     }
 
     /// Undoes [`Self::attach_link`]. Nothing there is no error.
-    pub fn detach_link(&mut self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
+    pub fn detach_link(&self, interface_index: u32, role: Role) -> Result<(), ProgramError> {
         for hook in Hook::BOTH {
             detach_pinned(&self.link_path(&tc_link_name(role, interface_index, hook)))?;
             self.detach_clsact(&program_name(role, hook), interface_index, hook)?;
@@ -384,45 +394,20 @@ impl Programs {
         bpf::pin(link.as_fd(), pin).map_err(|source| ProgramError::Pin { path: pin.to_owned(), source })
     }
 
-    fn attach_clsact(&mut self, name: &str, interface_index: u32, hook: Hook) -> Result<(), ProgramError> {
-        let interface = interface_name(name, interface_index)?;
-        let target = interface.clone();
-        let failed = |source: aya::programs::ProgramError| ProgramError::Clsact {
-            program: name.to_owned(),
-            target: target.clone(),
-            source: Box::new(source),
-        };
-        match tc::qdisc_add_clsact(&interface) {
-            Err(tc::TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            result => result.map_err(|error| failed(error.into()))?,
-        }
-        let classifier = classifier(&mut self.ebpf, name)?;
-        let options = || NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
-        let attached =
-            classifier.attach_with_options(&interface, hook.clsact(), TcAttachOptions::Netlink(options()));
-        let id = match attached {
-            Ok(id) => id,
-            Err(aya::programs::ProgramError::TcError(tc::TcError::NetlinkError(error)))
-                if error.raw_os_error() == Some(libc::EEXIST) =>
-            {
-                let old = SchedClassifierLink::attached(
-                    &interface,
-                    hook.clsact(),
-                    CLSACT_PRIORITY,
-                    CLSACT_HANDLE,
-                    None,
-                )
-                .map_err(|source| attach_error(name, Target::Interface(interface_index), source))?;
-                classifier.attach_to_link(old).map_err(&failed)?
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        // The filter stays when this process ends.
-        std::mem::forget(classifier.take_link(id).map_err(failed)?);
-        Ok(())
+    fn attach_clsact(&self, role: Role, interface_index: u32, hooks: &[Hook]) -> Result<(), ProgramError> {
+        let names = hooks.iter().map(|hook| program_name(role, *hook)).collect::<Vec<_>>();
+        let filters = hooks
+            .iter()
+            .zip(&names)
+            .map(|(hook, name)| Ok(Filter { parent: hook.parent(), name, program: self.fd(name)? }));
+        let filters = filters.collect::<Result<Vec<_>, ProgramError>>()?;
+        clsact::attach(interface_index, &filters).map_err(|source| {
+            let target = Target::Interface(interface_index);
+            attach_error(&names.join(" and "), target, source)
+        })
     }
 
-    fn detach_clsact(&mut self, name: &str, interface_index: u32, hook: Hook) -> Result<(), ProgramError> {
+    fn detach_clsact(&self, name: &str, interface_index: u32, hook: Hook) -> Result<(), ProgramError> {
         let Ok(interface) = interface_name(name, interface_index) else { return Ok(()) };
         match tc::qdisc_detach_program(&interface, hook.clsact(), name) {
             Err(tc::TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -433,11 +418,6 @@ impl Programs {
             }),
         }
     }
-}
-
-/// Whether a link is pinned there that serves `target`.
-fn is_attached(pin: &Path, target: Target) -> bool {
-    bpf::get_pinned(pin).is_ok_and(|link| bpf::link_target(link.as_fd()).is_ok_and(|actual| actual == target))
 }
 
 /// Removes every pinned object under `directory`: the programs stop serving and the maps are gone. Nothing there is no
@@ -472,12 +452,6 @@ fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
         }
     }
     loaded.map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })
-}
-
-fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| ProgramError::Missing(name.to_owned()))
 }
 
 fn program_name(role: Role, hook: Hook) -> String {

@@ -22,6 +22,13 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// The CNI plugin, static as it is shipped.
+pub fn plugin() -> PathBuf {
+    let path =
+        std::env::var_os("SEAWAY_CNI").expect("SEAWAY_CNI: `cargo xtask test kernel` builds the plugin");
+    PathBuf::from(path)
+}
+
 /// An agent: node-a at 192.0.2.1, which owns block 10.244.0.64/26, where nothing else is said.
 pub struct Agent {
     name: String,

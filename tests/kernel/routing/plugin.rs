@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::agent::{Agent, binary};
+use super::agent::{Agent, plugin};
 use super::peers::wire;
 use crate::netns::{NetNs, eventually};
 
@@ -34,7 +34,7 @@ pub fn call_at(socket: &Path, call: &Call<'_>) -> (bool, Value) {
     for (key, value) in call.config.as_object().into_iter().flatten() {
         config[key] = value.clone();
     }
-    let mut command = Command::new(binary("seaway-cni"));
+    let mut command = Command::new(plugin());
     command
         .env("CNI_COMMAND", call.command)
         .env("CNI_CONTAINERID", call.container)
