@@ -100,7 +100,13 @@ impl Server {
         let answered = asked.and_then(|(request, netns)| {
             let refused = |Refusal { reason, message }| Answer::Refused { reason, message };
             let answer = self.call(request, netns).unwrap_or_else(refused);
-            call::answer(&mut stream, &answer)
+            call::answer(&mut stream, &answer)?;
+            if let Answer::Added(added) = answer {
+                let of_pod = |address: &Address| address.address.parse().ok().map(|it: IpNetwork| it.ip());
+                let addresses: Vec<IpAddr> = added.addresses.iter().filter_map(of_pod).collect();
+                self.network.reach().added(&addresses, Instant::now());
+            }
+            Ok(())
         });
         if let Err(error) = answered {
             tracing::warn!(%error, "a call over the CNI socket");

@@ -27,6 +27,7 @@ mod metrics;
 mod network;
 mod persist;
 mod pools;
+mod reach;
 mod routing;
 mod run;
 mod services;

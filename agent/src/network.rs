@@ -31,6 +31,7 @@ use crate::allocations::Allocations;
 use crate::bgp_io;
 use crate::config::Config;
 use crate::pools::Supply;
+use crate::reach::Reach;
 
 mod announced;
 mod blocks;
@@ -106,6 +107,8 @@ pub struct Network {
     bgp: bgp_io::Handle,
     host_ports_changed: Arc<Notify>,
     addresses_came: Arc<Notify>,
+    reach: Arc<Reach>,
+    routes_learned: Arc<Notify>,
 }
 
 impl Network {
@@ -164,6 +167,8 @@ impl Network {
             bgp,
             host_ports_changed: Arc::default(),
             addresses_came: Arc::default(),
+            reach: Arc::default(),
+            routes_learned: Arc::default(),
         };
         if !config.router_only {
             links::prepare_host(&uplink.name).context("setting up forwarding")?;
@@ -389,6 +394,7 @@ impl Network {
             }
         }
         state.apply();
+        self.routes_learned.notify_one();
     }
 
     /// The routes are complete: those of an earlier agent that are not desired any more go.

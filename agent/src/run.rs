@@ -31,7 +31,7 @@ use crate::routing::{self, Identity, Routing};
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
 use crate::wishes::{Listings, Wishes};
-use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, stale, status};
+use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, reach, stale, status};
 
 /// How long peers keep our routes while we restart, and we theirs.
 const RESTART_TIME: Duration = Duration::from_secs(120);
@@ -355,6 +355,7 @@ impl Agent {
             return Ok(());
         }
         self.start_health(cancel);
+        self.start_reach(cancel).await;
         let server = cni_server::Server::new(
             self.network.clone(),
             self.addresses.wishes.clone(),
@@ -384,6 +385,17 @@ impl Agent {
         let config = health_ports::Config::new(node.clone(), port, &self.config.node_ips);
         let events = health_ports::Events::new(self.client.clone(), node);
         health_ports::start(config, self.health.clone(), events, self.services.checks(), cancel.clone());
+    }
+
+    async fn start_reach(&self, cancel: &CancellationToken) {
+        let (port, own) = (self.config.healthz_port, self.config.node_name.clone());
+        if port == 0 {
+            return;
+        }
+        let nodes = self.nodes.subscribe();
+        if let Err(error) = reach::start(self.network.clone(), port, own, nodes, cancel.clone()).await {
+            tracing::warn!(port, %error, "how far routes to pods have got is neither asked nor answered over UDP");
+        }
     }
 
     async fn start_dns(&self, cancel: &CancellationToken) -> anyhow::Result<()> {

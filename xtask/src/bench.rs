@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use crate::{build, cluster::Store, ebpf, install, run};
+use crate::cluster::{NODES_MAX, Store};
+use crate::{build, ebpf, install, run};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
@@ -34,6 +35,9 @@ pub(crate) struct BenchArguments {
     /// A seaway-server that is built already
     #[arg(long)]
     server: Option<PathBuf>,
+    /// cluster: how many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=i64::from(NODES_MAX)))]
+    nodes: u8,
     /// How often everything is measured
     #[arg(long)]
     rounds: Option<u32>,
@@ -86,7 +90,7 @@ struct ServicesArguments {
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     match arguments.name {
         Bench::Cluster => crate::root_only("bench cluster")
-            .and_then(|()| crate::cluster::measure(arguments.apiserver.store)),
+            .and_then(|()| crate::cluster::measure(arguments.apiserver.store, arguments.nodes)),
         Bench::Apiserver => apiserver(arguments),
         Bench::Services => crate::root_only("bench services").and_then(|()| services(arguments)),
         Bench::Programs => crate::root_only("bench programs").and_then(|()| programs(arguments)),

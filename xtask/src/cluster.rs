@@ -20,6 +20,7 @@ mod up;
 pub(crate) use down::down;
 pub(crate) use host::host;
 pub(crate) use layout::IpFamily;
+pub(crate) use layout::NODES_MAX;
 pub(crate) use measure::measure;
 pub(crate) use status::{enter, print_logs, status};
 pub(crate) use up::{Store, UpArguments, up};

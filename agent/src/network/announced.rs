@@ -60,7 +60,8 @@ impl Network {
         let borrowed = state.allocator.borrowed().filter(|address| state.is_in_use(*address));
         let pods = borrowed.map(|address| (address, LocalKind::Pod));
         let of_pods = blocks.into_iter().map(|block| (block, LocalKind::Block)).chain(pods);
-        let of_pods = of_pods.filter(|(block, _)| state.supply.announces(*block));
+        let of_pods: Vec<_> = of_pods.filter(|(block, _)| state.supply.announces(*block)).collect();
+        self.reach.announce(&of_pods.iter().map(|(prefix, _)| *prefix).collect());
         let services = &state.services;
         let ranges = services.ranges.iter().map(|range| (*range, LocalKind::ServiceRange));
         let addresses = services.addresses.iter().map(|address| (*address, LocalKind::Service));

@@ -125,6 +125,21 @@ impl Network {
         }
     }
 
+    /// How far the routes to this node's pods have got.
+    pub fn reach(&self) -> Arc<Reach> {
+        self.reach.clone()
+    }
+
+    /// Told whenever the kernel has taken routes of other nodes.
+    pub fn routes_learned(&self) -> Arc<Notify> {
+        self.routes_learned.clone()
+    }
+
+    /// Whether the kernel has the route that another node announced.
+    pub fn has_learned(&self, prefix: IpNetwork) -> bool {
+        matches!(self.state().routes.actual().get(&prefix), Some(Target::Via(_)))
+    }
+
     /// Whether a pod could be given an address now, of those who ask for none in particular.
     pub fn has_addresses(&self) -> bool {
         let state = self.state();

@@ -104,6 +104,7 @@ impl Status {
         let (network, metrics) = (self.network.clone(), self.metrics.clone());
         let written = tokio::task::spawn_blocking(move || {
             write_network(&mut text, &network);
+            network.reach().write(&mut text);
             metrics.write(&network, &mut text);
             text.finish()
         });

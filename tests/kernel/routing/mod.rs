@@ -11,6 +11,7 @@ mod links;
 pub mod peers;
 mod plugin;
 mod pools;
+mod reach;
 mod routes;
 pub mod server;
 mod table;

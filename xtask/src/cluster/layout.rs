@@ -17,7 +17,7 @@ pub(super) const FABRIC_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 1);
 pub(super) const REGISTRY_PORT: u16 = 5000;
 pub(super) const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 10);
 pub(super) const API_PORT: u16 = 6443;
-pub(super) const NODES_MAX: u8 = 100;
+pub(crate) const NODES_MAX: u8 = 100;
 pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Where the cluster keeps everything: `target/cluster`.

@@ -11,17 +11,16 @@ use super::status::usage;
 use super::up::{Store, UpArguments, kubectl, up};
 use crate::run;
 
-const NODES: u8 = 3;
 const PODS: usize = 20;
 const IDLE: Duration = Duration::from_secs(30);
 
 #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
-pub(crate) fn measure(store: Store) -> Result<()> {
-    up(&UpArguments { nodes: NODES, store, ip_family: IpFamily::Dual, release: true })?;
+pub(crate) fn measure(store: Store, nodes: u8) -> Result<()> {
+    up(&UpArguments { nodes, store, ip_family: IpFamily::Dual, release: true })?;
     run::say("    letting the cluster come to rest");
     std::thread::sleep(Duration::from_secs(10));
     let mut processes = vec![(SERVER.to_owned(), "server")];
-    processes.extend((1..=NODES).map(|index| (node_name(index), "agent")));
+    processes.extend((1..=nodes).map(|index| (node_name(index), "agent")));
     if store == Store::Etcd {
         processes.push((SERVER.to_owned(), "etcd"));
     }
@@ -29,11 +28,12 @@ pub(crate) fn measure(store: Store) -> Result<()> {
     let server = agents.remove(0);
     let etcd = if store == Store::Etcd { agents.pop() } else { None };
     let ready = run::step(&format!("starting {PODS} pods, one after the other"), apply_to_ready)?;
-    let routes = run::step("filling the nodes, so that they announce more blocks", routes::measure)?;
+    let routes =
+        run::step("filling the nodes, so that they announce more blocks", || routes::measure(nodes))?;
     let agent_memory = median(agents.iter().map(|(memory, _)| *memory).collect());
     let agent_cpu = median(agents.iter().map(|(_, cpu)| *cpu).collect());
     println!("\n| figure | value |\n|---|---|");
-    println!("| seaway-server, resident memory, {NODES} idle nodes | {:.1} MB |", server.0);
+    println!("| seaway-server, resident memory, {nodes} idle nodes | {:.1} MB |", server.0);
     println!("| seaway-server, idle CPU | {:.2} % of one core |", server.1);
     if let Some((memory, cpu)) = etcd {
         println!("| etcd beside it, resident memory | {memory:.1} MB |");

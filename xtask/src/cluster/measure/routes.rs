@@ -2,7 +2,9 @@
 //!
 //! The agents' logs say when each ADD began and ended; `ip -ts monitor` in every node says when a route came into that
 //! kernel. A pod of a block that is announced already waits for nothing; the first pod of a new block waits for its
-//! block's announcement, and those are reported apart.
+//! block's announcement, and those are reported apart. The agents' own histogram is shown beside.
+
+mod told;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Child, time::Duration};
 
@@ -15,13 +17,20 @@ use super::super::{
     status::enter_command,
     up::{kubectl, until},
 };
-use super::{NODES, median};
+use super::median;
+use told::Told;
 
 /// More than a block of 64 holds, so that every node claims another.
 const PODS_PER_NODE: usize = 90;
+/// With more nodes than this, pods would be too many for one machine: then there are fewer, and blocks are small.
+const NODES_WITH_LARGE_BLOCKS: u8 = 3;
+const PODS_PER_NODE_OF_MANY: usize = 24;
+/// A pool with blocks of eight addresses.
+const SMALL_BLOCKS: &str = "measure-small-blocks";
 const PODS_WITHIN: Duration = Duration::from_secs(300);
 const PODS_GONE_WITHIN: Duration = Duration::from_secs(180);
 
+#[derive(Default)]
 pub(super) struct Routes {
     /// Milliseconds from the start of each pod's ADD to the last other node's route to its address; 0 where all
     /// had it before.
@@ -32,6 +41,8 @@ pub(super) struct Routes {
     add: Vec<f64>,
     /// From a new block's first appearance on its owner to its last on the others.
     blocks: Vec<f64>,
+    /// What the agents tell of the same.
+    told: Told,
 }
 
 impl Routes {
@@ -67,6 +78,10 @@ impl Routes {
                 format!("{} ms", list(&self.blocks)),
             ),
             (
+                "ADD's return to the route on every other node, as the agents tell it".to_owned(),
+                self.told.to_string(),
+            ),
+            (
                 "ADD in the agent, all nodes starting pods at once, median".to_owned(),
                 format!("{:.0} ms", median(self.add)),
             ),
@@ -80,16 +95,22 @@ fn at(sorted: &[f64], percent: usize) -> String {
     sorted.get(index).map_or_else(|| "-".to_owned(), |time| format!("{time:.1}"))
 }
 
-pub(super) fn measure() -> Result<Routes> {
+pub(super) fn measure(nodes: u8) -> Result<Routes> {
+    let hosts: Vec<String> = (1..=nodes).map(node_name).collect();
+    let pods = if nodes > NODES_WITH_LARGE_BLOCKS { PODS_PER_NODE_OF_MANY } else { PODS_PER_NODE };
+    if nodes > NODES_WITH_LARGE_BLOCKS {
+        small_blocks()?;
+    }
     let mut logs = BTreeMap::new();
     let mut skip = BTreeMap::new();
-    for host in hosts() {
-        let routed = enter_command(&host)?.args(["ip", "-4", "route"]).output().context("reading routes")?;
+    for host in &hosts {
+        let routed = enter_command(host)?.args(["ip", "-4", "route"]).output().context("reading routes")?;
         logs.insert(host.clone(), blocks_in(&String::from_utf8_lossy(&routed.stdout)).collect());
-        skip.insert(host.clone(), agent_log(&host)?.len());
+        skip.insert(host.clone(), agent_log(host)?.len());
     }
-    let monitors = hosts().map(|host| Monitor::start(&host)).collect::<Result<Vec<_>>>()?;
-    let filled = fill();
+    let told = Told::read(&hosts)?;
+    let monitors = hosts.iter().map(|host| Monitor::start(host)).collect::<Result<Vec<_>>>()?;
+    let filled = fill(&hosts, pods);
     let seen = monitors.into_iter().map(Monitor::stop).collect::<Result<BTreeMap<_, _>>>()?;
     filled?;
     let mut adds = BTreeMap::new();
@@ -97,11 +118,25 @@ pub(super) fn measure() -> Result<Routes> {
         let log = agent_log(&host)?;
         adds.insert(host, log.get(skip..).unwrap_or_default().lines().filter_map(Add::parse).collect());
     }
-    evaluate(&logs, &seen, &adds)
+    let told = Told::read(&hosts)?.since(&told);
+    for (owner, adds) in &adds {
+        let adds: &Vec<Add> = adds;
+        ensure!(adds.len() >= pods, "{owner} has logged {} of {pods} ADDs", adds.len());
+    }
+    Ok(Routes { told, ..evaluate(&logs, &seen, &adds)? })
 }
 
-fn hosts() -> impl Iterator<Item = String> {
-    (1..=NODES).map(node_name)
+/// Pods get their addresses of small blocks from now on.
+fn small_blocks() -> Result<()> {
+    let manifest = layout::state().join("measure").join("pool.json");
+    let pool = json!({
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "IPPool",
+        "metadata": {"name": SMALL_BLOCKS},
+        "spec": {"cidr": "10.60.0.0/16", "blockSize": 29, "natOutgoing": true},
+    });
+    std::fs::write(&manifest, pool.to_string()).context("writing a manifest")?;
+    kubectl(&["apply", "-f", &manifest.display().to_string()]).map(drop)
 }
 
 /// `ip -ts monitor` in one node.
@@ -138,8 +173,8 @@ fn agent_log(host: &str) -> Result<String> {
 }
 
 /// More pods on every node than a block holds.
-fn fill() -> Result<()> {
-    for host in hosts() {
+fn fill(hosts: &[String], pods: usize) -> Result<()> {
+    for host in hosts {
         let manifest = layout::state().join("measure").join(format!("fill-{host}.json"));
         let labels = json!({"app": "measure-fill", "node": host});
         let spec = json!({
@@ -152,7 +187,7 @@ fn fill() -> Result<()> {
             "kind": "Deployment",
             "metadata": {"name": format!("measure-fill-{host}"), "labels": labels},
             "spec": {
-                "replicas": PODS_PER_NODE,
+                "replicas": pods,
                 "selector": {"matchLabels": labels},
                 "template": {"metadata": {"labels": labels}, "spec": spec},
             },
@@ -162,7 +197,7 @@ fn fill() -> Result<()> {
     }
     let ready =
         ["get", "deployment", "-l", "app=measure-fill", "-o", "jsonpath={.items[*].status.readyReplicas}"];
-    let all = vec![PODS_PER_NODE.to_string(); NODES.into()].join(" ");
+    let all = vec![pods.to_string(); hosts.len()].join(" ");
     until(PODS_WITHIN, "the nodes to be full of ready pods", || Ok(kubectl(&ready)? == all))?;
     kubectl(&["delete", "deployment", "-l", "app=measure-fill"])?;
     until(PODS_GONE_WITHIN, "the pods to go", || {
@@ -230,10 +265,8 @@ fn evaluate(
 ) -> Result<Routes> {
     let seen: BTreeMap<&String, _> =
         monitored.iter().map(|(host, log)| (host, first_seen(&before[host], log))).collect();
-    let mut routes =
-        Routes { from_start: Vec::new(), from_end: Vec::new(), add: Vec::new(), blocks: Vec::new() };
+    let mut routes = Routes::default();
     for (owner, adds) in adds {
-        ensure!(adds.len() >= PODS_PER_NODE, "{owner} has logged {} of {PODS_PER_NODE} ADDs", adds.len());
         let others = || seen.iter().filter(|(host, _)| **host != owner);
         for add in adds {
             let mut last = f64::NEG_INFINITY;
@@ -282,8 +315,7 @@ mod tests {
         ]
         .map(|(host, log)| (host.to_owned(), log.to_owned()))
         .into();
-        let mut pods: Vec<Add> =
-            (1..u8::try_from(PODS_PER_NODE).expect("few")).map(|_| pod(5.0, 3)).collect();
+        let mut pods: Vec<Add> = (1..90).map(|_| pod(5.0, 3)).collect();
         pods.push(pod(10.0, 70));
         let adds = [("a".to_owned(), pods)].into();
         let routes = evaluate(&before, &monitored, &adds).expect("routes");
