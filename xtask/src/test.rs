@@ -146,7 +146,7 @@ fn sim(filter: Option<&str>) -> Result<Count> {
 
 fn kernel(filter: Option<&str>) -> Result<Count> {
     root_only("test kernel")?;
-    install::ensure(&[install::CLUSTER, install::PEERS])?;
+    install::ensure(&[install::CLUSTER, install::PEERS, install::CNI_PLUGINS, install::FILTERS])?;
     // The agent and the plugin are started as processes.
     let binaries = build::binaries(false)?;
     let mut cargo = command(&["--workspace", "--test", "kernel"], filter, None)?;

@@ -9,7 +9,7 @@ use super::agent::Agent;
 use super::daemons::{Daemon, Kind, Side};
 use crate::netns::{NetNs, eventually};
 
-const BLOCKS: [(&str, &str); 2] =
+pub const BLOCKS: [(&str, &str); 2] =
     [("10.244.0.0/16", "10.244.0.64/26"), ("fd00:10:244::/112", "fd00:10:244::40/122")];
 
 /// A wire that the agent's host shares with any number of others: it is at 192.0.2.1 and 2001:db8::1.

@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod agent;
 mod asked;
 mod bfd;
+mod chain;
 pub mod daemons;
 mod interop;
 mod layers;
