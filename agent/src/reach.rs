@@ -57,8 +57,10 @@ enum Prefix {
     New {
         ended: Vec<Instant>,
     },
-    /// How many other nodes there were.
+    /// So many other nodes have it.
     Everywhere(usize),
+    /// There is no other node.
+    Alone,
 }
 
 impl Default for Reach {
@@ -113,8 +115,16 @@ impl Reach {
         }
     }
 
-    fn new_prefixes(&self) -> Vec<IpNetwork> {
-        let state = self.state();
+    /// Prefixes to be asked for; where there are `others`, also those that nobody could be asked for before.
+    fn new_prefixes(&self, others: bool) -> Vec<IpNetwork> {
+        let mut state = self.state();
+        for prefix in state.prefixes.values_mut() {
+            match prefix {
+                Prefix::New { .. } if !others => *prefix = Prefix::Alone,
+                Prefix::Alone if others => *prefix = Prefix::New { ended: Vec::new() },
+                _ => {}
+            }
+        }
         let new = state.prefixes.iter().filter(|(_, prefix)| matches!(prefix, Prefix::New { .. }));
         new.map(|(prefix, _)| *prefix).collect()
     }
@@ -166,6 +176,7 @@ pub async fn start(
         own,
         nodes,
         asked: BTreeMap::new(),
+        again_at: tokio::time::Instant::now(),
         kept: BTreeMap::new(),
         next_nonce: u64::from(std::process::id()) << 32
             | u64::from(std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.subsec_nanos())),
@@ -194,6 +205,7 @@ struct Asking {
     own: String,
     nodes: watch::Receiver<BTreeMap<String, Vec<IpAddr>>>,
     asked: BTreeMap<IpNetwork, Asked>,
+    again_at: tokio::time::Instant,
     /// Questions of others that cannot be answered yet, and when they came.
     kept: BTreeMap<(SocketAddr, u64), (IpNetwork, Instant)>,
     next_nonce: u64,
@@ -204,13 +216,6 @@ impl Asking {
         let (reach, routes_changed) = (self.reach.clone(), self.routes_changed.clone());
         let mut buffer = [0; Datagram::LENGTH + 1];
         loop {
-            let pause = async {
-                if self.asked.is_empty() {
-                    std::future::pending().await
-                } else {
-                    tokio::time::sleep(AGAIN).await
-                }
-            };
             tokio::select! {
                 received = self.socket.recv_from(&mut buffer) => {
                     let Ok((length, from)) = received else { continue };
@@ -220,7 +225,7 @@ impl Asking {
                 () = reach.announced.notified() => self.ask_new().await,
                 Ok(()) = self.nodes.changed() => self.ask_new().await,
                 () = routes_changed.notified(), if !self.kept.is_empty() => self.answer_kept().await,
-                () = pause => self.ask_again().await,
+                () = tokio::time::sleep_until(self.again_at), if !self.asked.is_empty() => self.ask_again().await,
             }
         }
     }
@@ -231,11 +236,12 @@ impl Asking {
         if nodes.is_empty() {
             return;
         }
-        self.asked.retain({
-            let new: BTreeSet<IpNetwork> = self.reach.new_prefixes().into_iter().collect();
-            move |prefix, _| new.contains(prefix)
-        });
-        for prefix in self.reach.new_prefixes() {
+        let new = self.reach.new_prefixes(nodes.keys().any(|name| *name != self.own));
+        self.asked.retain(|prefix, _| new.contains(prefix));
+        if self.asked.is_empty() {
+            self.again_at = tokio::time::Instant::now() + AGAIN;
+        }
+        for prefix in new {
             if self.asked.contains_key(&prefix) {
                 continue;
             }
@@ -247,7 +253,7 @@ impl Asking {
             let left: BTreeSet<IpAddr> = others.filter_map(address).collect();
             let now = Instant::now();
             if left.is_empty() {
-                self.reach.complete(prefix, now, 0, 0);
+                // Their addresses are not known yet.
                 continue;
             }
             self.next_nonce = self.next_nonce.wrapping_add(1);
@@ -262,6 +268,7 @@ impl Asking {
     }
 
     async fn ask_again(&mut self) {
+        self.again_at = tokio::time::Instant::now() + AGAIN;
         let late = self.asked.extract_if(.., |_, asked| asked.since.elapsed() >= ANSWER_MAX);
         for (prefix, Asked { left, nodes, last_answer, .. }) in late.collect::<Vec<_>>() {
             tracing::info!(%prefix, ?left, "nodes that do not say that they have a route to this node's pods");
@@ -398,7 +405,9 @@ mod tests {
         let reach = Reach::default();
         let (block, one) = ("10.244.0.64/26".parse().unwrap(), "10.244.1.3/32".parse().unwrap());
         reach.announce(&BTreeSet::from([block, one]));
-        assert_eq!(reach.new_prefixes(), [block, one]);
+        assert!(reach.new_prefixes(false).is_empty(), "there is no other node");
+        reach.added(&["10.244.0.69".parse().unwrap()], Instant::now());
+        assert_eq!(reach.new_prefixes(true), [block, one]);
         let start = Instant::now();
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         reach.added(&[ip("10.244.0.70")], start);
@@ -409,7 +418,7 @@ mod tests {
         assert_eq!((bucket(&reach, "0"), bucket(&reach, "0.0025"), bucket(&reach, "0.005")), (1.0, 1.0, 2.0));
         reach.added(&[ip("10.244.0.72")], start + Duration::from_secs(1));
         assert_eq!((bucket(&reach, "0"), bucket(&reach, "+Inf")), (2.0, 3.0));
-        // A node that stays silent is counted apart; where there is no other node, there is nothing to measure.
+        // A node that stays silent is counted apart.
         reach.added(&[ip("10.244.1.3")], start);
         reach.complete(one, start, 1, 1);
         assert_eq!(page(&reach).get("seaway_pod_route_nodes_unanswered_total", &[]), Some(1.0));
@@ -417,7 +426,7 @@ mod tests {
         // A block that was given back and taken again is a new one.
         reach.announce(&BTreeSet::new());
         reach.announce(&BTreeSet::from([block]));
-        assert_eq!(reach.new_prefixes(), [block]);
+        assert_eq!(reach.new_prefixes(true), [block]);
     }
 
     #[test]
