@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bfd_io;
+use crate::journal::note;
 
 mod transport;
 mod writer;
@@ -420,7 +421,10 @@ impl Driver {
                     let _ = self.events.send(Event::Routes(routes));
                 }
             }
-            Output::PeerChanged { peer, state, detail } => tracing::info!(%peer, %state, detail, "BGP peer"),
+            Output::PeerChanged { peer, state, detail } => {
+                tracing::info!(%peer, %state, detail, "BGP peer");
+                note!("peer", peer, state, detail);
+            }
             Output::Converged => {
                 let _ = self.events.send(Event::Converged);
             }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane::routes::Target;
 use dataplane::services::ServiceEntry;
+use ebpf_common::FrontendKey;
 use ebpf_common::desired::{self, Clients};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -52,6 +53,12 @@ pub struct Frontend {
     protocol: ebpf_common::Protocol,
 }
 
+impl Frontend {
+    pub fn of(key: &FrontendKey) -> Frontend {
+        Frontend { address: key.address.to_ip(), port: key.port.get(), protocol: key.protocol }
+    }
+}
+
 impl Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = protocol_name(self.protocol);
@@ -80,7 +87,7 @@ pub fn of_rib(chosen: HashMap<IpNetwork, Target>, wished: &HashMap<IpNetwork, Ta
     let chosen = chosen.into_iter().filter(|(destination, _)| !is_own(destination)).collect();
     let learned = wished.iter().filter(|(_, target)| matches!(target, Target::Via(_)));
     let learned = learned.map(|(destination, target)| (*destination, target.clone())).collect();
-    compare([Layer::Rib, Layer::Agent], "route", &chosen, &learned, target_text)
+    compare([Layer::Rib, Layer::Agent], "route", &chosen, &learned, Target::to_string)
 }
 
 /// What the agent wishes of the kernel, and the kernel's routes of our protocol.
@@ -88,18 +95,17 @@ pub fn of_routes(
     wished: &HashMap<IpNetwork, Target>,
     kernel: &HashMap<IpNetwork, Target>,
 ) -> Vec<Difference> {
-    compare([Layer::Agent, Layer::Fib], "route", wished, kernel, target_text)
+    compare([Layer::Agent, Layer::Fib], "route", wished, kernel, Target::to_string)
 }
 
 /// What objects of the API say, as they are now, and what the agent has told the datapath. Of endpoints, only where they
 /// are is compared.
 pub fn of_api(services: &desired::Services, told: &[ServiceEntry]) -> Vec<Difference> {
     let wanted = services.iter().map(|(key, service)| {
-        let at = Frontend { address: key.address.to_ip(), port: key.port.get(), protocol: key.protocol };
         // One that is for nobody new is there only where somebody has it.
         let endpoints = service.endpoints.iter().filter(|endpoint| endpoint.clients != Clients::Present);
         let endpoints = endpoints.map(|endpoint| (endpoint.address.to_ip(), endpoint.port.get()));
-        (at, endpoints.map(SocketAddr::from).collect::<BTreeSet<_>>())
+        (Frontend::of(key), endpoints.map(SocketAddr::from).collect::<BTreeSet<_>>())
     });
     let told = told.iter().map(|entry| {
         let backends = entry.backends.iter().map(|backend| SocketAddr::new(backend.address, backend.port));
@@ -189,15 +195,6 @@ fn frontend(entry: &ServiceEntry) -> Frontend {
     Frontend { address: entry.address, port: entry.port, protocol: entry.protocol }
 }
 
-fn target_text(target: &Target) -> String {
-    match target {
-        Target::Blackhole => "blackhole".to_owned(),
-        Target::Unreachable => "unreachable".to_owned(),
-        Target::Link(index) => interface_text(*index),
-        Target::Via(gateways) => format!("via {}", joined(gateways.iter())),
-    }
-}
-
 fn interface_text(index: u32) -> String {
     format!("interface {index}")
 }
@@ -227,7 +224,7 @@ mod tests {
     use std::sync::Arc;
 
     use dataplane::services::BackendEntry;
-    use ebpf_common::{Balancing, FrontendKey, Port, Protocol};
+    use ebpf_common::{Balancing, Port, Protocol};
 
     use super::*;
 

@@ -23,6 +23,7 @@ mod diff;
 mod dns_endpoints;
 mod health;
 mod health_ports;
+mod journal;
 mod metrics;
 mod network;
 mod persist;
@@ -40,8 +41,13 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use clap::Parser;
+use journal::Journal;
 use run::Ended;
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     let config = config::Config::parse();
@@ -49,13 +55,15 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,kube_client=off,kube_runtime=off"));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // A log that cannot be written, on a full disk, must not take a thread with it.
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(terminal)
         .with_writer(std::io::stderr)
         .log_internal_errors(false)
-        .init();
-    match start(config) {
+        .with_filter(filter);
+    let journal = Journal::default();
+    let kept = journal.clone().with_filter(filter_fn(journal::is_told));
+    tracing_subscriber::registry().with(log).with(kept).init();
+    match start(config, journal) {
         Ok(Ended::Cancelled) => ExitCode::SUCCESS,
         Ok(Ended::Anew) => {
             // The same process, so that whoever watches it notices nothing. Sockets are closed by it, pods go on.
@@ -71,7 +79,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: config::Config) -> anyhow::Result<Ended> {
+fn start(config: config::Config, journal: Journal) -> anyhow::Result<Ended> {
     // Fails only where a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     config.validate()?;
@@ -79,7 +87,7 @@ fn start(config: config::Config) -> anyhow::Result<Ended> {
     let result = runtime.block_on(async {
         let cancel = CancellationToken::new();
         tokio::spawn(cancel_on_signal(cancel.clone()));
-        run::run(config, cancel).await
+        run::run(config, journal, cancel).await
     });
     runtime.shutdown_background();
     result

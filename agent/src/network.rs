@@ -30,6 +30,7 @@ use tokio::sync::Notify;
 use crate::allocations::Allocations;
 use crate::bgp_io;
 use crate::config::Config;
+use crate::journal::{self, note};
 use crate::pools::Supply;
 use crate::reach::Reach;
 
@@ -263,6 +264,8 @@ impl Network {
         if let Some(datapath) = &self.datapath {
             lock(datapath).add_pod(addresses, &link)?;
         }
+        let pod = format!("{}/{}", request.pod_namespace, request.pod_name);
+        note!("pod", pod, format!("attached at {addresses:?} by {host_interface}"), "asked by the runtime");
         Ok(Attached { link, host_interface, addresses: addresses.to_vec(), mtu: self.mtu })
     }
 
@@ -286,7 +289,13 @@ impl Network {
             }
             self.forget(&released);
             for allocation in &released {
-                state.set_own(allocation.address.into(), None);
+                let (owner, address) = (&allocation.owner, allocation.address);
+                note!(
+                    "pod",
+                    format!("{}/{}", owner.pod_namespace, owner.pod_name),
+                    format!("detached from {address}")
+                );
+                state.set_own(address.into(), None);
             }
             if released.iter().any(|allocation| !allocation.owner.host_ports.is_empty()) {
                 self.host_ports_changed.notify_one();
@@ -384,6 +393,7 @@ impl Network {
     pub fn learn(&self, routes: impl IntoIterator<Item = (NextHops, Vec<Prefix>)>) {
         let mut state = self.state();
         for (next_hops, prefixes) in routes {
+            note_learned(&next_hops, &prefixes);
             for destination in prefixes.into_iter().map(IpNetwork::from) {
                 if next_hops.is_empty() {
                     state.learned.remove(&destination);
@@ -407,7 +417,13 @@ impl Network {
     /// Compares the kernel's routes with the desired ones and repairs.
     pub fn resync_routes(&self) -> anyhow::Result<()> {
         let mut state = self.state();
-        state.routes.resync().context("reading the node's routes")?;
+        let differing = state.routes.resync().context("reading the node's routes")?;
+        for destination in differing.iter().take(journal::SINGLE_MAX) {
+            let text = |target: Option<&Target>| target.map_or("nothing".to_owned(), Target::to_string);
+            let wanted = text(state.routes.desired().get(destination));
+            let found = text(state.routes.actual().get(destination));
+            note!("route", destination, wanted, format!("somebody else had made it {found}"));
+        }
         state.apply();
         Ok(())
     }
@@ -499,6 +515,10 @@ impl Network {
 
 impl State {
     fn set_own(&mut self, destination: IpNetwork, target: Option<Target>) {
+        if self.own.get(&destination) != target.as_ref() {
+            let change = target.as_ref().map_or("gone".to_owned(), Target::to_string);
+            note!("route", destination, change, "this node's own");
+        }
         match target {
             Some(target) => self.own.insert(destination, target),
             None => self.own.remove(&destination),
@@ -552,6 +572,25 @@ impl State {
                 tracing::warn!(%error, "applying routes");
                 Vec::new()
             }
+        }
+    }
+}
+
+fn note_learned(next_hops: &NextHops, prefixes: &[Prefix]) {
+    let change = || {
+        if next_hops.is_empty() {
+            return "gone".to_owned();
+        }
+        Target::Via(next_hops.clone()).to_string()
+    };
+    match prefixes {
+        [] => {}
+        [first, _, ..] if prefixes.len() > journal::SINGLE_MAX => {
+            let what = format!("{} destinations, {first} among them", prefixes.len());
+            note!("route", what, change(), "chosen of what peers announce");
+        }
+        few => {
+            few.iter().for_each(|prefix| note!("route", prefix, change(), "chosen of what peers announce"))
         }
     }
 }

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::allocator;
 use crate::config::Config;
 use crate::health::{Family, Health};
+use crate::journal::{Journal, note};
 use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::pools::{PodPool, Pools};
@@ -73,7 +74,7 @@ pub enum Ended {
 }
 
 /// Runs until cancelled, or until something fails that a restart may cure.
-pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<Ended> {
+pub async fn run(config: Config, journal: Journal, cancel: CancellationToken) -> anyhow::Result<Ended> {
     for folder in [&config.state_dir, &config.run_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
@@ -105,7 +106,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<En
     let addresses = Addresses::open(&config, pools, client.clone())?;
     let of_services = (services, health, metrics);
     let mut agent = Agent::new(config, (routing, identity), network, bgp, client, of_services, addresses);
-    agent.start(&cancel).await?;
+    agent.start(journal, &cancel).await?;
     for_later.into_iter().for_each(|event| agent.event(event));
     let bgp = agent.bgp.clone();
     let ended = agent.run(events, bgp_events, cancel).await;
@@ -330,7 +331,7 @@ impl Agent {
         }
     }
 
-    async fn start(&mut self, cancel: &CancellationToken) -> anyhow::Result<()> {
+    async fn start(&mut self, journal: Journal, cancel: &CancellationToken) -> anyhow::Result<()> {
         // What was known last, so that routes come back while the API server is away.
         self.set_peers();
         let stale = stale::start(&self.network, cancel.clone())?;
@@ -345,6 +346,7 @@ impl Agent {
             drops: status::Drops::new(self.network.clone(), self.nodes.subscribe()),
             nodes: self.nodes.subscribe(),
             started_at: Instant::now(),
+            journal,
             kernel_routes: !self.config.no_kernel_routes,
             objects: (!self.config.router_only)
                 .then(|| status::Objects { client: self.client.clone(), node: self.services.node() }),
@@ -671,6 +673,12 @@ impl Agent {
         if !changed {
             return Ok(());
         }
+        note!(
+            "node",
+            self.config.node_name,
+            if reason.is_empty() { "ready for pods" } else { "not ready" },
+            reason
+        );
         if reason.is_empty() {
             cni_server::write_conflist(&self.config.cni_conf_dir, &self.config.cni_socket())?;
             tracing::info!("ready for pods");

@@ -21,7 +21,9 @@ use proxy::{Advertisement, HealthCheck, NodeView, ObjectName, Proxy};
 use tokio::sync::{Notify, watch as signal};
 
 use crate::allocator;
+use crate::diff;
 use crate::health::Health;
+use crate::journal::{self, note};
 use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::watch::{self, Named, Step, Steps};
@@ -224,11 +226,30 @@ impl Services {
     /// Tells the datapath what is due. Where that is much, as at a start, it is written in parts.
     fn change(&mut self, datapath: &mut Datapath) {
         while self.proxy.is_due() {
-            datapath.change_services(&self.proxy.update_part(PART));
+            let changes = self.proxy.update_part(PART);
+            note_changes(&changes);
+            datapath.change_services(&changes);
             // What fails stays due, and fails again where it is told.
             if self.proxy.is_due() && datapath.write_services().is_err() {
                 datapath.change_services(&self.proxy.update());
             }
+        }
+    }
+}
+
+fn note_changes(changes: &proxy::Changes) {
+    if changes.len() > journal::SINGLE_MAX {
+        note!("service", format!("{} frontends", changes.len()), "changed at once");
+        return;
+    }
+    for (key, change) in changes {
+        let frontend = diff::Frontend::of(key);
+        match change {
+            Some(service) => {
+                let serving = service.endpoints.iter().filter(|e| e.clients != desired::Clients::Present);
+                note!("service", service.name, format!("{} endpoints at {frontend}", serving.count()));
+            }
+            None => note!("service", frontend, "gone"),
         }
     }
 }

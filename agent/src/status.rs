@@ -4,6 +4,7 @@
 //! /v1/peers /v1/routes /v1/services /v1/blocks /v1/pods /v1/counters /v1/maps /v1/status   /metrics   /healthz
 //! /v1/why-not?prefix=&peer=      why a BGP peer is told of a destination, or is not
 //! /v1/diff                       where API, speaker, agent, kernel and maps do not agree
+//! /v1/journal?kind=&about=&limit= what changed, and why
 //! /v1/flows /v1/maps/NAME        one JSON object per line
 //! /v1/drops                      the same, as they occur
 //! ```
@@ -45,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bgp_io;
 use crate::cni_server;
+use crate::journal::Journal;
 use crate::metrics::{Metrics, text as metrics_text};
 use crate::network::{BlockStatus, Network};
 use crate::stale;
@@ -72,6 +74,7 @@ pub struct Status {
     /// All nodes, this one among them.
     pub nodes: signal::Receiver<BTreeMap<String, Vec<IpAddr>>>,
     pub started_at: Instant,
+    pub journal: Journal,
     /// Whether what the speaker learns becomes routes of the kernel.
     pub kernel_routes: bool,
     /// Where Services come from; absent on a host without pods.
@@ -131,6 +134,10 @@ impl Status {
                 Err((code, error)) => return text(code, error + "\n"),
             },
             "/v1/diff" => self.diff().await,
+            "/v1/journal" => match self.journal(request.uri().query()) {
+                Ok(value) => value,
+                Err(error) => return text(StatusCode::BAD_REQUEST, error + "\n"),
+            },
             "/v1/services" => self.services(),
             "/v1/blocks" => self.blocks(),
             "/v1/pods" => self.pods(),
@@ -222,6 +229,14 @@ impl Status {
             }));
         }
         Value::Array(routes)
+    }
+
+    fn journal(&self, query: Option<&str>) -> Result<Value, String> {
+        let query = Query::parse(query, &["kind", "about", "limit"])?;
+        let limit = query.value("limit")?.unwrap_or(usize::MAX);
+        let entries =
+            self.journal.entries(query.text("kind"), query.text("about").unwrap_or_default(), limit);
+        Ok(json!(entries))
     }
 
     async fn why_not(&self, query: Option<&str>) -> Result<Value, (StatusCode, String)> {

@@ -54,6 +54,19 @@ pub enum Command {
     /// (FIB) and links, the maps of the datapath (BPF). Ends with 1 where they do not, and with 2 where nothing could be
     /// asked.
     Diff,
+    /// What changed on this node, when and why: sessions, routes, Services, pods, warnings. It goes back to the agent's start,
+    /// or 2,048 events.
+    Journal {
+        /// Only events of this kind.
+        #[arg(long, value_enum)]
+        kind: Option<JournalKind>,
+        /// Only events that name this: an address, a prefix, a pod, a Service.
+        #[arg(long, value_parser = word)]
+        about: Option<String>,
+        /// The newest of them; 0 for all.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
     /// Services as the datapath balances them.
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -77,6 +90,39 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+}
+
+/// What an event of the journal is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JournalKind {
+    Peer,
+    Route,
+    Service,
+    Pod,
+    Node,
+    Warning,
+}
+
+impl JournalKind {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Route => "route",
+            Self::Service => "service",
+            Self::Pod => "pod",
+            Self::Node => "node",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// What can stand in a page's name.
+fn word(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._:/".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return Ok(text.to_owned());
+    }
+    Err("letters, digits and -._:/ are looked for".to_owned())
 }
 
 #[derive(Debug, Subcommand)]

@@ -82,6 +82,20 @@ pub struct RoutesConfig {
     pub source_v6: Option<IpAddr>,
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Blackhole => f.write_str("blackhole"),
+            Target::Unreachable => f.write_str("unreachable"),
+            Target::Link(index) => write!(f, "interface {index}"),
+            Target::Via(gateways) => {
+                let gateways: Vec<String> = gateways.iter().map(IpAddr::to_string).collect();
+                write!(f, "via {}", gateways.join(", "))
+            }
+        }
+    }
+}
+
 /// What one `apply` did.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
@@ -181,8 +195,9 @@ impl Routes {
         }
     }
 
-    /// Re-reads the kernel's table and marks every difference for `apply`.
-    pub fn resync(&mut self) -> io::Result<()> {
+    /// Re-reads the kernel's table and marks every difference for `apply`; returns what was changed behind our back.
+    pub fn resync(&mut self) -> io::Result<Vec<IpNetwork>> {
+        let before = std::mem::take(&mut self.actual);
         self.read_nexthops()?;
         let gateways: BTreeMap<u32, IpAddr> =
             self.nexthops.iter().map(|(gateway, id)| (*id, *gateway)).collect();
@@ -202,8 +217,10 @@ impl Routes {
             |destination: &&IpNetwork| self.actual.get(*destination) != self.desired.get(*destination);
         let changed: Vec<IpNetwork> =
             self.desired.keys().chain(self.actual.keys()).filter(differs).copied().collect();
+        let foreign = |destination: &&IpNetwork| before.get(*destination) == self.desired.get(*destination);
+        let foreign = changed.iter().filter(foreign).copied().collect();
         self.dirty.extend(changed);
-        Ok(())
+        Ok(foreign)
     }
 
     /// Makes the kernel's table equal the desired one where it is known to differ.

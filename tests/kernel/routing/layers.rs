@@ -24,6 +24,32 @@ fn differences(agent: &Agent) -> (Vec<[String; 4]>, usize) {
     (all.collect(), answer["unasked"].as_array().expect("a list").len())
 }
 
+/// What has happened so far, and a route that somebody else takes away.
+fn journal_tells(agent: &Agent, host: &NetNs, pod: IpAddr) {
+    let told = |arguments: &str| -> Vec<[String; 3]> {
+        let text = agent.seaway(&format!("journal -o json {arguments}")).expect("the journal");
+        let entries: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+        let text = |entry: &Value, field: &str| entry[field].as_str().expect("a text").to_owned();
+        entries.iter().map(|entry| ["what", "change", "why"].map(|field| text(entry, field))).collect()
+    };
+    let peer = told("--kind peer --about Established");
+    assert_eq!(peer, [["192.0.2.2", "Established", "session established"].map(str::to_owned)]);
+    let pods = told("--kind pod");
+    assert_eq!((pods.len(), pods[0][0].as_str()), (1, "default/web"));
+    assert!(pods[0][1].starts_with(&format!("attached at [{pod}] by ")), "{pods:?}");
+    let learned = ["10.77.0.0/16", "via 192.0.2.2", "chosen of what peers announce"].map(str::to_owned);
+    assert_eq!(told("--kind route --about 10.77"), [learned.clone()]);
+    host.ip("route delete 10.77.0.0/16");
+    let repaired = ["10.77.0.0/16", "via 192.0.2.2", "somebody else had made it nothing"].map(str::to_owned);
+    eventually("the route is there again", || {
+        (told("--kind route --about 10.77") == [learned.clone(), repaired.clone()]).then_some(())
+    });
+    let table = agent.seaway("journal --about 10.77 --limit 1").expect("the journal");
+    assert!(table.starts_with("TIME ") && table.contains("somebody else had made it nothing"), "{table}");
+    let refused = agent.seaway("journal --about a&b").expect_err("no word");
+    assert!(refused.contains("letters, digits and"), "{refused}");
+}
+
 #[test]
 fn layers_agree_until_somebody_changes_one_of_them() {
     let (host, other) = wire();
@@ -45,6 +71,8 @@ fn layers_agree_until_somebody_changes_one_of_them() {
     let text = String::from_utf8_lossy(&refused.stdout).into_owned();
     assert!(text.contains(" 1 learned routes, ") && text.contains(" 1 pods: no difference."), "{text}");
     assert!(text.contains("Not compared: API: listing Services"), "{text}");
+
+    journal_tells(&agent, &host, address);
 
     // The datapath hands the pod's packets to nobody.
     let pods: PinnedMap<Address, LocalPod> = PinnedMap::open(&agent.maps(), maps::PODS).expect("the map");

@@ -5,6 +5,7 @@ mod counters;
 mod diff;
 mod drops;
 mod flow;
+mod journal;
 mod map;
 mod peer;
 mod pod;
@@ -20,8 +21,8 @@ use serde_json::Value;
 use crate::{
     agent::{ANSWER_TIME_MAX, Agent},
     arguments::{
-        BlockCommand, Command, FlowCommand, MapCommand, Output, PeerCommand, PodCommand, RouteCommand,
-        ServiceCommand,
+        BlockCommand, Command, FlowCommand, JournalKind, MapCommand, Output, PeerCommand, PodCommand,
+        RouteCommand, ServiceCommand,
     },
 };
 
@@ -79,6 +80,10 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
         Command::Drop { follow: false } => {
             let found = counters::drops(agent.ask("/v1/counters").await?);
             shown(found, output, counters::list)
+        }
+        Command::Journal { kind, about, limit } => {
+            let page = journal::page(kind.map(JournalKind::word), about.as_deref(), limit);
+            listed(agent, &page, output, journal::list).await
         }
         Command::Counters => listed(agent, "/v1/counters", output, counters::list).await,
     }?;
