@@ -10,9 +10,6 @@ use super::open::AS_TRANS;
 use super::{HEADER_LENGTH, Reader, finish};
 use crate::prefix::{Families, Family, Prefix};
 
-/// Octets of one prefix on the wire: identifier, length, address.
-const NLRI_LENGTH_MAX: usize = 4 + 1 + 16;
-
 /// What was negotiated and changes how an UPDATE reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DecodeContext {
@@ -306,6 +303,11 @@ fn decode_prefixes(octets: &[u8], family: Family, context: &DecodeContext) -> Op
     Some(prefixes)
 }
 
+/// Octets of one prefix on the wire: identifier, length, address.
+fn encoded_length(bits: u8, identified: bool) -> usize {
+    usize::from(identified) * 4 + 1 + usize::from(bits.div_ceil(8))
+}
+
 fn encode_prefix(nlri: &Nlri, identified: bool, out: &mut Vec<u8>) {
     let count = usize::from(nlri.prefix.length().div_ceil(8));
     if identified {
@@ -329,14 +331,16 @@ pub fn encode_reach(attributes: &Attributes, prefixes: &[Nlri], context: &Encode
     };
     let mut shared = Vec::new();
     attributes.encode(context.four_octet_as, classic, &mut shared);
-    // Header, two length fields, and for MP_REACH_NLRI: flags, code, length, AFI, SAFI, next hop, reserved.
-    let overhead = HEADER_LENGTH + 4 + shared.len() + 4 + 2 + 1 + 1 + 16 + 1;
-    let room = context.message_length_max.saturating_sub(overhead);
-    if room < NLRI_LENGTH_MAX {
+    // Header and two length fields; for MP_REACH_NLRI: flags, code, length, AFI, SAFI, next hop, reserved.
+    let around =
+        HEADER_LENGTH + 4 + shared.len() + if classic.is_some() { 0 } else { 4 + 2 + 1 + 1 + 16 + 1 };
+    let room = context.message_length_max.saturating_sub(around);
+    let identified = context.add_path.contains(family);
+    if room < encoded_length(family.bits(), identified) {
         // RFC 8654 section 4: what does not fit the peer's message size is withdrawn from it.
         return encode_withdraw(prefixes, context);
     }
-    split(prefixes, room, context.add_path.contains(family))
+    split(prefixes, room, identified)
         .into_iter()
         .map(|chunk| {
             finish(super::UPDATE, |out| {
@@ -375,7 +379,9 @@ pub fn encode_reach(attributes: &Attributes, prefixes: &[Nlri], context: &Encode
 /// Writes withdrawals of one family into as few UPDATEs as fit.
 pub fn encode_withdraw(prefixes: &[Nlri], context: &EncodeContext) -> Vec<Arc<[u8]>> {
     let Some(family) = prefixes.first().map(|nlri| nlri.prefix.family()) else { return Vec::new() };
-    let room = context.message_length_max - HEADER_LENGTH - 4 - 7;
+    // MP_UNREACH_NLRI: flags, code, length, AFI, SAFI.
+    let around = HEADER_LENGTH + 4 + if family == Family::Ipv4 { 0 } else { 4 + 2 + 1 };
+    let room = context.message_length_max - around;
     let identified = context.add_path.contains(family);
     split(prefixes, room, identified).into_iter().map(|chunk| withdraw_message(family, &chunk)).collect()
 }
@@ -409,9 +415,8 @@ fn withdraw_message(family: Family, octets: &[u8]) -> Arc<[u8]> {
 fn split(prefixes: &[Nlri], room: usize, identified: bool) -> Vec<Vec<u8>> {
     let mut chunks = Vec::new();
     let mut chunk = Vec::new();
-    let fixed = if identified { 5 } else { 1 };
     for nlri in prefixes {
-        let size = fixed + usize::from(nlri.prefix.length().div_ceil(8));
+        let size = encoded_length(nlri.prefix.length(), identified);
         if !chunk.is_empty() && chunk.len() + size > room {
             chunks.push(std::mem::take(&mut chunk));
         }
