@@ -62,6 +62,7 @@ pub(crate) const PEERS: &[Need] = &[
     Need { program: "bird", package: "bird2" },
     Need { program: "/usr/lib/frr/bgpd", package: "frr" },
     Need { program: "gobgpd", package: "gobgpd" },
+    Need { program: "tshark", package: "tshark" },
     Need { program: "python3", package: "python3-venv" },
     Need { program: "openssl", package: "openssl" },
     Need { program: "bash", package: "bash" },

@@ -137,7 +137,7 @@ fn a_cordoned_node_is_the_last_choice_and_a_stopped_one_none_and_no_client_notic
     announcements(&server);
     let top = Top::start(&switch, folder.path());
     let mut side = Side::new(Kind::Frr, 3, 64998, 64512);
-    side.peers = ["192.0.2.11", "192.0.2.12"].map(str::to_owned).to_vec();
+    side.peers = ["192.0.2.11", "192.0.2.12"].map(|peer| (peer.to_owned(), 64512)).to_vec();
     let frr = Daemon::start(side, switch.host(3), folder.path());
     let plain = json!({ "metadata": {} });
     let mut nodes = [11, 12].map(|number| Node::join(&server, &switch, number, &[], &plain));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::capture::Capture;
 use super::peers::{Bird, Process, wire};
 use crate::netns::{BpfDir, NetNs, eventually};
 
@@ -222,6 +223,8 @@ fn bird_has_block(bird: &Bird) -> bool {
 #[test]
 fn bird_learns_our_block_and_its_prefix_reaches_our_fib() {
     let (host, other) = wire();
+    let packets = tempfile::tempdir().expect("a folder");
+    let _capture = Capture::start(&host, "up0", packets.path());
     let mut agent = Agent::start(&host, &["--bgp-peer", "192.0.2.2"]);
     let mut bird = Bird::start(&other, agent.folder.path());
     bird.await_established();
@@ -265,6 +268,8 @@ fn bird_learns_our_block_and_its_prefix_reaches_our_fib() {
 #[test]
 fn an_agent_killed_twice_in_ten_seconds_loses_no_route_at_its_peer_nor_its_own() {
     let (host, other) = wire();
+    let packets = tempfile::tempdir().expect("a folder");
+    let _capture = Capture::start(&host, "up0", packets.path());
     let mut agent = Agent::start(&host, &["--bgp-peer", "192.0.2.2"]);
     let mut bird = Bird::start(&other, agent.folder.path());
     eventually("BIRD has our block", || bird_has_block(&bird).then_some(()));
@@ -352,7 +357,7 @@ fn send_garbage(source: SocketAddr) -> Vec<u8> {
 }
 
 /// Code and subcode of the first NOTIFICATION in a stream of messages.
-fn first_notification(mut stream: &[u8]) -> Option<[u8; 2]> {
+pub fn first_notification(mut stream: &[u8]) -> Option<[u8; 2]> {
     while stream.len() >= 21 {
         let length = usize::from(u16::from_be_bytes([stream[16], stream[17]]));
         if stream[18] == 3 {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::agent::Agent;
+use super::capture::Capture;
 use super::daemons::{Daemon, Kind, Side};
 use super::interop::{attach, await_route, lan};
 use super::peers::Process;
@@ -129,6 +130,7 @@ fn cut(lan: &NetNs) -> Duration {
 fn a_cut_link_takes_its_routes_along_within_0_3_s_and_a_busy_node_is_not_dead() {
     let folder = tempfile::tempdir().expect("a folder");
     let lan = lan();
+    let _capture = Capture::start(&lan, "up0", folder.path());
     let mut agent = agent(&lan, &[11], &folder);
     // Another wire of the bridge, so that it has a carrier all the time.
     let _other = attach(&lan, &Side::new(Kind::Bird, 12, 64512, 64512));
@@ -231,6 +233,7 @@ impl Bfdd {
 fn frr_changes_its_timers_and_ends_a_session_on_purpose_and_bgp_stays() {
     let folder = tempfile::tempdir().expect("a folder");
     let lan = lan();
+    let _capture = Capture::start(&lan, "up0", folder.path());
     let mut agent = agent(&lan, &[12], &folder);
     let side = Side::new(Kind::Frr, 12, 64512, 64512);
     let host = attach(&lan, &side);

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::peers::Process;
+use super::words;
 use crate::netns::{NetNs, eventually};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +21,15 @@ impl Kind {
     pub const ALL: [Kind; 3] = [Kind::Bird, Kind::Frr, Kind::GoBgp];
 }
 
-/// One daemon's side of its session, with the agent at 192.0.2.1 where nothing else is said; it carries both families.
+/// One daemon's side of its sessions, with the agent at 192.0.2.1 where nothing else is said; they carry both families.
 #[derive(Clone, Debug)]
 pub struct Side {
     pub kind: Kind,
     /// It is at 192.0.2.N and 2001:db8::N, and originates 10.N.0.0/16 and 2001:db8:N::/48.
     pub number: u8,
     pub asn: u32,
-    pub remote_asn: u32,
+    /// Its BGP identifier, where it is not its IPv4 address.
+    pub router_id: Option<&'static str>,
     pub password: Option<&'static str>,
     pub ttl_security: bool,
     /// Seconds.
@@ -36,8 +38,38 @@ pub struct Side {
     pub reflects: bool,
     /// It announces its IPv6 prefix; else it takes those of others alone.
     pub announces_v6: bool,
-    /// BIRD and FRR may have several.
-    pub peers: Vec<String>,
+    /// Addresses and autonomous systems.
+    pub peers: Vec<(String, u32)>,
+    /// Graceful restart, both roles.
+    pub restarts: bool,
+    /// FRR has its kernel forward by its routes. BIRD does so always, GoBGP never.
+    pub forwards: bool,
+    /// BIRD takes messages of 65,535 octets; FRR does so always, GoBGP never.
+    pub extended_messages: bool,
+    pub offers: Vec<Offer>,
+}
+
+/// What it originates beside its two prefixes.
+#[derive(Clone, Debug, Default)]
+pub struct Offer {
+    pub prefix: String,
+    pub local_pref: Option<u32>,
+    /// Put before its own AS, the last one first.
+    pub path: Vec<u32>,
+    pub is_incomplete: bool,
+    pub med: Option<u32>,
+    /// That many large communities, 12 octets each; BIRD alone.
+    pub communities: usize,
+}
+
+impl Offer {
+    pub fn of(prefix: &str) -> Offer {
+        Offer { prefix: prefix.to_owned(), ..Offer::default() }
+    }
+
+    pub fn is_v6(&self) -> bool {
+        self.prefix.contains(':')
+    }
 }
 
 impl Side {
@@ -46,13 +78,17 @@ impl Side {
             kind,
             number,
             asn,
-            remote_asn,
+            router_id: None,
             password: None,
             ttl_security: false,
             hold_time: 90,
             reflects: false,
             announces_v6: true,
-            peers: vec!["192.0.2.1".to_owned()],
+            peers: vec![("192.0.2.1".to_owned(), remote_asn)],
+            restarts: false,
+            forwards: false,
+            extended_messages: false,
+            offers: Vec::new(),
         }
     }
 
@@ -71,13 +107,28 @@ impl Side {
     pub fn prefix_v6(&self) -> String {
         format!("2001:db8:{}::/48", self.number)
     }
+
+    /// Its routes are in its kernel.
+    pub fn has_kernel(&self) -> bool {
+        match self.kind {
+            Kind::Bird => true,
+            Kind::Frr => self.forwards,
+            Kind::GoBgp => false,
+        }
+    }
+
+    pub fn id(&self) -> String {
+        self.router_id.map_or_else(|| self.v4(), str::to_owned)
+    }
 }
 
 pub struct Daemon {
     pub side: Side,
-    host: NetNs,
+    pub host: NetNs,
     folder: PathBuf,
     process: Process,
+    /// FRR's other half, which speaks to the kernel.
+    _zebra: Option<Process>,
 }
 
 impl Daemon {
@@ -85,36 +136,22 @@ impl Daemon {
     pub fn start(side: Side, host: NetNs, folder: &Path) -> Daemon {
         let folder = folder.join(format!("{:?}-{}", side.kind, side.number));
         fs::create_dir(&folder).expect("a folder");
-        let configuration = match side.kind {
-            Kind::Bird => bird(&side),
-            Kind::Frr => frr(&side),
-            Kind::GoBgp => gobgp(&side),
-        };
-        let file = folder.join("conf");
-        fs::write(&file, configuration).expect("the configuration");
-        let mut command = match side.kind {
-            Kind::Bird => {
-                let mut bird = Command::new("/usr/sbin/bird");
-                bird.arg("-f").arg("-c").arg(&file).arg("-s").arg(folder.join("ctl"));
-                bird
-            }
-            Kind::Frr => {
-                let mut bgpd = Command::new("/usr/lib/frr/bgpd");
-                bgpd.args(["-Z", "-S", "-P", "0", "-l", &side.v4(), "--log", "stdout"]);
-                bgpd.arg("-f").arg(&file).arg("-i").arg(folder.join("pid")).arg("--vty_socket").arg(&folder);
-                bgpd
-            }
-            Kind::GoBgp => {
-                let mut gobgpd = Command::new("gobgpd");
-                gobgpd.args(["--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-l", "debug", "-f"]);
-                gobgpd.arg(&file);
-                gobgpd
-            }
-        };
-        let process = Process::start(&host, &mut command, &folder.join("log"));
-        let mut daemon = Daemon { side, host, folder, process };
+        let zebra = (side.kind == Kind::Frr && side.forwards).then(|| zebra(&host, &folder));
+        let process = launch(&side, &host, &folder, false);
+        let mut daemon = Daemon { side, host, folder, process, _zebra: zebra };
         daemon.originate();
         daemon
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again after it was killed, by what its side says now.
+    pub fn run_again(&mut self) {
+        self.process = launch(&self.side, &self.host, &self.folder, true);
+        self.originate();
     }
 
     /// GoBGP takes its routes over its API alone.
@@ -123,12 +160,15 @@ impl Daemon {
             return;
         }
         let (v4, v6) = (self.side.v4(), self.side.v6());
-        eventually("GoBGP takes routes", || {
-            assert!(self.process.is_running(), "GoBGP has ended:\n{}", self.log());
-            self.ask(&format!("global rib add {} nexthop {v4}", self.side.prefix_v4())).map(|_| ())
-        });
-        let added = self.ask(&format!("global rib -a ipv6 add {} nexthop {v6}", self.side.prefix_v6()));
-        assert!(added.is_some(), "GoBGP takes its IPv6 route");
+        let own = [Offer::of(&self.side.prefix_v4()), Offer::of(&self.side.prefix_v6())];
+        for offer in own.iter().chain(&self.side.offers.clone()) {
+            let words = words::gobgp_route(offer, if offer.is_v6() { &v6 } else { &v4 });
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            eventually("GoBGP takes a route", || {
+                assert!(self.process.is_running(), "GoBGP has ended:\n{}", self.log());
+                self.ask_words(&words).map(|_| ())
+            });
+        }
     }
 
     pub fn log(&self) -> String {
@@ -137,20 +177,27 @@ impl Daemon {
 
     /// What the daemon answers, if it does.
     pub fn ask(&self, question: &str) -> Option<String> {
+        match self.side.kind {
+            Kind::Frr => self.ask_words(&[question]),
+            Kind::Bird | Kind::GoBgp => self.ask_words(&question.split(' ').collect::<Vec<_>>()),
+        }
+    }
+
+    fn ask_words(&self, words: &[&str]) -> Option<String> {
         let mut command = match self.side.kind {
             Kind::Bird => {
                 let mut birdc = Command::new("/usr/sbin/birdc");
-                birdc.arg("-s").arg(self.folder.join("ctl")).args(question.split(' '));
+                birdc.arg("-s").arg(self.folder.join("ctl")).args(words);
                 birdc
             }
             Kind::Frr => {
                 let mut vtysh = Command::new("vtysh");
-                vtysh.arg("--vty_socket").arg(&self.folder).arg("-d").arg("bgpd").arg("-c").arg(question);
+                vtysh.arg("--vty_socket").arg(&self.folder).arg("-d").arg("bgpd").arg("-c").args(words);
                 vtysh
             }
             Kind::GoBgp => {
                 let mut gobgp = Command::new("gobgp");
-                gobgp.args(question.split(' '));
+                gobgp.args(words);
                 gobgp
             }
         };
@@ -196,6 +243,38 @@ impl Daemon {
             (self.next_hop(prefix).as_deref() == Some(expected)).then_some(())
         });
     }
+
+    /// Whether its session with a peer, its first where BIRD is asked, is established.
+    pub fn is_established(&self, peer: &str) -> bool {
+        let state = |question: &str, path: &[&str]| -> Option<Value> {
+            let shown: Value = serde_json::from_str(&self.ask(question)?).ok()?;
+            Some(path.iter().fold(shown, |value, key| value[key].clone()))
+        };
+        match self.side.kind {
+            Kind::Bird => self.ask("show protocols peer0").is_some_and(|shown| shown.contains("Established")),
+            Kind::Frr => {
+                let question = format!("show bgp neighbors {peer} json");
+                state(&question, &[peer, "bgpState"]).is_some_and(|state| state == "Established")
+            }
+            Kind::GoBgp => {
+                let question = format!("neighbor {peer} -j");
+                state(&question, &["state", "session_state"])
+                    .is_some_and(|state| state == 6 || state == "ESTABLISHED")
+            }
+        }
+    }
+
+    /// Has it begin its session anew, in its own words.
+    pub fn reset(&self, words: &str) {
+        assert!(self.ask(words).is_some(), "{:?} takes {words}", self.side.kind);
+    }
+
+    /// Starts a client of GoBGP's that tells each change of its routes.
+    pub fn monitor(&self, family: &str, log: &Path) -> Process {
+        let mut gobgp = Command::new("gobgp");
+        gobgp.args(["monitor", "global", "rib", "-a", family]);
+        Process::start(&self.host, &mut gobgp, log)
+    }
 }
 
 impl Drop for Daemon {
@@ -206,137 +285,51 @@ impl Drop for Daemon {
     }
 }
 
-fn bird(side: &Side) -> String {
-    let Side { asn, remote_asn, hold_time, .. } = side;
-    let password = side.password.map(|password| format!("password \"{password}\";")).unwrap_or_default();
-    let ttl = if side.ttl_security { "ttl security on;" } else { "" };
-    let client = if side.reflects { "rr client;" } else { "" };
-    let (v4, v6) = (side.v4(), side.v6());
-    let (prefix_v4, prefix_v6) = (side.prefix_v4(), side.prefix_v6());
-    let channel = "import all; export where source ~ [ RTS_STATIC, RTS_BGP ];";
-    let session = |(index, peer): (usize, &String)| {
-        format!(
-            r"
-protocol bgp peer{index} {{
-    local {v4} as {asn};
-    neighbor {peer} as {remote_asn};
-    hold time {hold_time};
-    connect retry time 1;
-    connect delay time 1;
-    error wait time 1, 2;
-    {password} {ttl} {client}
-    ipv4 {{ {channel} }};
-    ipv6 {{ {channel} next hop address {v6}; }};
-}}"
-        )
+fn launch(side: &Side, host: &NetNs, folder: &Path, again: bool) -> Process {
+    let configuration = match side.kind {
+        Kind::Bird => words::bird(side),
+        Kind::Frr => words::frr(side),
+        Kind::GoBgp => words::gobgp(side),
     };
-    let sessions: String = side.peers.iter().enumerate().map(session).collect();
-    format!(
-        r"
-router id {v4};
-protocol device {{}}
-protocol direct {{ ipv4; ipv6; }}
-protocol static {{ ipv4; route {prefix_v4} blackhole; }}
-protocol static {{ ipv6; route {prefix_v6} blackhole; }}
-protocol kernel {{ ipv4 {{ export where source = RTS_BGP; }}; }}
-protocol kernel {{ ipv6 {{ export where source = RTS_BGP; }}; }}
-{sessions}
-"
-    )
+    let file = folder.join("conf");
+    fs::write(&file, configuration).expect("the configuration");
+    let mut command = match side.kind {
+        Kind::Bird => {
+            let mut bird = Command::new("/usr/sbin/bird");
+            bird.arg("-f").arg("-c").arg(&file).arg("-s").arg(folder.join("ctl"));
+            bird.args(again.then_some("-R"));
+            bird
+        }
+        Kind::Frr => {
+            let mut bgpd = Command::new("/usr/lib/frr/bgpd");
+            bgpd.args(["-S", "-P", "0", "-l", &side.v4(), "--log", "stdout"]);
+            bgpd.arg("-f").arg(&file).arg("-i").arg(folder.join("pid")).arg("--vty_socket").arg(folder);
+            if side.forwards {
+                bgpd.arg("-z").arg(folder.join("zserv.api"));
+            } else {
+                bgpd.arg("-Z");
+            }
+            bgpd
+        }
+        Kind::GoBgp => {
+            let mut gobgpd = Command::new("gobgpd");
+            gobgpd.args(["--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-l", "debug"]);
+            gobgpd.args(again.then_some("-r")).arg("-f").arg(&file);
+            gobgpd
+        }
+    };
+    Process::start(host, &mut command, &folder.join("log"))
 }
 
-fn frr(side: &Side) -> String {
-    let Side { asn, remote_asn, hold_time, .. } = side;
-    let keepalive = hold_time / 3;
-    let (v4, v6) = (side.v4(), side.v6());
-    let (prefix_v4, prefix_v6) = (side.prefix_v4(), side.prefix_v6());
-    let [mut sessions, mut of_v4, mut of_v6] = [const { String::new() }; 3];
-    for peer in &side.peers {
-        sessions.push_str(&format!(
-            " neighbor {peer} remote-as {remote_asn}\n neighbor {peer} timers {keepalive} {hold_time}\n \
-             neighbor {peer} timers connect 1\n"
-        ));
-        if let Some(password) = side.password {
-            sessions.push_str(&format!(" neighbor {peer} password {password}\n"));
-        }
-        if side.ttl_security {
-            sessions.push_str(&format!(" neighbor {peer} ttl-security hops 1\n"));
-        }
-        for (family, more) in [(&mut of_v4, ""), (&mut of_v6, "v6")] {
-            family.push_str(&format!("  neighbor {peer} activate\n"));
-            if !more.is_empty() {
-                family.push_str(&format!("  neighbor {peer} route-map {more} out\n"));
-            }
-            if side.reflects {
-                family.push_str(&format!("  neighbor {peer} route-reflector-client\n"));
-            }
-        }
-    }
-    format!(
-        r"
-router bgp {asn}
- bgp router-id {v4}
- no bgp ebgp-requires-policy
- no bgp network import-check
- no bgp default ipv4-unicast
-{sessions} address-family ipv4 unicast
-  network {prefix_v4}
-{of_v4} exit-address-family
- address-family ipv6 unicast
-  network {prefix_v6}
-{of_v6} exit-address-family
-exit
-ipv6 prefix-list own seq 5 permit {prefix_v6}
-route-map v6 permit 10
- match ipv6 address prefix-list own
- set ipv6 next-hop global {v6}
-exit
-route-map v6 permit 20
-exit
-"
-    )
-}
-
-fn gobgp(side: &Side) -> String {
-    let Side { asn, remote_asn, hold_time, .. } = side;
-    let keepalive = hold_time / 3;
-    let peer = &side.peers[0];
-    let v4 = side.v4();
-    let password =
-        side.password.map(|password| format!("auth-password = \"{password}\"")).unwrap_or_default();
-    let mut more = String::new();
-    if side.ttl_security {
-        more.push_str("[neighbors.ttl-security.config]\nenabled = true\nttl-min = 255\n");
-    }
-    if side.reflects {
-        more.push_str("[neighbors.route-reflector.config]\nroute-reflector-client = true\n");
-        more.push_str(&format!("route-reflector-cluster-id = \"{v4}\"\n"));
-    }
-    format!(
-        r#"
-[global.config]
-as = {asn}
-router-id = "{v4}"
-port = 179
-local-address-list = ["{v4}"]
-[[neighbors]]
-[neighbors.config]
-neighbor-address = "{peer}"
-peer-as = {remote_asn}
-{password}
-[neighbors.timers.config]
-connect-retry = 1
-hold-time = {hold_time}
-keepalive-interval = {keepalive}
-[neighbors.transport.config]
-local-address = "{v4}"
-{more}
-[[neighbors.afi-safis]]
-[neighbors.afi-safis.config]
-afi-safi-name = "ipv4-unicast"
-[[neighbors.afi-safis]]
-[neighbors.afi-safis.config]
-afi-safi-name = "ipv6-unicast"
-"#
-    )
+fn zebra(host: &NetNs, folder: &Path) -> Process {
+    let (file, socket) = (folder.join("zebra.conf"), folder.join("zserv.api"));
+    fs::write(&file, "").expect("the configuration");
+    let mut command = Command::new("/usr/lib/frr/zebra");
+    // Its usual user cannot write here, and it insists on its group.
+    command.args(["-u", "root", "-g", "frrvty", "-P", "0", "--log", "stdout"]);
+    command.arg("-f").arg(&file).arg("-i").arg(folder.join("zebra.pid"));
+    command.arg("--vty_socket").arg(folder).arg("-z").arg(&socket);
+    let process = Process::start(host, &mut command, &folder.join("zebra.log"));
+    eventually("zebra takes clients", || socket.exists().then_some(()));
+    process
 }

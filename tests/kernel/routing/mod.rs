@@ -3,18 +3,26 @@
 pub mod addresses;
 pub mod agent;
 mod asked;
+mod best;
 mod bfd;
+mod busy;
+mod capture;
 mod chain;
+mod collisions;
 pub mod daemons;
+mod hostile;
 mod interop;
 mod layers;
 mod links;
+mod messages;
 pub mod peers;
 mod plugin;
 mod pools;
 mod reach;
+mod restarts;
 mod routes;
 pub mod server;
 mod table;
+mod words;
 
 pub use agent::binary;
