@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bgp::{
     ConnectionId, Explanation, Input, LocalRoute, NextHops, Output, PeerConfig, PeerStatus, Prefix,
-    RouteStatus, Speaker, SpeakerConfig,
+    RouteStatus, Speaker, SpeakerConfig, State,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -159,6 +159,7 @@ pub fn start(
                 unsigned: BTreeMap::new(),
                 listening,
                 writers: HashMap::new(),
+                connecting: BTreeMap::new(),
                 unflushed: Vec::new(),
                 received: 0,
                 tidy_at: None,
@@ -191,6 +192,8 @@ struct Driver {
     unsigned: BTreeMap<IpAddr, String>,
     listening: Vec<std::net::TcpListener>,
     writers: HashMap<ConnectionId, Writer>,
+    /// Attempts to connect.
+    connecting: BTreeMap<IpAddr, tokio::task::AbortHandle>,
     /// Connections that were given something to send since the last flush.
     unflushed: Vec<ConnectionId>,
     /// Octets since the last tidying, and when the next one is due.
@@ -424,10 +427,23 @@ impl Driver {
             Output::PeerChanged { peer, state, detail } => {
                 tracing::info!(%peer, %state, detail, "BGP peer");
                 note!("peer", peer, state, detail);
+                if state == State::Established {
+                    self.give_up_connecting(peer);
+                }
             }
             Output::Converged => {
                 let _ = self.events.send(Event::Converged);
             }
+        }
+    }
+
+    /// A peer with graceful restart would take a connection beside its session for our restart, and end the session (RFC 4724
+    /// section 5): an attempt whose first packets a cut link has swallowed must not come through later.
+    fn give_up_connecting(&mut self, peer: IpAddr) {
+        if let Some(attempt) = self.connecting.remove(&peer).filter(|attempt| !attempt.is_finished()) {
+            attempt.abort();
+            let error = "connecting: there is a session".to_owned();
+            self.speaker.handle(Input::ConnectFailed { peer, error }, Instant::now());
         }
     }
 
@@ -438,7 +454,7 @@ impl Driver {
         let target = SocketAddr::new(peer, transport.port.unwrap_or(self.port));
         let refused = self.unsigned.get(&peer).cloned();
         let socket_events = self.socket_events.clone();
-        tokio::spawn(async move {
+        let attempt = tokio::spawn(async move {
             let signed = transport.password.is_some();
             let failures = if signed { transport::signature_failures() } else { 0 };
             let result = match refused {
@@ -457,6 +473,7 @@ impl Driver {
             // Fails only at the end of the thread.
             let _ = socket_events.send(SocketEvent::Connected(peer, result)).await;
         });
+        self.connecting.insert(peer, attempt.abort_handle());
     }
 
     fn send(&mut self, id: ConnectionId, message: Arc<[u8]>) {

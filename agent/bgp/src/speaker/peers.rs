@@ -324,7 +324,9 @@ impl Speaker {
             }
             Input::ConnectFailed { peer, error } => {
                 if let Some(known) = self.peers.get_mut(&peer) {
-                    known.last_error = Some(error);
+                    if known.established_at.is_none() {
+                        known.last_error = Some(error);
+                    }
                     self.feed(peer, session::Input::ConnectFailed, now);
                 }
             }
