@@ -45,16 +45,9 @@ fn start() -> Cluster {
         Node::join(&server, &switch, number, arguments, object)
     };
     let plain = json!({ "metadata": {} });
-    let (join, plain, reflector) = (&join, &plain, &reflector);
-    let (nodes, reflectors): (Vec<Node>, Vec<Node>) = std::thread::scope(|scope| {
-        let nodes = NODES.map(|number| scope.spawn(move || join(number, &[], plain)));
-        let only = &["--router-only", "--no-kernel-routes"];
-        let reflectors = REFLECTORS.map(|number| scope.spawn(move || join(number, only, reflector)));
-        (
-            nodes.into_iter().map(|thread| thread.join().expect("a node")).collect(),
-            reflectors.into_iter().map(|thread| thread.join().expect("a reflector")).collect(),
-        )
-    });
+    let nodes: Vec<Node> = NODES.iter().map(|number| join(*number, &[], &plain)).collect();
+    let only = &["--router-only", "--no-kernel-routes"];
+    let reflectors: Vec<Node> = REFLECTORS.iter().map(|number| join(*number, only, &reflector)).collect();
     let pods = nodes.iter().map(|node| node.pod(&format!("pod-{}", node.name))).collect();
     let cluster = Cluster { switch, server, nodes, reflectors, pods };
     cluster.await_sessions();
