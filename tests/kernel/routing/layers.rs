@@ -38,7 +38,7 @@ fn journal_tells(agent: &Agent, host: &NetNs, pod: IpAddr) {
     assert_eq!((pods.len(), pods[0][0].as_str()), (1, "default/web"));
     assert!(pods[0][1].starts_with(&format!("attached at [{pod}] by ")), "{pods:?}");
     let learned = ["10.77.0.0/16", "via 192.0.2.2", "chosen of what peers announce"].map(str::to_owned);
-    assert_eq!(told("--kind route --about 10.77"), [learned.clone()]);
+    assert_eq!(told("--kind route --about 10.77"), std::slice::from_ref(&learned));
     host.ip("route delete 10.77.0.0/16");
     let repaired = ["10.77.0.0/16", "via 192.0.2.2", "somebody else had made it nothing"].map(str::to_owned);
     eventually("the route is there again", || {
