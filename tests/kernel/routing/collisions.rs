@@ -23,6 +23,8 @@ use crate::netns::{NetNs, attempts, eventually};
 const DELAY: Duration = Duration::from_millis(150);
 /// How often a session begins anew, by each order of identifiers.
 const ROUNDS: usize = 10;
+/// How often all rounds are made where by chance one side was always quicker, so that nothing collided.
+const TRIES: usize = 3;
 /// Which does nothing for seconds after each loss.
 const ROUNDS_OF_GOBGP: usize = 2;
 const POLL_MILLISECONDS: u16 = 20;
@@ -189,8 +191,11 @@ fn when_both_sides_connect_at_once_one_session_remains_by_the_identifiers() {
         for kind in Kind::ALL {
             for router_id in orders {
                 scope.spawn(move || {
-                    let traffic = collide(kind, router_id);
-                    judge(kind, router_id.is_some(), &traffic);
+                    // GoBGP closes what comes too much without a word.
+                    let has_collided = (0..TRIES).any(|_| {
+                        judge(kind, router_id.is_some(), &collide(kind, router_id)) || kind == Kind::GoBgp
+                    });
+                    assert!(has_collided, "{kind:?}: nothing has collided");
                 });
             }
         }
@@ -198,12 +203,11 @@ fn when_both_sides_connect_at_once_one_session_remains_by_the_identifiers() {
 }
 
 /// Where we end a connection for a collision, it is that of the side with the lower identifier. Others may end whichever
-/// comes after a session is established.
-fn judge(kind: Kind, we_are_higher: bool, traffic: &Traffic) {
+/// comes after a session is established. Whether anything has collided.
+fn judge(kind: Kind, we_are_higher: bool, traffic: &Traffic) -> bool {
     let ended: Vec<_> = traffic.messages.iter().filter(|message| message.ends_collision).collect();
     for message in ended.iter().filter(|message| message.from == "192.0.2.1") {
         assert_ne!(message.from_initiator, we_are_higher, "{kind:?}, {message:?}");
     }
-    // GoBGP closes what comes too much without a word.
-    assert!(!ended.is_empty() || kind == Kind::GoBgp, "{kind:?}: nothing has collided");
+    !ended.is_empty()
 }
