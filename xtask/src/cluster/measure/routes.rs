@@ -101,6 +101,8 @@ pub(super) fn measure(nodes: u8) -> Result<Routes> {
     if nodes > NODES_WITH_LARGE_BLOCKS {
         small_blocks()?;
     }
+    // First, so that no route comes between the two looks: blocks of a new pool are claimed at once.
+    let monitors = hosts.iter().map(|host| Monitor::start(host)).collect::<Result<Vec<_>>>()?;
     let mut logs = BTreeMap::new();
     let mut skip = BTreeMap::new();
     for host in &hosts {
@@ -109,7 +111,6 @@ pub(super) fn measure(nodes: u8) -> Result<Routes> {
         skip.insert(host.clone(), agent_log(host)?.len());
     }
     let told = Told::read(&hosts)?;
-    let monitors = hosts.iter().map(|host| Monitor::start(host)).collect::<Result<Vec<_>>>()?;
     let filled = fill(&hosts, pods);
     let seen = monitors.into_iter().map(Monitor::stop).collect::<Result<BTreeMap<_, _>>>()?;
     filled?;
