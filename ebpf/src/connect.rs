@@ -13,13 +13,13 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use ebpf_common::{
-    Address, Backend, ConnectedSocket, Counter, FrontendKey, Origin, Port, Protocol, ServiceId,
-    SocketForward, SocketKey, SocketReverse,
+    Address, Backend, ConnectedSocket, ConnectedStream, Counter, FrontendKey, Origin, Port, Protocol,
+    ServiceId, SocketForward, SocketKey, SocketReverse,
 };
 
 use crate::{
     error::Error,
-    maps::{self, SOCKET_FORWARD, SOCKET_REVERSE, SOCKETS_CONNECTED},
+    maps::{self, SOCKET_FORWARD, SOCKET_REVERSE},
     service::{self, Admission, Client},
 };
 
@@ -39,17 +39,18 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
     let Some(backend) = selected else {
         if key.protocol == Protocol::UDP {
             // It may have been connected to a Service before.
-            let _ = SOCKETS_CONNECTED.remove(socket_cookie(ctx));
+            maps::forget_socket(socket_cookie(ctx));
         }
         return if sought.is_some() { stray(ctx, &key) } else { Ok(()) };
     };
     let cookie = socket_cookie(ctx);
-    remember_frontend(cookie, &key, &backend);
     if backend.is_counted() {
         maps::note_counted(cookie, backend.id);
     }
     if key.protocol == Protocol::UDP {
-        note_connected(cookie, netns_cookie(ctx), &backend);
+        note_socket(cookie, netns_cookie(ctx), &key, &backend);
+    } else {
+        maps::note_stream(&ConnectedStream::new(cookie, &backend, key.address, key.port));
     }
     write(ctx, family, &backend.address, backend.port);
     maps::count(Counter::SocketConnect);
@@ -90,6 +91,7 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
         }
     };
     remember_frontend(cookie, &key, &backend);
+    maps::note_sender(cookie);
     write(ctx, family, &backend.address, backend.port);
     maps::count(Counter::SocketSend);
     Ok(())
@@ -99,11 +101,54 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> Result<(), Error> {
 #[inline(always)]
 pub fn show_frontend(ctx: &SockAddrContext, family: Family) {
     let Some(peer) = destination(ctx, family) else { return };
-    let socket = SocketKey::new(socket_cookie(ctx), peer.address, peer.port, peer.protocol);
+    let cookie = socket_cookie(ctx);
+    if peer.protocol == Protocol::TCP {
+        if let Some(to) = maps::connected_stream(cookie)
+            && to.address == peer.address
+            && to.port == peer.port
+        {
+            return show(ctx, family, &to.frontend, to.frontend_port);
+        }
+    } else if !is_connected(ctx) {
+        if !maps::may_be_sender(cookie) {
+            return;
+        }
+    } else if let Some(to) = maps::connected_socket(cookie)
+        && to.frontend_port != Port::new(0)
+    {
+        // Nobody else's datagrams come.
+        if to.address == peer.address && to.port == peer.port {
+            show(ctx, family, &to.frontend, to.frontend_port);
+        }
+        return;
+    }
+    show_remembered(ctx, family, cookie, &peer);
+}
+
+#[inline(always)]
+fn show_remembered(ctx: &SockAddrContext, family: Family, cookie: u64, peer: &FrontendKey) {
+    let socket = SocketKey::new(cookie, peer.address, peer.port, peer.protocol);
     // SAFETY: copied at once.
     let Some(frontend) = unsafe { SOCKET_REVERSE.get(socket) }.copied() else { return };
-    write(ctx, family, &frontend.address, frontend.port);
+    show(ctx, family, &frontend.address, frontend.port);
+}
+
+#[inline(always)]
+fn show(ctx: &SockAddrContext, family: Family, address: &Address, port: Port) {
+    write(ctx, family, address, port);
     maps::count(Counter::SocketReverse);
+}
+
+/// Of a UDP socket.
+#[inline(always)]
+fn is_connected(ctx: &SockAddrContext) -> bool {
+    /// TCP_ESTABLISHED, which the kernel says of them too.
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: fields of the context and of its socket, as the verifier allows.
+    unsafe {
+        let socket = ptr::read_volatile(&raw const (*ctx.sock_addr).__bindgen_anon_1.sk);
+        !socket.is_null() && ptr::read_volatile(&raw const (*socket).state) == ESTABLISHED
+    }
 }
 
 /// The key to look up, which for a pod's address there is none. A loopback address means the node only to the node's own
@@ -205,29 +250,30 @@ fn remember_frontend(cookie: u64, key: &FrontendKey, backend: &Backend) {
 }
 
 #[inline(never)]
-fn note_connected(cookie: u64, netns_cookie: u64, backend: &Backend) {
-    if SOCKETS_CONNECTED.insert(cookie, ConnectedSocket::new(netns_cookie, backend), 0).is_err() {
-        maps::count(Counter::SocketNotNoted);
+fn note_socket(cookie: u64, netns_cookie: u64, key: &FrontendKey, backend: &Backend) {
+    if !maps::note_socket(cookie, &ConnectedSocket::new(netns_cookie, backend, key.address, key.port)) {
+        remember_frontend(cookie, key, backend);
     }
 }
 
 /// The socket is closed for good.
 #[inline(always)]
 pub fn release(ctx: &SockContext) {
-    if maps::is_counting() {
-        // SAFETY: the context is a socket.
-        maps::forget_counted(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
-    }
     // SAFETY: a field of the context, as the verifier allows.
-    if unsafe { ptr::read_volatile(&raw const (*ctx.sock).protocol) } != Protocol::UDP.0 as u32 {
+    let is_udp = unsafe { ptr::read_volatile(&raw const (*ctx.sock).protocol) } == Protocol::UDP.0 as u32;
+    let is_counting = maps::is_counting();
+    if !is_udp && !is_counting {
         return;
     }
     // SAFETY: the context is a socket.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: copied at once.
-    let Some(connected) = unsafe { SOCKETS_CONNECTED.get(cookie) }.copied() else { return };
-    let _ = SOCKETS_CONNECTED.remove(cookie);
-    let _ = SOCKET_REVERSE.remove(SocketKey::new(cookie, connected.address, connected.port, Protocol::UDP));
+    if is_counting {
+        maps::forget_counted(cookie);
+    }
+    if is_udp {
+        maps::forget_socket(cookie);
+        maps::forget_sender(cookie);
+    }
 }
 
 #[inline(always)]

@@ -18,6 +18,7 @@
 mod answer;
 mod connect;
 mod conntrack;
+mod deliver;
 mod drops;
 mod error;
 mod icmp;

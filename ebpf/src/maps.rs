@@ -11,9 +11,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, Counter, DropGate,
-    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges,
-    ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, ConnectedStream,
+    Counter, DropGate, Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node,
+    Prefix, Ranges, Sender, ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse,
+    SourceAddress, Tuple,
     balancing::{Piece, PieceKey},
     maps::*,
 };
@@ -61,15 +62,27 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(AFFI
 #[map(name = "SOCK_FWD_1")]
 pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketForward> = LruHashMap::pinned(SOCKET_FORWARD_MAX, 0);
 
-/// What a socket believes to talk to. LRU: eviction makes getpeername show the backend.
+/// What an unconnected UDP socket believes to talk to, and any socket of the time before the maps below. LRU: eviction makes
+/// recvmsg show the backend.
 #[map(name = "SOCK_REV_1")]
 pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketReverse> = LruHashMap::pinned(SOCKET_REVERSE_MAX, 0);
 
+/// Which sockets may be in the two maps above. Written where an unconnected UDP socket sends, and by an agent that finds the
+/// maps and not this one; read where one receives, as most are servers'. Two sockets that take one free place at the very
+/// same time are told apart when they send again.
+#[map(name = "SENDERS_1")]
+static SENDERS: Array<Sender> = Array::pinned(Sender::PLACES, 0);
+
 /// UDP sockets that were connected to a backend by way of a Service, by cookie. Written at connect, deleted at release;
 /// read by the agent, which destroys those whose backend is gone. Never LRU: a forgotten one would talk to nobody.
-#[map(name = "SOCK_CONN_1")]
-pub static SOCKETS_CONNECTED: HashMap<u64, ConnectedSocket> =
-    HashMap::pinned(SOCKETS_CONNECTED_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "SOCK_CONN_2")]
+static SOCKETS_CONNECTED: HashMap<u64, ConnectedSocket> = HashMap::pinned(SOCKETS_CONNECTED_MAX, 0);
+
+/// TCP sockets that were, by a place that follows from the cookie. Written at connect and never deleted: nothing here costs a
+/// connection more than the cache line that it writes. One that a later socket took the place of shows its backend to
+/// getpeername.
+#[map(name = "STREAM_CONN_1")]
+static STREAMS_CONNECTED: Array<ConnectedStream> = Array::pinned(ConnectedStream::PLACES, 0);
 
 /// Written here, swept by the agent. Never LRU: only the agent, knowing both directions, forgets a flow.
 #[map(name = "CONNTRACK_1")]
@@ -256,6 +269,73 @@ pub fn forget_counted(cookie: u64) -> bool {
     let _ = SOCKETS_COUNTED.remove(cookie);
     add_open(id, -1);
     true
+}
+
+/// Notes a UDP socket that is connected, where there is room.
+#[inline(always)]
+pub fn note_socket(cookie: u64, socket: &ConnectedSocket) -> bool {
+    let noted = SOCKETS_CONNECTED.insert(cookie, socket, 0).is_ok();
+    if !noted {
+        count(Counter::SocketNotNoted);
+    }
+    noted
+}
+
+#[inline(always)]
+pub fn forget_socket(cookie: u64) {
+    // Most were never noted.
+    let _ = SOCKETS_CONNECTED.remove(cookie);
+}
+
+#[inline(always)]
+pub fn connected_socket(cookie: u64) -> Option<ConnectedSocket> {
+    // SAFETY: copied at once; values are replaced as a whole, by the one who connects the socket.
+    unsafe { SOCKETS_CONNECTED.get(cookie) }.copied()
+}
+
+/// Notes that an unconnected UDP socket sends by way of a Service.
+#[inline(always)]
+pub fn note_sender(cookie: u64) {
+    let Some(place) = SENDERS.get_ptr_mut(Sender::place(cookie)) else { return };
+    // SAFETY: alive for this run of the program; a word.
+    unsafe {
+        let noted = (*place).with(cookie);
+        if *place != noted {
+            *place = noted;
+        }
+    }
+}
+
+#[inline(always)]
+pub fn forget_sender(cookie: u64) {
+    let Some(place) = SENDERS.get_ptr_mut(Sender::place(cookie)) else { return };
+    // SAFETY: as above.
+    unsafe {
+        let left = (*place).without(cookie);
+        if *place != left {
+            *place = left;
+        }
+    }
+}
+
+/// Whether an unconnected UDP socket may have sent by way of a Service.
+#[inline(always)]
+pub fn may_be_sender(cookie: u64) -> bool {
+    SENDERS.get(Sender::place(cookie)).is_none_or(|sender| sender.may_be(cookie))
+}
+
+/// Notes a TCP socket that is being connected.
+#[inline(always)]
+pub fn note_stream(stream: &ConnectedStream) {
+    let Some(place) = STREAMS_CONNECTED.get_ptr_mut(ConnectedStream::place(stream.cookie)) else { return };
+    // SAFETY: alive for this run of the program. Another socket writes here at the same time only if it is 65,536 newer:
+    // who reads meanwhile, and its own address was mixed, sees at worst a frontend that is not its own.
+    unsafe { place.write(*stream) };
+}
+
+#[inline(always)]
+pub fn connected_stream(cookie: u64) -> Option<&'static ConnectedStream> {
+    STREAMS_CONNECTED.get(ConnectedStream::place(cookie)).filter(|stream| stream.cookie == cookie)
 }
 
 #[inline(always)]

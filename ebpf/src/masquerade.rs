@@ -200,6 +200,14 @@ fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> R
     icmp::rewrite_echo(ctx, packet, &flow.translated)
 }
 
+/// Whether it is no pod's, where there is masquerading.
+#[inline(always)]
+pub fn is_foreign(source: &Address) -> bool {
+    let Some(masquerade) = maps::masquerade() else { return false };
+    let pods = if source.is_v4() { &masquerade.pods.v4 } else { &masquerade.pods.v6 };
+    pods.is_some() && !pods.contains(source)
+}
+
 /// Whether a packet, which begins with `head`, is a datagram from outside of the cluster.
 #[inline(always)]
 pub fn is_foreign_datagram(ctx: &TcContext, head: &Head) -> bool {
@@ -208,14 +216,10 @@ pub fn is_foreign_datagram(ctx: &TcContext, head: &Head) -> bool {
     if head[ETHERNET_BYTES + if is_v4 { 9 } else { 6 }] != UDP {
         return false;
     }
-    let Some(masquerade) = maps::masquerade() else { return false };
     if is_v4 {
-        let pods = &masquerade.pods.v4;
-        let source = u32::from_ne_bytes([head[26], head[27], head[28], head[29]]);
-        pods.is_some() && !pods.contains(&Address::from_v4_word(source))
+        is_foreign(&Address::from_v4_word(u32::from_ne_bytes([head[26], head[27], head[28], head[29]])))
     } else {
-        let pods = &masquerade.pods.v6;
-        pods.is_some() && load::<Address>(ctx, ETHERNET_BYTES + 8).is_ok_and(|source| !pods.contains(&source))
+        load(ctx, ETHERNET_BYTES + 8).is_ok_and(|source| is_foreign(&source))
     }
 }
 

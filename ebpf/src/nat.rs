@@ -22,6 +22,7 @@ use ebpf_common::{
 
 use crate::{
     conntrack,
+    deliver::{self, FOREIGN, ON_ANOTHER_NODE, OTHERS},
     error::Error,
     maps::{self, FRAGMENTS},
     masquerade,
@@ -56,14 +57,11 @@ pub fn untranslated(ctx: &TcContext, origin: Origin) -> Option<i32> {
     }
 }
 
-/// No actions of tc.
-const OTHERS: i32 = i32::MIN;
-const ON_ANOTHER_NODE: i32 = i32::MIN + 1;
-/// A datagram that has to be noted.
-const FOREIGN: i32 = i32::MIN + 2;
-
 #[inline(never)]
 fn hand_over_untranslated(ctx: &TcContext, is_beyond: bool) -> i32 {
+    if let Some(action) = deliver::in_place(ctx, is_beyond) {
+        return action;
+    }
     let Ok(mut head) = packet::load(ctx, 0) else { return OTHERS };
     let Some(destination) = packet::destination(ctx, &head) else { return OTHERS };
     match maps::local_pod(&destination) {

@@ -7,8 +7,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_UNSPEC, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
-        bpf_fib_lookup as FibQuery, bpf_redir_neigh,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_UNSPEC,
+        bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_fib_lookup as FibQuery, bpf_redir_neigh,
     },
     helpers::{
         bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{Address, Counter, Fragment, FragmentKey, LocalPod, Port, Protocol, Tuple};
 
-use crate::{error::Error, maps};
+use crate::{deliver, error::Error, maps};
 
 pub const ETHERNET_BYTES: usize = 14;
 pub const ETHERTYPE_V4: u32 = 0x0800_u16.to_be() as u32;
@@ -293,7 +293,7 @@ const HEAD_BYTES: usize = ETHERNET_BYTES + 20;
 const V4_TTL: usize = ETHERNET_BYTES + 8;
 const V4_CHECKSUM: usize = ETHERNET_BYTES + 10;
 const V6_HOPS: usize = ETHERNET_BYTES + 7;
-const AF_INET: u8 = 2;
+pub const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// The destination of what begins with `head`.
@@ -337,6 +337,9 @@ pub fn hand_over(ctx: &TcContext, head: &mut Head, is_v4: bool, pod: &LocalPod) 
     unsafe { bpf_redirect_peer(pod.interface_index, 0) as i32 }
 }
 
+/// The first octet of such a header.
+pub const V4_WITHOUT_OPTIONS: u8 = 0x45;
+
 /// Takes a hop in the header of IPv4, whose checksum follows.
 #[inline(always)]
 fn take_hop_of_head(head: &mut Head) {
@@ -353,7 +356,9 @@ fn take_hop_of_head(head: &mut Head) {
 /// the sender. The MTU of a route of IPv6 counts where it is locked.
 #[inline(never)]
 pub fn route(ctx: &TcContext) -> i32 {
-    const V4_WITHOUT_OPTIONS: u8 = 0x45;
+    if let Some(action) = deliver::route_in_place(ctx) {
+        return action;
+    }
     let Ok(mut head) = load::<Head>(ctx, 0) else { return TC_ACT_UNSPEC };
     let is_v4 = ctx.skb.protocol() == ETHERTYPE_V4;
     let hops = head[if is_v4 { V4_TTL } else { V6_HOPS }];
@@ -375,11 +380,14 @@ pub fn route(ctx: &TcContext) -> i32 {
     if stored.is_err() {
         return TC_ACT_UNSPEC;
     }
+    send_to(interface_index, &mut next_hop)
+}
+
+#[inline(always)]
+pub fn send_to(interface_index: u32, next_hop: &mut bpf_redir_neigh) -> i32 {
     maps::count(Counter::Routed);
     // SAFETY: the helper reads the parameters, whose size it is told.
-    unsafe {
-        bpf_redirect_neigh(interface_index, &mut next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32
-    }
+    unsafe { bpf_redirect_neigh(interface_index, next_hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
 
 /// The interface that the kernel would send the packet out of, and the neighbour there; 0 for none.
@@ -418,9 +426,23 @@ fn next_hop_of(ctx: &TcContext, head: &Head, is_v4: bool, next_hop: &mut bpf_red
         query.sport = source;
         query.dport = destination;
     }
+    look_up(ctx, &mut query, gso, next_hop)
+}
+
+/// Fills in the neighbour that the kernel's routes lead to, and returns the interface; 0 for none, or for a link that does
+/// not take the packet in one piece.
+#[inline(always)]
+pub fn look_up(ctx: &TcContext, query: &mut FibQuery, gso: bool, next_hop: &mut bpf_redir_neigh) -> u32 {
+    const BYTES: i32 = size_of::<FibQuery>() as i32;
+    // The neighbour's station is looked up when the packet is sent, and asked for where it is not known yet: from Linux 6.3
+    // on the kernel need not do it here too. Earlier ones say at once that they do not know the flag.
     // SAFETY: the helper reads and writes a query of the size that it is told.
-    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &mut query, size_of::<FibQuery>() as i32, 0) };
-    // A neighbour that is not known yet is asked for when the packet is sent.
+    let result = unsafe {
+        match bpf_fib_lookup(ctx.as_ptr(), query, BYTES, BPF_FIB_LOOKUP_SKIP_NEIGH) {
+            ..0 => bpf_fib_lookup(ctx.as_ptr(), query, BYTES, 0),
+            result => result,
+        }
+    };
     if result != BPF_FIB_LKUP_RET_SUCCESS as i64 && result != BPF_FIB_LKUP_RET_NO_NEIGH as i64 {
         return 0;
     }

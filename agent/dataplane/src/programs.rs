@@ -238,8 +238,10 @@ impl Programs {
         programs.pin_programs()?;
         let maps_dir = directory.join("maps");
         services::take_over_frontends(&maps_dir).map_err(ProgramError::TakeOver)?;
+        services::take_over_senders(&maps_dir).map_err(ProgramError::TakeOver)?;
         programs.fill_calls(&maps_dir)?;
         programs.update_links()?;
+        services::take_over_sockets(&maps_dir).map_err(ProgramError::TakeOver)?;
         maps::RETIRED.iter().try_for_each(|name| unpin(&maps_dir.join(name)))?;
         Ok(programs)
     }

@@ -14,13 +14,14 @@ use std::{
     path::Path,
 };
 
+use aya::Pod;
 use ebpf_common::{
-    Address, Backend, BackendId, Balancing, Frontend, FrontendKey, Origin, Port, Protocol, ServiceId,
-    SlotKey, SourceRangeKey,
+    Address, Backend, BackendId, Balancing, ConnectedSocket, Frontend, FrontendKey, Origin, Port, Protocol,
+    Sender, ServiceId, SlotKey, SocketKey, SocketReverse, SourceRangeKey,
     balancing::PIECES,
     desired::{Clients, Endpoint, Service, Services, SourceRange},
     maps,
-    retired::Frontend1,
+    retired::{ConnectedSocket1, Frontend1},
 };
 
 use crate::{
@@ -572,11 +573,49 @@ fn sorted(mut entries: Vec<ServiceEntry>) -> Vec<ServiceEntry> {
 /// Fills the map of frontends with what an earlier agent wrote in its layout. To be called before its programs are
 /// replaced: ids and backends have kept their layout, so new programs find all that the old ones found.
 pub(crate) fn take_over_frontends(directory: &Path) -> Result<(), MapError> {
-    let old: PinnedMap<FrontendKey, Frontend1> = match PinnedMap::open(directory, maps::FRONTENDS_1) {
-        Err(MapError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened?,
+    let Some(old) = of_old_layout::<FrontendKey, Frontend1>(directory, maps::FRONTENDS_1)? else {
+        return Ok(());
     };
     let frontends: Vec<(FrontendKey, Frontend)> =
         old.read_all()?.into_iter().map(|(key, frontend)| (key, frontend.into())).collect();
     PinnedMap::open(directory, maps::FRONTENDS)?.insert_all(&frontends, |_, _| {})
+}
+
+/// Notes the sockets that have sent by way of a Service, where programs ran that did not. To be called before those are
+/// replaced.
+pub(crate) fn take_over_senders(directory: &Path) -> Result<(), MapError> {
+    if of_old_layout::<u64, ConnectedSocket1>(directory, maps::SOCKETS_CONNECTED_1)?.is_none() {
+        return Ok(());
+    }
+    let remembered: PinnedMap<SocketKey, SocketReverse> = PinnedMap::open(directory, maps::SOCKET_REVERSE)?;
+    let senders: PinnedMap<u32, Sender> = PinnedMap::open(directory, maps::SENDERS)?;
+    for (SocketKey { cookie, .. }, _) in remembered.read_all()? {
+        let place = Sender::place(cookie);
+        let sender = senders.get(&place)?.unwrap_or(Sender(0));
+        senders.insert(&place, &sender.with(cookie))?;
+    }
+    Ok(())
+}
+
+/// The same of UDP sockets that are connected. To be called once no program of an earlier layout runs any more: whom these
+/// noted in the old map is in none else, and whom the new ones noted meanwhile is right already. One that was closed in
+/// between is found to have no socket when its backend goes.
+pub(crate) fn take_over_sockets(directory: &Path) -> Result<(), MapError> {
+    let Some(old) = of_old_layout::<u64, ConnectedSocket1>(directory, maps::SOCKETS_CONNECTED_1)? else {
+        return Ok(());
+    };
+    let new: PinnedMap<u64, ConnectedSocket> = PinnedMap::open(directory, maps::SOCKETS_CONNECTED)?;
+    for (cookie, socket) in old.read_all()? {
+        if new.get(&cookie)?.is_none() {
+            new.insert(&cookie, &socket.into())?;
+        }
+    }
+    Ok(())
+}
+
+fn of_old_layout<K: Pod, V: Pod>(directory: &Path, name: &str) -> Result<Option<PinnedMap<K, V>>, MapError> {
+    match PinnedMap::open(directory, name) {
+        Err(MapError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }

@@ -12,9 +12,9 @@ use std::{
 
 use aya::Pod;
 use ebpf_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, DropGate, Flow, Fragment,
-    FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges, ServiceCount, ServiceId,
-    SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, ConnectedStream, DropGate,
+    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges, Sender,
+    ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple,
     balancing::{Piece, PieceKey},
     maps,
 };
@@ -77,6 +77,10 @@ pub enum Element {
     SocketForward(SocketKey, SocketForward),
     SocketReverse(SocketKey, SocketReverse),
     Socket(u64, ConnectedSocket),
+    /// A place, which may be empty.
+    Stream(u32, ConnectedStream),
+    /// As above.
+    Sender(u32, Sender),
     Flow(Tuple, Flow),
     Fragment(FragmentKey, Fragment),
     /// Index, and the sum over all CPUs.
@@ -118,7 +122,8 @@ impl Element {
             Self::Affinity(key, _) => key.client().into_iter().collect(),
             Self::SocketForward(key, _) => vec![key.address],
             Self::SocketReverse(key, value) => vec![key.address, value.address],
-            Self::Socket(_, socket) => vec![socket.address],
+            Self::Socket(_, socket) => vec![socket.address, socket.frontend],
+            Self::Stream(_, stream) => vec![stream.address, stream.frontend],
             Self::Flow(tuple, flow) => {
                 vec![tuple.source, tuple.destination, flow.translated.source, flow.translated.destination]
             }
@@ -129,6 +134,7 @@ impl Element {
             Self::Slot(..)
             | Self::TablePiece(..)
             | Self::Open(..)
+            | Self::Sender(..)
             | Self::SocketCounted(..)
             | Self::Counting(_)
             | Self::Counter(..)
@@ -146,6 +152,15 @@ impl Element {
         }
     }
 
+    /// Whether it is the place of an array that nobody has taken.
+    fn is_vacant(&self) -> bool {
+        match self {
+            Self::Stream(_, stream) => stream.cookie == 0,
+            Self::Sender(_, sender) => *sender == Sender(0),
+            _ => false,
+        }
+    }
+
     fn decode(name: &str, key: &[u8], value: &[u8]) -> Self {
         let known = match name {
             maps::FRONTENDS => both(key, value, Self::Frontend),
@@ -159,6 +174,8 @@ impl Element {
             maps::SOCKET_FORWARD => both(key, value, Self::SocketForward),
             maps::SOCKET_REVERSE => both(key, value, Self::SocketReverse),
             maps::SOCKETS_CONNECTED => both(key, value, Self::Socket),
+            maps::STREAMS_CONNECTED => both(key, value, Self::Stream),
+            maps::SENDERS => both(key, value, Self::Sender),
             maps::CONNTRACK => both(key, value, Self::Flow),
             maps::FRAGMENTS => both(key, value, Self::Fragment),
             maps::COUNTERS => {
@@ -346,7 +363,8 @@ impl Walk {
         }
         let keys = self.keys.chunks(self.info.key_size as usize);
         let elements = keys.zip(self.values.chunks(self.value_size)).take(self.filled);
-        Ok(Some(elements.map(|(key, value)| Element::decode(&self.name, key, value)).collect()))
+        let elements = elements.map(|(key, value)| Element::decode(&self.name, key, value));
+        Ok(Some(elements.filter(|element| !element.is_vacant()).collect()))
     }
 
     /// Reads the next piece; whether there was one.

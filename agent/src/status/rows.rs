@@ -142,6 +142,7 @@ impl<'a> Joins<'a> {
             | Element::SocketForward(..)
             | Element::SocketReverse(..)
             | Element::Socket(..)
+            | Element::Stream(..)
             | Element::Open(..)
             | Element::SocketCounted(..) => self.remembered_row(element),
             Element::Flow(tuple, flow) => self.flow_row(tuple, flow),
@@ -228,6 +229,15 @@ impl<'a> Joins<'a> {
                 ("backend", json!(end(&socket.address, socket.port))),
                 ("name", self.name(&socket.address)),
                 ("backendId", json!(socket.backend_id.0)),
+                ("frontend", json!(end(&socket.frontend, socket.frontend_port))),
+                ("service", self.service(socket.service_id)),
+            ],
+            Element::Stream(_, stream) => vec![
+                ("cookie", json!(stream.cookie)),
+                ("backend", json!(end(&stream.address, stream.port))),
+                ("name", self.name(&stream.address)),
+                ("frontend", json!(end(&stream.frontend, stream.frontend_port))),
+                ("service", self.service(stream.service_id)),
             ],
             other => plain_row(other),
         }
@@ -326,6 +336,13 @@ fn plain_row(element: &Element) -> Row {
             let (address, bits) = prefix.to_parts();
             vec![("destinations", json!(format!("{}/{bits}", address.to_ip())))]
         }
+        Element::Sender(place, sender) => {
+            vec![
+                ("place", json!(place)),
+                ("cookie", json!(sender.cookie())),
+                ("several", json!(sender.is_several())),
+            ]
+        }
         Element::Counting(any) => vec![("hasSockets", json!(*any != 0))],
         Element::Beyond(has_flows) => vec![("hasFlows", json!(*has_flows != 0))],
         Element::Bytes(key, value) => vec![("key", json!(hex(key))), ("value", json!(hex(value)))],
@@ -339,6 +356,7 @@ fn plain_row(element: &Element) -> Row {
         | Element::SocketForward(..)
         | Element::SocketReverse(..)
         | Element::Socket(..)
+        | Element::Stream(..)
         | Element::Flow(..)
         | Element::Fragment(..)
         | Element::Address(..)
@@ -367,14 +385,16 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         Element::SourceRange(key) => (Some(key.source.service_id), None),
         Element::ServiceCount(id, _) => (Some(*id), None),
         Element::Flow(_, flow) => (Some(flow.service_id), None),
-        Element::Socket(..)
-        | Element::Fragment(..)
+        Element::Socket(_, socket) => (Some(socket.service_id), Some(socket.backend_id)),
+        Element::Stream(_, stream) => (Some(stream.service_id), None),
+        Element::Fragment(..)
         | Element::Counter(..)
         | Element::Node(_)
         | Element::NodeAddress(_)
         | Element::Pod(..)
         | Element::Beyond(_)
         | Element::Counting(_)
+        | Element::Sender(..)
         | Element::Call(..)
         | Element::Address(..)
         | Element::Ranges(_)

@@ -39,8 +39,9 @@ pub use drops::{DropGate, Dropped};
 pub use masquerade::{Masquerade, Prefix};
 pub use node::{LocalPod, Node, Range, Ranges};
 pub use service::{
-    Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, Frontend, FrontendKey, Origin, ServiceId,
-    SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, SourceRangeKey, pick_backend,
+    Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, ConnectedStream, Frontend, FrontendKey,
+    Origin, Sender, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress,
+    SourceRangeKey, pick_backend,
 };
 
 /// Implements `aya::Pod` where the agent asks for it.

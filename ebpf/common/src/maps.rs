@@ -7,7 +7,9 @@ pub const BACKENDS: &str = "BACKENDS_1";
 pub const AFFINITY: &str = "AFFINITY_1";
 pub const SOCKET_FORWARD: &str = "SOCK_FWD_1";
 pub const SOCKET_REVERSE: &str = "SOCK_REV_1";
-pub const SOCKETS_CONNECTED: &str = "SOCK_CONN_1";
+pub const SOCKETS_CONNECTED: &str = "SOCK_CONN_2";
+pub const STREAMS_CONNECTED: &str = "STREAM_CONN_1";
+pub const SENDERS: &str = "SENDERS_1";
 pub const CONNTRACK: &str = "CONNTRACK_1";
 pub const FRAGMENTS: &str = "FRAGMENTS_2";
 pub const COUNTERS: &str = "COUNTERS_2";
@@ -34,7 +36,7 @@ pub const SOCKETS_COUNTED: &str = "SOCK_COUNT_1";
 pub const COUNTING: &str = "COUNTING_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 31] = [
+pub const ALL: [&str; 33] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -42,6 +44,8 @@ pub const ALL: [&str; 31] = [
     SOCKET_FORWARD,
     SOCKET_REVERSE,
     SOCKETS_CONNECTED,
+    STREAMS_CONNECTED,
+    SENDERS,
     CONNTRACK,
     FRAGMENTS,
     COUNTERS,
@@ -70,7 +74,8 @@ pub const ALL: [&str; 31] = [
 
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
 /// fragments live for seconds, and counters begin anew.
-pub const RETIRED: [&str; 3] = [FRONTENDS_1, "FRAGMENTS_1", "COUNTERS_1"];
+pub const RETIRED: [&str; 4] = [FRONTENDS_1, SOCKETS_CONNECTED_1, "FRAGMENTS_1", "COUNTERS_1"];
+pub const SOCKETS_CONNECTED_1: &str = "SOCK_CONN_1";
 pub const FRONTENDS_1: &str = "FRONTENDS_1";
 
 // An empty hash without preallocation costs 16 bytes for each entry that it may hold, an LRU all of them at once.

@@ -1,7 +1,7 @@
 //! Layouts that earlier agents wrote, so that a new agent can take over what is in their maps before it replaces their
 //! programs. Nothing here is ever written.
 
-use crate::{Frontend, ServiceId};
+use crate::{Address, Backend, BackendId, ConnectedSocket, Frontend, Port, ServiceId};
 
 /// `FRONTENDS_1`: clients of the node had slots `0..backend_count`, those beyond it `0..local_count`.
 #[repr(C)]
@@ -20,6 +20,31 @@ impl From<Frontend1> for Frontend {
     }
 }
 
-const _: () = assert!(size_of::<Frontend1>() == 16);
+/// `SOCK_CONN_1`: without the frontend, which `SOCK_REV_1` has.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectedSocket1 {
+    pub netns_cookie: u64,
+    pub address: Address,
+    pub port: Port,
+    zero: u16,
+    pub backend_id: BackendId,
+}
 
-crate::pod!(Frontend1);
+impl ConnectedSocket1 {
+    pub const fn new(netns_cookie: u64, backend: &Backend) -> Self {
+        let Backend { address, port, id, .. } = *backend;
+        Self { netns_cookie, address, port, zero: 0, backend_id: id }
+    }
+}
+
+impl From<ConnectedSocket1> for ConnectedSocket {
+    fn from(old: ConnectedSocket1) -> Self {
+        let backend = Backend::new(old.backend_id, ServiceId(0), old.address, old.port);
+        Self::new(old.netns_cookie, &backend, Address::UNSPECIFIED, Port::new(0))
+    }
+}
+
+const _: () = assert!(size_of::<Frontend1>() == 16 && size_of::<ConnectedSocket1>() == 32);
+
+crate::pod!(Frontend1, ConnectedSocket1);

@@ -389,7 +389,8 @@ impl SocketReverse {
     }
 }
 
-/// What a datagram socket was connected to by way of a Service; found by the socket's cookie.
+/// What a datagram socket was connected to by way of a Service; found by the socket's cookie. Layout 2. Layout 1 is
+/// [`crate::retired::ConnectedSocket1`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ConnectedSocket {
@@ -398,15 +399,95 @@ pub struct ConnectedSocket {
     /// The backend's.
     pub address: Address,
     pub port: Port,
-    zero: u16,
+    /// That the socket believes to talk to; 0 where an agent that did not write it here noted the socket.
+    pub frontend_port: Port,
     pub backend_id: BackendId,
+    pub frontend: Address,
+    pub service_id: ServiceId,
+    zero: u32,
 }
 
 impl ConnectedSocket {
     #[inline(always)]
-    pub const fn new(netns_cookie: u64, backend: &Backend) -> Self {
-        let Backend { address, port, id, .. } = *backend;
-        Self { netns_cookie, address, port, zero: 0, backend_id: id }
+    pub const fn new(netns_cookie: u64, backend: &Backend, frontend: Address, frontend_port: Port) -> Self {
+        let Backend { address, port, id, service_id, .. } = *backend;
+        Self { netns_cookie, address, port, frontend_port, backend_id: id, frontend, service_id, zero: 0 }
+    }
+}
+
+/// What a stream socket was connected to by way of a Service, in the place that [`Self::place`] says. The socket of that
+/// many connections later gets the same place; then this one is forgotten.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectedStream {
+    /// The socket's; 0 where the place is empty.
+    pub cookie: u64,
+    /// The backend's.
+    pub address: Address,
+    pub port: Port,
+    pub frontend_port: Port,
+    pub service_id: ServiceId,
+    /// That the socket believes to talk to.
+    pub frontend: Address,
+}
+
+impl ConnectedStream {
+    pub const PLACES: u32 = 1 << 16;
+
+    /// Cookies are numbers in the order of the sockets, nearly.
+    #[inline(always)]
+    pub const fn place(cookie: u64) -> u32 {
+        cookie as u32 % Self::PLACES
+    }
+
+    #[inline(always)]
+    pub const fn new(cookie: u64, backend: &Backend, frontend: Address, frontend_port: Port) -> Self {
+        let Backend { address, port, service_id, .. } = *backend;
+        Self { cookie, address, port, frontend_port, service_id, frontend }
+    }
+}
+
+/// Which unconnected UDP sockets have sent by way of a Service, so that the others, as those of servers, need not be looked
+/// for. A place, which follows from the cookie, holds one socket, or says that there were more.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sender(pub u64);
+
+impl Sender {
+    pub const PLACES: u32 = 1 << 16;
+    const SEVERAL: u64 = 1 << 63;
+
+    #[inline(always)]
+    pub const fn place(cookie: u64) -> u32 {
+        cookie as u32 % Self::PLACES
+    }
+
+    /// The place when the socket has sent, too.
+    #[inline(always)]
+    pub const fn with(self, cookie: u64) -> Self {
+        if self.0 == 0 || self.0 == cookie { Self(cookie) } else { Self(self.0 | Self::SEVERAL) }
+    }
+
+    /// The place when the socket is gone. Who had it with others is not known to be the last.
+    #[inline(always)]
+    pub const fn without(self, cookie: u64) -> Self {
+        if self.0 == cookie { Self(0) } else { self }
+    }
+
+    /// Of the first socket in the place; 0 where there was none.
+    pub const fn cookie(self) -> u64 {
+        self.0 & !Self::SEVERAL
+    }
+
+    #[inline(always)]
+    pub const fn is_several(self) -> bool {
+        self.0 & Self::SEVERAL != 0
+    }
+
+    /// Whether the socket may have sent; always where it has.
+    #[inline(always)]
+    pub const fn may_be(self, cookie: u64) -> bool {
+        self.0 == cookie || self.0 & Self::SEVERAL != 0
     }
 }
 
@@ -434,8 +515,13 @@ const _: () = {
     assert!(offset_of!(SocketKey, port) == 24 && offset_of!(SocketKey, protocol) == 26);
     assert!(size_of::<SocketForward>() == 8);
     assert!(size_of::<SocketReverse>() == 24 && offset_of!(SocketReverse, service_id) == 20);
-    assert!(size_of::<ConnectedSocket>() == 32 && offset_of!(ConnectedSocket, address) == 8);
+    assert!(size_of::<ConnectedSocket>() == 56 && offset_of!(ConnectedSocket, address) == 8);
     assert!(offset_of!(ConnectedSocket, port) == 24 && offset_of!(ConnectedSocket, backend_id) == 28);
+    assert!(offset_of!(ConnectedSocket, frontend) == 32 && offset_of!(ConnectedSocket, service_id) == 48);
+    assert!(size_of::<ConnectedStream>() == 48 && offset_of!(ConnectedStream, address) == 8);
+    assert!(offset_of!(ConnectedStream, port) == 24 && offset_of!(ConnectedStream, service_id) == 28);
+    assert!(offset_of!(ConnectedStream, frontend) == 32);
+    assert!(size_of::<Sender>() == 8);
 };
 
 crate::pod!(
@@ -453,4 +539,6 @@ crate::pod!(
     SocketForward,
     SocketReverse,
     ConnectedSocket,
+    ConnectedStream,
+    Sender,
 );

@@ -264,3 +264,35 @@ fn a_source_range_holds_nothing_behind_its_prefix() {
         assert_eq!(range(ip, prefix).unwrap().is_everything(), everything, "{ip}/{prefix}");
     }
 }
+
+#[test]
+fn a_sender_is_never_missed_in_its_place_and_others_are_told_apart_while_it_is_alone() {
+    let (one, other) = (7, 7 + u64::from(Sender::PLACES));
+    assert_eq!(Sender::place(one), Sender::place(other));
+    let free = Sender(0);
+    assert!(!free.may_be(one));
+    let taken = free.with(one);
+    assert!(taken.may_be(one) && !taken.may_be(other) && !taken.is_several());
+    assert_eq!((taken.with(one), taken.without(other), taken.without(one)), (taken, taken, free));
+    let several = taken.with(other);
+    assert!(several.may_be(one) && several.may_be(other) && several.cookie() == one);
+    // Of those that share a place nobody knows who is the last.
+    assert_eq!(
+        (several.without(one), several.without(other), several.with(one)),
+        (several, several, several)
+    );
+}
+
+#[test]
+fn a_socket_of_the_first_layout_is_the_same_without_a_frontend() {
+    use crate::retired::ConnectedSocket1;
+    let backend = Backend::new(BackendId(5), ServiceId(3), Address::from_v4([10, 0, 0, 1]), Port::new(53));
+    let socket = ConnectedSocket::new(9, &backend, Address::from_v4([10, 96, 0, 1]), Port::new(53));
+    let old = ConnectedSocket1::new(9, &backend);
+    let taken_over = ConnectedSocket::from(old);
+    assert_eq!(taken_over.frontend_port, Port::new(0));
+    assert_eq!(
+        (taken_over.netns_cookie, taken_over.address, taken_over.port, taken_over.backend_id),
+        (socket.netns_cookie, socket.address, socket.port, socket.backend_id)
+    );
+}

@@ -1,19 +1,23 @@
 //! Datagrams to a backend that is gone: sockets that a Service connected to it, and flows in the packet path.
 
 use std::{
-    io,
+    fs, io,
     net::{SocketAddr, UdpSocket},
     os::fd::AsRawFd,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
 use dataplane::{
     datapath::Datapath,
+    maps::PinnedMap,
     stale::{Destroyed, probe},
 };
 use ebpf_common::{
-    Protocol,
+    Backend, ConnectedSocket, Protocol, SocketKey, SocketReverse,
     desired::{Clients, Endpoint, Service},
+    maps,
+    retired::ConnectedSocket1,
 };
 
 use super::{
@@ -23,6 +27,7 @@ use super::{
     packets::{self, connect, exchange, listen},
     service, services,
     sockets::{Host, udp},
+    verifier::bpftool,
 };
 use crate::netns::{NetNs, eventually};
 
@@ -341,4 +346,69 @@ fn in_the_packet_path_datagrams_flows_end_with_their_backend_and_not_while_it_se
         let flow = flows.iter().find(|flow| flow.protocol == Protocol::UDP)?;
         (flow.backend == (second_at.ip(), second_at.port())).then_some(())
     });
+}
+
+/// Writes what the programs keep of UDP sockets as those of an earlier layout kept it: the sockets that are connected without
+/// their frontends, which stood with those of the others, and nothing of who may have sent.
+fn in_the_first_layout(maps_dir: &Path) {
+    let new: PinnedMap<u64, ConnectedSocket> =
+        PinnedMap::open(maps_dir, maps::SOCKETS_CONNECTED).expect("the map");
+    let path = maps_dir.join(maps::SOCKETS_CONNECTED_1);
+    let path = path.to_str().expect("a path");
+    bpftool(&[
+        "map", "create", path, "type", "hash", "key", "8", "value", "32", "entries", "64", "name", "OLD",
+        "flags", "1",
+    ]);
+    let old: PinnedMap<u64, ConnectedSocket1> =
+        PinnedMap::open(maps_dir, maps::SOCKETS_CONNECTED_1).expect("the map");
+    let remembered: PinnedMap<SocketKey, SocketReverse> =
+        PinnedMap::open(maps_dir, maps::SOCKET_REVERSE).expect("the map");
+    let sockets = new.read_all().expect("the sockets");
+    assert!(!sockets.is_empty(), "a socket is connected");
+    for (cookie, socket) in sockets {
+        let key = SocketKey::new(cookie, socket.address, socket.port, Protocol::UDP);
+        let frontend = SocketReverse::new(socket.service_id, socket.frontend, socket.frontend_port);
+        remembered.insert(&key, &frontend).expect("writing the frontend");
+        let backend = Backend::new(socket.backend_id, socket.service_id, socket.address, socket.port);
+        let value = ConnectedSocket1::new(socket.netns_cookie, &backend);
+        old.insert(&cookie, &value).expect("writing the socket");
+    }
+    for name in [maps::SOCKETS_CONNECTED, maps::SENDERS] {
+        fs::remove_file(maps_dir.join(name)).expect("unpinning");
+    }
+}
+
+#[test]
+fn sockets_that_programs_of_the_first_layout_served_keep_their_service_and_end_with_their_backend() {
+    let mut host = Host::new();
+    let (server, bound) = backend(&host.namespace, V4.gone);
+    serve(&mut host.datapath, &[(V4.frontend, service(&[bound]))]);
+    let connected = connected(&host.namespace, &V4, V4.frontend);
+    let (unconnected, _) = host.namespace.run(|| udp(V4.any));
+    connected.send(b"x").expect("a datagram");
+    unconnected.send_to(b"x", V4.frontend).expect("a datagram");
+
+    drop(host.datapath);
+    in_the_first_layout(&host.directory.path.join("maps"));
+    host.datapath = open(&host.directory);
+    host.datapath.attach_cgroup(&host.cgroup.path).expect("attaching again");
+    serve(&mut host.datapath, &[(V4.frontend, service(&[bound]))]);
+
+    let mut buffer = [0; 8];
+    for _ in [&connected, &unconnected] {
+        let (length, from) = server.recv_from(&mut buffer).expect("a datagram at the backend");
+        server.send_to(&buffer[..length], from).expect("its answer");
+    }
+    for client in [&connected, &unconnected] {
+        let (_, from) = client.recv_from(&mut buffer).expect("the answer");
+        assert_eq!(from.to_string(), V4.frontend);
+    }
+    let peer = host.namespace.run(|| connected.peer_addr()).expect("its peer");
+    assert_eq!(peer.to_string(), V4.frontend);
+    let old = host.directory.path.join("maps").join(maps::SOCKETS_CONNECTED_1);
+    assert!(!old.exists(), "the old map is unpinned");
+
+    serve(&mut host.datapath, &[]);
+    let destroyed = destroy(&host);
+    assert_eq!((destroyed.stale, destroyed.destroyed), (1, 1), "{destroyed:?}");
 }
