@@ -56,9 +56,8 @@ pub fn answer(ctx: &TcContext) -> Result<Verdict, Error> {
     // SAFETY: the field that `call` wrote.
     let is_hop_limit =
         unsafe { ptr::read_volatile(&raw const (*ctx.skb.skb).cb[0]) } == Reason::HopLimit as u32;
-    let mut asked = Packet::OTHER;
-    packet::parse(ctx, &mut asked)?;
-    if !may_be_answered(ctx, &asked) || !maps::take_answer() {
+    let asked = packet::read(ctx)?;
+    if !may_be_answered(ctx, asked) || !maps::take_answer() {
         return Ok(Verdict::Return(TC_ACT_SHOT as i32));
     }
     if is_hop_limit {
@@ -70,7 +69,7 @@ pub fn answer(ctx: &TcContext) -> Result<Verdict, Error> {
         }
         error(ctx, &to, asked.is_v4, kind, 0)?;
     } else if asked.tuple.protocol == Protocol::TCP {
-        reset(ctx, &asked)?;
+        reset(ctx, asked)?;
     } else {
         let (kind, code) = if asked.is_v4 { (3, 3) } else { (1, 4) };
         error(ctx, &asked.tuple.reversed(), asked.is_v4, kind, code)?;

@@ -19,6 +19,8 @@ use ebpf_common::{
     maps::*,
 };
 
+use crate::packet::Packet;
+
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
 #[map(name = "FRONTENDS_2")]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(FRONTENDS_MAX, BPF_F_NO_PREALLOC);
@@ -76,7 +78,8 @@ static SENDERS: Array<Sender> = Array::pinned(Sender::PLACES, 0);
 /// UDP sockets that were connected to a backend by way of a Service, by cookie. Written at connect, deleted at release;
 /// read by the agent, which destroys those whose backend is gone. Never LRU: a forgotten one would talk to nobody.
 #[map(name = "SOCK_CONN_2")]
-static SOCKETS_CONNECTED: HashMap<u64, ConnectedSocket> = HashMap::pinned(SOCKETS_CONNECTED_MAX, 0);
+static SOCKETS_CONNECTED: HashMap<u64, ConnectedSocket> =
+    HashMap::pinned(SOCKETS_CONNECTED_MAX, BPF_F_NO_PREALLOC);
 
 /// TCP sockets that were, by a place that follows from the cookie. Written at connect and never deleted: nothing here costs a
 /// connection more than the cache line that it writes. One that a later socket took the place of shows its backend to
@@ -166,6 +169,10 @@ static UNMASQUERADED: LpmTrie<Address, u32> = LpmTrie::pinned(UNMASQUERADED_MAX,
 #[map(name = "INBOUND_1")]
 pub static INBOUND: LruHashMap<Tuple, u64> = LruHashMap::pinned(INBOUND_MAX, 0);
 
+/// What is known of the packet that a program has to do with. Of no use to anybody after it, so it is not pinned.
+#[map(name = "PACKET")]
+static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]
 static CALLS: ProgramArray = ProgramArray::pinned(CALLS_MAX, 0);
@@ -175,6 +182,11 @@ static CALLS: ProgramArray = ProgramArray::pinned(CALLS_MAX, 0);
 pub fn call(ctx: &TcContext, call: Call) {
     // SAFETY: nothing here needs to be dropped.
     unsafe { CALLS.tail_call(ctx, call as u32) }
+}
+
+#[inline(always)]
+pub fn packet() -> Option<*mut Packet> {
+    PACKET.get_ptr_mut(0)
 }
 
 #[inline(always)]

@@ -70,13 +70,12 @@ pub fn may_concern(ctx: &TcContext) -> bool {
 /// A packet of which [`may_concern`] says so.
 #[inline(always)]
 pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
-    let mut packet = Packet::OTHER;
-    packet::parse(ctx, &mut packet)?;
+    let packet = packet::read(ctx)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
-        Part::Later => return nat::later_fragment(ctx, &packet, false),
+        Part::Later => return nat::later_fragment(ctx, packet, false),
         Part::Icmp => {
-            if !matches!(icmp::parse_echo(ctx, &mut packet), Echo::Request) {
+            if !matches!(icmp::parse_echo(ctx, packet), Echo::Request) {
                 return Ok(Verdict::Continue(Call::RelayLeaving));
             }
         }
@@ -87,26 +86,26 @@ pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
         // SAFETY: an element of the map, alive for this run of the program.
         let flow = unsafe { &*found };
         if !flow.is_masqueraded() {
-            return nat::of_service(ctx, &packet, found);
+            return nat::of_service(ctx, packet, found);
         }
         if !flow.is_forward() {
             return Ok(Verdict::Pass);
         }
-        if !conntrack::is_over(flow, &packet) {
-            conntrack::touch(found, &packet);
-            return translate(ctx, &packet, flow, false).map(|()| Verdict::Pass);
+        if !conntrack::is_over(flow, packet) {
+            conntrack::touch(found, packet);
+            return translate(ctx, packet, flow, false).map(|()| Verdict::Pass);
         }
         conntrack::remove(&packet.tuple, flow);
     }
     let mut source = Address::UNSPECIFIED;
-    if !is_begun_here(&packet) || !is_for_outside(&packet.tuple, masquerade, &mut source) {
+    if !is_begun_here(packet) || !is_for_outside(&packet.tuple, masquerade, &mut source) {
         return Ok(Verdict::Pass);
     }
     let mut flow = Flow::masqueraded(Direction::Forward, packet.tuple, 0);
     conntrack::open_masqueraded(ctx, &packet.tuple, &source, masquerade, &mut flow)?;
     maps::count(Counter::FlowNew);
     maps::count(Counter::Masqueraded);
-    translate(ctx, &packet, &flow, false).map(|()| Verdict::Pass)
+    translate(ctx, packet, &flow, false).map(|()| Verdict::Pass)
 }
 
 /// Whether a packet of no known flow begins one.
@@ -163,12 +162,11 @@ fn is_for_outside(tuple: &Tuple, masquerade: &Masquerade, source: &mut Address) 
 /// A packet for the node that may be an answer to a pod, or an ICMP message from beyond.
 #[inline(always)]
 pub fn come_back(ctx: &TcContext) -> Result<Verdict, Error> {
-    let mut packet = Packet::OTHER;
-    packet::parse(ctx, &mut packet)?;
+    let packet = packet::read(ctx)?;
     match packet.part {
         Part::Other | Part::Later => return Ok(Verdict::Pass),
         Part::Icmp => {
-            if !matches!(icmp::parse_echo(ctx, &mut packet), Echo::Reply) {
+            if !matches!(icmp::parse_echo(ctx, packet), Echo::Reply) {
                 return Ok(Verdict::Continue(Call::RelayEntering));
             }
         }
@@ -180,9 +178,9 @@ pub fn come_back(ctx: &TcContext) -> Result<Verdict, Error> {
     if !flow.is_masqueraded() || flow.is_forward() {
         return Ok(Verdict::Pass);
     }
-    conntrack::touch(found, &packet);
-    translate(ctx, &packet, flow, true)?;
-    match nat::local_pod(&packet, &flow.translated.destination) {
+    conntrack::touch(found, packet);
+    translate(ctx, packet, flow, true)?;
+    match nat::local_pod(packet, &flow.translated.destination) {
         // The pod may know its peer as a Service: then its edge translates once more.
         Some(pod) if pod.has_flows == 0 || conntrack::find(&flow.translated).is_none() => {
             Ok(Verdict::Return(nat::hand_over(ctx, packet.is_v4, pod)))
@@ -226,8 +224,8 @@ pub fn is_foreign_datagram(ctx: &TcContext, head: &Head) -> bool {
 /// Notes a datagram to a pod's own address, and forgets a flow that the pod is thought to have begun to its sender.
 #[inline(never)]
 pub fn note_inbound(ctx: &TcContext) -> bool {
-    let mut packet = Packet::OTHER;
-    if packet::parse(ctx, &mut packet).is_err() || !matches!(packet.part, Part::Whole | Part::First) {
+    let Ok(packet) = packet::read(ctx) else { return false };
+    if !matches!(packet.part, Part::Whole | Part::First) {
         return false;
     }
     // SAFETY: a helper without arguments.

@@ -82,8 +82,7 @@ pub fn may_be_for_client(ctx: &TcContext) -> bool {
 
 #[inline(always)]
 pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error> {
-    let mut packet = Packet::OTHER;
-    packet::parse(ctx, &mut packet)?;
+    let packet = packet::read(ctx)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
         Part::Icmp => {
@@ -92,7 +91,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
                 Origin::Beyond => Call::Unmasquerade,
             }));
         }
-        Part::Later => return later_fragment(ctx, &packet, true),
+        Part::Later => return later_fragment(ctx, packet, true),
         Part::Whole | Part::First => {}
     }
     if let Some(found) = conntrack::find(&packet.tuple) {
@@ -103,14 +102,14 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
             if matches!(origin, Origin::Beyond) {
                 return Ok(Verdict::Continue(Call::Unmasquerade));
             }
-        } else if flow.is_forward() && conntrack::is_stale(flow, &packet) {
+        } else if flow.is_forward() && conntrack::is_stale(flow, packet) {
             conntrack::remove(&packet.tuple, flow);
         } else if flow.is_forward() || flow.turns_around() {
-            conntrack::touch(found, &packet);
-            translate(ctx, &packet, flow, true)?;
-            return finish(ctx, &packet, flow, origin);
+            conntrack::touch(found, packet);
+            translate(ctx, packet, flow, true)?;
+            return finish(ctx, packet, flow, origin);
         } else {
-            return answered(ctx, &packet, found);
+            return answered(ctx, packet, found);
         }
     }
     let mut key =
@@ -121,7 +120,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     service::select(&mut key, origin, &client, port as u32, &mut selected)?;
     let Some(backend) = &selected else {
         service::stray(&packet.tuple.destination)?;
-        return Ok(deliver(ctx, &packet, &packet.tuple.destination, origin));
+        return Ok(deliver(ctx, packet, &packet.tuple.destination, origin));
     };
     match origin {
         Origin::Node => maps::note_client(&packet.tuple.source),
@@ -137,9 +136,9 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         maps::add_open(backend.id, 1);
     }
     maps::count(Counter::FlowNew);
-    log_new(ctx, &packet, backend);
-    translate(ctx, &packet, &flow, true)?;
-    finish(ctx, &packet, &flow, origin)
+    log_new(ctx, packet, backend);
+    translate(ctx, packet, &flow, true)?;
+    finish(ctx, packet, &flow, origin)
 }
 
 /// A backend's answer is translated at its client's edge: here, where it is handed over to the client from here.
@@ -187,16 +186,15 @@ fn is_beyond(origin: Origin, backend: &Backend) -> bool {
 
 #[inline(always)]
 pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
-    let mut packet = Packet::OTHER;
-    packet::parse(ctx, &mut packet)?;
+    let packet = packet::read(ctx)?;
     match packet.part {
         Part::Other => return Ok(Verdict::Pass),
         Part::Icmp => return Ok(Verdict::Continue(Call::RelayLeaving)),
-        Part::Later => return later_fragment(ctx, &packet, false),
+        Part::Later => return later_fragment(ctx, packet, false),
         Part::Whole | Part::First => {}
     }
     let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::Pass) };
-    of_service(ctx, &packet, found)
+    of_service(ctx, packet, found)
 }
 
 /// A packet on its way out of the node, which may be a backend's answer to its client there.

@@ -82,9 +82,24 @@ impl Packet {
     }
 }
 
+/// Reads the headers. What is read lies in a map, one place for each CPU, until the program ends or reads again: of what a
+/// map holds the verifier knows nothing, so that it goes the ways of a packet after this once, and not once for each way
+/// that leads here.
+#[inline(always)]
+pub fn read(ctx: &TcContext) -> Result<&'static mut Packet, Error> {
+    let Some(place) = maps::packet() else { return Err(Error::Malformed) };
+    // SAFETY: the kernel gave this CPU's element, and no other program that reads one interrupts this one.
+    let packet = unsafe {
+        place.write(Packet::OTHER);
+        &mut *place
+    };
+    parse(ctx, packet)?;
+    Ok(packet)
+}
+
 /// Reads the headers into `packet`, which is [`Packet::OTHER`] before.
 #[inline(never)]
-pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
+fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     match ctx.skb.protocol() {
         ETHERTYPE_V4 => parse_v4(ctx, packet)?,
         ETHERTYPE_V6 => parse_v6(ctx, packet)?,

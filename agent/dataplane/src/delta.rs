@@ -4,10 +4,9 @@
 //! the changes and reports each success, so that what failed stays due. Planning costs the number of differences, not
 //! the size of the table.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    hash::Hash,
-};
+use std::hash::Hash;
+
+use hashbrown::{HashMap, hash_map::Entry};
 
 /// Room that is given back once a table holds what it should.
 const DIFFERING_KEPT: usize = 4096;
@@ -241,8 +240,8 @@ mod tests {
             before in prop::collection::hash_map(0u8..20, 0u8..4, 0..20),
             steps in prop::collection::vec((0u8..20, prop::option::of(0u8..4), any::<bool>()), 0..60),
         ) {
-            let mut table = before.clone();
-            let mut delta = Delta::from_actual(before);
+            let mut table: HashMap<u8, u8> = before.into_iter().collect();
+            let mut delta = Delta::from_actual(table.clone());
             let mut wanted = HashMap::new();
             for (key, value, settles) in steps {
                 match value {

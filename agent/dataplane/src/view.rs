@@ -292,7 +292,7 @@ impl Walk {
         };
         let next = match info.kind {
             RINGBUF => Next::End,
-            HASH | LRU_HASH | PERCPU_HASH => Next::Batch(None),
+            HASH | LRU_HASH | PERCPU_HASH | ARRAY => Next::Batch(None),
             _ => Next::Key(None, 2 * u64::from(info.max_entries)),
         };
         Ok(Self {
@@ -331,6 +331,7 @@ impl Walk {
     pub fn status(mut self) -> Result<MapStatus, MapError> {
         let entries = match self.info.kind {
             RINGBUF => None,
+            ARRAY if self.may_be_vacant() => Some(self.count_taken()?),
             ARRAY | PERCPU_ARRAY => Some(u64::from(self.info.max_entries)),
             _ => Some(self.count()?),
         };
@@ -352,6 +353,19 @@ impl Walk {
         let mut count = 0;
         while self.advance()? {
             count += self.filled as u64;
+        }
+        Ok(count)
+    }
+
+    /// Whether it is an array whose places are taken one after the other.
+    fn may_be_vacant(&self) -> bool {
+        [maps::STREAMS_CONNECTED, maps::SENDERS].contains(&self.name.as_str())
+    }
+
+    fn count_taken(&mut self) -> Result<u64, MapError> {
+        let mut count = 0;
+        while let Some(elements) = self.next_piece()? {
+            count += elements.len() as u64;
         }
         Ok(count)
     }

@@ -17,7 +17,7 @@ mod service;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -28,6 +28,7 @@ use ebpf_common::{
 };
 use facts::Zones;
 pub use facts::{BALANCING, WEIGHT, WEIGHTS, invalid_balancing, invalid_source_ranges, invalid_weight};
+use hashbrown::HashMap;
 pub use health::HealthCheck;
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
