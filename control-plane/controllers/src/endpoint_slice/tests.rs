@@ -189,3 +189,27 @@ proptest! {
         prop_assert_eq!(plan(&Origin::of(&web), desired(&web, &last, no_zone), &slices, None), Plan::default());
     }
 }
+
+#[test]
+fn endpoints_that_are_ready_are_for_their_zone_and_node_as_the_traffic_distribution_asks() {
+    let zone = |node: &str| (node == "n1").then(|| "z1".to_owned());
+    let hints = |distribution: Option<&str>, zone: &dyn Fn(&str) -> Option<String>, ready: bool| {
+        let mut service = service(IntOrString::String("web".into()));
+        service.spec.as_mut().unwrap().traffic_distribution = distribution.map(str::to_owned);
+        let groups = desired(&service, &[Arc::new(pod(1, ready))], zone);
+        let hints = groups.into_values().next().unwrap().remove(0).hints?;
+        let zones = hints.for_zones.map(|zones| zones.into_iter().map(|zone| zone.name).collect::<Vec<_>>());
+        let nodes = hints.for_nodes.map(|nodes| nodes.into_iter().map(|node| node.name).collect::<Vec<_>>());
+        Some((zones, nodes))
+    };
+    let z1 = || Some(vec!["z1".to_owned()]);
+    let n1 = || Some(vec!["n1".to_owned()]);
+    for distribution in ["PreferClose", "PreferSameZone"] {
+        assert_eq!(hints(Some(distribution), &zone, true), Some((z1(), None)), "{distribution}");
+        assert_eq!(hints(Some(distribution), &no_zone, true), None, "{distribution}");
+    }
+    assert_eq!(hints(Some("PreferSameNode"), &zone, true), Some((z1(), n1())));
+    assert_eq!(hints(Some("PreferSameNode"), &no_zone, true), Some((None, n1())));
+    assert_eq!(hints(Some("PreferSameNode"), &zone, false), None, "who is not ready is for nobody");
+    assert_eq!(hints(None, &zone, true), None);
+}
