@@ -159,6 +159,7 @@ impl Server {
             Refusal::new(Reason::NotAsItShouldBe, problem)
         })?;
         let attached = self.attach(&request, &wants, &netns)?;
+        self.network.reach().await_routes(&attached.addresses);
         let microseconds = started.elapsed().as_micros();
         tracing::info!(pod, addresses = ?attached.addresses, link = attached.host_interface, microseconds, "pod added");
         Ok(added(&attached))
@@ -173,6 +174,7 @@ impl Server {
     ) -> Result<Attached, Refusal> {
         let came = self.network.addresses_came();
         let until = tokio::time::Instant::now() + ADDRESS_WAIT;
+        let mut has_waited = false;
         loop {
             let mut coming = std::pin::pin!(came.notified());
             coming.as_mut().enable();
@@ -182,6 +184,9 @@ impl Server {
                 Ok(attached) => return Ok(attached),
                 Err(AddError::NoAddress { message, is_asked_for }) => {
                     let wait = async { tokio::time::timeout_at(until, coming).await };
+                    if is_asked_for && !std::mem::replace(&mut has_waited, true) {
+                        self.network.reach().waited();
+                    }
                     if !is_asked_for || tokio::runtime::Handle::current().block_on(wait).is_err() {
                         return Err(Refusal::new(Reason::NoAddress, message));
                     }

@@ -10,11 +10,14 @@
 //! A prefix is asked for once, when it is announced, in a datagram for each node, and again where no answer comes. So all
 //! is measured by this node's clock, an answer's way here included, and nothing is sent while blocks stay as they are.
 //! Only nodes are answered; a question is 32 octets and so is its answer.
+//!
+//! An ADD of a pod in a new block is answered when all nodes have said that they have the route: the pod's first packets, and
+//! those to it, find their way. It waits no longer than [`HELD_MAX`] after the block was announced, as a node may be silent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
@@ -34,6 +37,8 @@ const KEPT: Duration = Duration::from_secs(2);
 /// Questions kept at most, and ADDs of one prefix that wait at most.
 const QUESTIONS_MAX: usize = 16 << 10;
 const ADDS_MAX: usize = 4096;
+/// How long after the announcement of a prefix an ADD waits for its routes.
+const HELD_MAX: Duration = Duration::from_millis(250);
 /// Seconds; the first is for those that had to wait for nothing.
 const BOUNDS: [f64; 16] =
     [0.0, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -43,6 +48,8 @@ const BOUNDS: [f64; 16] =
 pub struct Reach {
     state: Mutex<State>,
     announced: Notify,
+    /// Told when a prefix is new no more.
+    known: Condvar,
 }
 
 #[derive(Debug)]
@@ -50,11 +57,16 @@ struct State {
     prefixes: BTreeMap<IpNetwork, Prefix>,
     duration: Histogram,
     unanswered: u64,
+    /// ADDs that waited for an address.
+    waits: u64,
+    /// Somebody asks the other nodes.
+    is_asking: bool,
 }
 
 #[derive(Debug)]
 enum Prefix {
     New {
+        since: Instant,
         ended: Vec<Instant>,
     },
     /// So many other nodes have it.
@@ -63,11 +75,32 @@ enum Prefix {
     Alone,
 }
 
+impl Prefix {
+    fn new() -> Prefix {
+        Prefix::New { since: Instant::now(), ended: Vec::new() }
+    }
+}
+
+impl State {
+    /// How long an ADD with these addresses waits for their routes from now on; `None` where it does not.
+    fn time_left(&self, addresses: &[IpAddr]) -> Option<Duration> {
+        let left = |address: &IpAddr| {
+            let covering = self.prefixes.iter().filter(|(prefix, _)| prefix.contains(*address));
+            match covering.max_by_key(|(prefix, _)| prefix.prefix()) {
+                Some((_, Prefix::New { since, .. })) => HELD_MAX.checked_sub(since.elapsed()),
+                _ => None,
+            }
+        };
+        let longest = addresses.iter().filter_map(left).max();
+        longest.filter(|left| self.is_asking && !left.is_zero())
+    }
+}
+
 impl Default for Reach {
     fn default() -> Reach {
         let duration = Histogram::new(BOUNDS);
-        let state = State { prefixes: BTreeMap::new(), duration, unanswered: 0 };
-        Reach { state: Mutex::new(state), announced: Notify::new() }
+        let state = State { prefixes: BTreeMap::new(), duration, unanswered: 0, waits: 0, is_asking: false };
+        Reach { state: Mutex::new(state), announced: Notify::new(), known: Condvar::new() }
     }
 }
 
@@ -78,7 +111,7 @@ impl Reach {
         state.prefixes.retain(|prefix, _| prefixes.contains(prefix));
         let known = state.prefixes.len();
         for prefix in prefixes {
-            state.prefixes.entry(*prefix).or_insert_with(|| Prefix::New { ended: Vec::new() });
+            state.prefixes.entry(*prefix).or_insert_with(Prefix::new);
         }
         if state.prefixes.len() > known {
             self.announced.notify_one();
@@ -92,11 +125,30 @@ impl Reach {
         for address in addresses {
             let covering = prefixes.iter_mut().filter(|(prefix, _)| prefix.contains(*address));
             match covering.max_by_key(|(prefix, _)| prefix.prefix()) {
-                Some((_, Prefix::New { ended })) if ended.len() < ADDS_MAX => ended.push(at),
+                Some((_, Prefix::New { ended, .. })) if ended.len() < ADDS_MAX => ended.push(at),
                 Some((_, Prefix::Everywhere(1..))) => duration.observe(0.0),
                 _ => {}
             }
         }
+    }
+
+    /// Blocks until all other nodes have routes to these addresses, or the time for that is over. Does not block where they
+    /// had them before.
+    pub fn await_routes(&self, addresses: &[IpAddr]) {
+        let mut state = self.state();
+        while let Some(left) = state.time_left(addresses) {
+            let waited = self.known.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn set_asking(&self) {
+        self.state().is_asking = true;
+    }
+
+    /// An ADD found no address and waits for one.
+    pub fn waited(&self) {
+        self.state().waits += 1;
     }
 
     /// All of `nodes` that answer have the route, since `at`.
@@ -105,8 +157,9 @@ impl Reach {
         state.unanswered += unanswered as u64;
         let State { prefixes, duration, .. } = &mut *state;
         let Some(known) = prefixes.get_mut(&prefix) else { return };
+        self.known.notify_all();
         let answered = nodes - unanswered;
-        if let Prefix::New { ended } = std::mem::replace(known, Prefix::Everywhere(answered))
+        if let Prefix::New { ended, .. } = std::mem::replace(known, Prefix::Everywhere(answered))
             && answered > 0
         {
             ended
@@ -120,8 +173,11 @@ impl Reach {
         let mut state = self.state();
         for prefix in state.prefixes.values_mut() {
             match prefix {
-                Prefix::New { .. } if !others => *prefix = Prefix::Alone,
-                Prefix::Alone if others => *prefix = Prefix::New { ended: Vec::new() },
+                Prefix::New { .. } if !others => {
+                    *prefix = Prefix::Alone;
+                    self.known.notify_all();
+                }
+                Prefix::Alone if others => *prefix = Prefix::new(),
                 _ => {}
             }
         }
@@ -142,6 +198,11 @@ impl Reach {
             "Nodes that did not say within 30 s that they have a route which this node announced for its pods.",
         )
         .sample(&[], state.unanswered);
+        text.counter(
+            "seaway_pod_address_waits_total",
+            "ADDs that found no free address and waited for a new block, or for an address of another node.",
+        )
+        .sample(&[], state.waits);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -181,6 +242,7 @@ pub async fn start(
         next_nonce: u64::from(std::process::id()) << 32
             | u64::from(std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.subsec_nanos())),
     };
+    asking.reach.set_asking();
     tokio::spawn(cancel.run_until_cancelled_owned(asking.run()));
     Ok(())
 }
@@ -427,6 +489,30 @@ mod tests {
         reach.announce(&BTreeSet::new());
         reach.announce(&BTreeSet::from([block]));
         assert_eq!(reach.new_prefixes(true), [block]);
+    }
+
+    #[test]
+    fn an_add_in_a_new_block_waits_for_its_routes_and_no_other_does() {
+        let reach = Reach::default();
+        let (block, pod) = ("10.244.0.64/26".parse().unwrap(), ["10.244.0.70".parse().unwrap()]);
+        let left = || reach.state().time_left(&pod);
+        reach.announce(&BTreeSet::from([block]));
+        assert_eq!(left(), None, "nobody asks");
+        reach.set_asking();
+        assert!(left().is_some_and(|left| left <= HELD_MAX), "{:?}", left());
+        std::thread::scope(|scope| {
+            let add = scope.spawn(|| reach.await_routes(&pod));
+            reach.complete(block, Instant::now(), 2, 0);
+            add.join().unwrap();
+        });
+        assert_eq!(left(), None, "all have it");
+        reach.announce(&BTreeSet::new());
+        assert_eq!(left(), None, "it is announced no more");
+        // A node that is silent is not waited for for ever.
+        reach.announce(&BTreeSet::from([block]));
+        let began = Instant::now();
+        reach.await_routes(&pod);
+        assert!(began.elapsed() < 20 * HELD_MAX && left().is_none());
     }
 
     #[test]
