@@ -9,6 +9,8 @@ use clap::{Args, ValueEnum};
 use crate::cluster::{NODES_MAX, Store};
 use crate::{build, ebpf, install, run};
 
+const CLUSTER_NODES: u8 = 3;
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
     /// Resident memory, idle CPU, apply to Ready, a new block to its routes
@@ -19,7 +21,7 @@ pub(crate) enum Bench {
     Services,
     /// What the BPF programs take for a packet of each class
     Programs,
-    /// Adding and deleting pods, beside Debian's ptp and host-local
+    /// Adding and deleting pods, beside Debian's ptp and host-local, and when other nodes have their routes
     Cni,
     /// Routes through the BGP speaker and into the kernel, beside BIRD, FRR and GoBGP
     Bgp,
@@ -35,9 +37,9 @@ pub(crate) struct BenchArguments {
     /// A seaway-server that is built already
     #[arg(long)]
     server: Option<PathBuf>,
-    /// cluster: how many nodes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=i64::from(NODES_MAX)))]
-    nodes: u8,
+    /// How many nodes; cluster: 3 where nothing is said, cni: 10
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=i64::from(NODES_MAX)))]
+    nodes: Option<u8>,
     /// How often everything is measured
     #[arg(long)]
     rounds: Option<u32>,
@@ -70,7 +72,7 @@ struct ServicesArguments {
     /// services and programs: how many there are, such as 10,1000
     #[arg(long)]
     services: Option<String>,
-    /// services: only these parts of path,change; apiserver: of get,list,watch; bgp: of through,mesh,fib
+    /// services: only these parts of path,change; apiserver: of get,list,watch; cni: of calls,routes; bgp: of through,mesh,fib
     #[arg(long)]
     only: Option<String>,
     /// services: seconds of each run
@@ -89,8 +91,9 @@ struct ServicesArguments {
 
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<()> {
     match arguments.name {
-        Bench::Cluster => crate::root_only("bench cluster")
-            .and_then(|()| crate::cluster::measure(arguments.apiserver.store, arguments.nodes)),
+        Bench::Cluster => crate::root_only("bench cluster").and_then(|()| {
+            crate::cluster::measure(arguments.apiserver.store, arguments.nodes.unwrap_or(CLUSTER_NODES))
+        }),
         Bench::Apiserver => apiserver(arguments),
         Bench::Services => crate::root_only("bench services").and_then(|()| services(arguments)),
         Bench::Programs => crate::root_only("bench programs").and_then(|()| programs(arguments)),
@@ -167,7 +170,18 @@ fn cni(arguments: &BenchArguments) -> Result<()> {
     let mut command = datapath("cni")?;
     command.arg("--agent").arg(built(arguments.services.agent.as_ref(), "seaway-agent")?);
     command.arg("--plugin").arg(build::plugin()?);
-    pass(&mut command, [("--rounds", number(arguments.rounds))]);
+    let only = &arguments.services.only;
+    if only.as_deref().is_none_or(|only| only.split(',').any(|one| one == "routes")) {
+        command.arg("--server").arg(built(arguments.server.as_ref(), "seaway-server")?);
+    }
+    pass(
+        &mut command,
+        [
+            ("--only", only.clone()),
+            ("--nodes", number(arguments.nodes)),
+            ("--rounds", number(arguments.rounds)),
+        ],
+    );
     run::run(&mut command)
 }
 

@@ -3,10 +3,12 @@
 //! Everything is in network namespaces of this process: a node with an agent that has blocks and no API server, and a
 //! namespace per pod, made before it is added. A call is what a runtime does: the plugin as a process, its environment,
 //! its configuration on standard input, until it has ended. The two take turns, so that what else the machine does meets
-//! both. CPU time is of the plugin and all it starts, and of the agent.
+//! both. CPU time is of the plugin and all it starts, and of the agent. Then [`routes`], on several nodes.
 
 mod report;
+mod routes;
 mod runner;
+mod told;
 
 use std::{
     fs,
@@ -17,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use dataplane::links::Links;
 use serde_json::json;
 
@@ -52,11 +54,34 @@ contexts:
   context: {cluster: none, user: none}
 ";
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What ADD and DEL take, beside the peers
+    Calls,
+    /// How long pods wait for their routes on other nodes
+    Routes,
+}
+
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
     /// seaway-agent
     #[arg(long)]
     agent: PathBuf,
+    /// seaway-server, for the routes
+    #[arg(long)]
+    server: Option<PathBuf>,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "calls,routes")]
+    only: Vec<Part>,
+    /// Routes: how many nodes
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=100))]
+    nodes: u32,
+    /// Routes: how many pods of each node are added one by one
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    per_node: u32,
+    /// Routes: milliseconds from one pod to the next, of all nodes
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    interval: u32,
     /// seaway-cni
     #[arg(long)]
     plugin: PathBuf,
@@ -69,7 +94,7 @@ pub(crate) struct Options {
     /// How many pods are added at once
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=100))]
     burst: u32,
-    /// How often that is done
+    /// How often that is done; for the routes, on how many nodes
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
     /// Writes every figure to this file
@@ -78,12 +103,29 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    ensure!(options.peers.join("ptp").exists(), "{} has no ptp", options.peers.display());
     let ground = Ground::enter()?;
-    let node = Node::start(options, &ground)?;
-    let plugins = [node.ours(options), node.peer(options, ground.folder())];
     let mut report = Report::default();
-    one_after_another(options, &node, &plugins, &mut report)?;
+    if options.only.contains(&Part::Calls) {
+        calls(options, &ground, &mut report)?;
+        report.print(options);
+    }
+    if options.only.contains(&Part::Routes) {
+        report.reached = routes::measure(options, &ground)?;
+        report.print_reached();
+    }
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&report.json())?;
+        fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+        say(&format!("figures of every pod: {}", path.display()));
+    }
+    Ok(())
+}
+
+fn calls(options: &Options, ground: &Ground, report: &mut Report) -> Result<()> {
+    ensure!(options.peers.join("ptp").exists(), "{} has no ptp", options.peers.display());
+    let node = Node::start(options, ground)?;
+    let plugins = [ours(options, &node.socket), node.peer(options, ground.folder())];
+    one_after_another(options, &node, &plugins, report)?;
     for round in 1..=options.rounds {
         for plugin in &plugins {
             say(&format!(
@@ -93,13 +135,30 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             burst(options, plugin, round, report.figures(plugin.name))?;
         }
     }
-    report.print(options);
-    if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&report.json())?;
-        fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
-        say(&format!("figures of every pod: {}", path.display()));
-    }
     Ok(())
+}
+
+/// An agent of this name and address, which keeps all that is its own in a folder.
+fn agent_command(options: &Options, folder: &Path, (name, address): (&str, &str), kubepods: &str) -> Command {
+    let mut command = Command::new(&options.agent);
+    command.args(["--node-name", name, "--node-ip", address, "--no-kubelet", "--no-dns"]);
+    command.args(["--cgroup-parent", kubepods]);
+    for (option, name) in
+        [("--state-dir", "state"), ("--run-dir", "run"), ("--cni-conf-dir", "net.d"), ("--bpf-dir", "bpf")]
+    {
+        command.arg(option).arg(folder.join(name));
+    }
+    command
+}
+
+/// The plugin of the agent that listens there.
+fn ours(options: &Options, socket: &Path) -> Plugin {
+    Plugin {
+        name: "seaway",
+        program: options.plugin.clone(),
+        folder: options.peers.clone(),
+        config: json!({ "cniVersion": "1.0.0", "name": "seaway", "type": "seaway-cni", "socket": socket }),
+    }
 }
 
 /// The calling thread's network namespace as a node.
@@ -123,19 +182,9 @@ impl Node {
         fs::write(state.join("ipam.json"), serde_json::to_vec(&allocator()?)?)
             .context("writing ipam.json")?;
         fs::write(folder.join("kubeconfig"), KUBECONFIG).context("writing the kubeconfig")?;
-        let mut command = Command::new(&options.agent);
-        command.args(["--node-name", "node", "--node-ip", NODE_IP, "--no-kubelet", "--no-dns"]);
-        let kubepods = ground.cgroup("kubepods")?;
-        command.args(["--cgroup-parent", &ground.cgroup_from_root(&kubepods)?]);
-        for (option, name) in [
-            ("--kubeconfig", "kubeconfig"),
-            ("--state-dir", "state"),
-            ("--run-dir", "run"),
-            ("--cni-conf-dir", "net.d"),
-            ("--bpf-dir", "bpf"),
-        ] {
-            command.arg(option).arg(folder.join(name));
-        }
+        let kubepods = ground.cgroup_from_root(&ground.cgroup("kubepods")?)?;
+        let mut command = agent_command(options, folder, ("node", NODE_IP), &kubepods);
+        command.arg("--kubeconfig").arg(folder.join("kubeconfig"));
         let log = folder.join("agent.log");
         let mut agent = Process::start_logged(command, &log)?;
         let socket = folder.join("run/cni.sock");
@@ -147,17 +196,6 @@ impl Node {
             std::thread::sleep(PAUSE);
         }
         Ok(Self { agent, socket, _beyond: beyond })
-    }
-
-    fn ours(&self, options: &Options) -> Plugin {
-        Plugin {
-            name: "seaway",
-            program: options.plugin.clone(),
-            folder: options.peers.clone(),
-            config: json!({
-                "cniVersion": "1.0.0", "name": "seaway", "type": "seaway-cni", "socket": self.socket,
-            }),
-        }
     }
 
     fn peer(&self, options: &Options, folder: &Path) -> Plugin {
@@ -233,23 +271,24 @@ fn links_are_gone() -> Result<()> {
 fn burst(options: &Options, plugin: &Plugin, round: u32, figures: &mut Figures) -> Result<()> {
     let pods = (0..options.burst).map(|number| Pod::new(format!("burst{round}-{number}")));
     let pods = pods.collect::<Result<Vec<_>>>()?;
-    let at_once = |call: Call| -> Result<Vec<Duration>> {
-        let start = Barrier::new(pods.len());
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = pods
-                .iter()
-                .map(|pod| {
-                    scope.spawn(|| {
-                        start.wait();
-                        plugin.call(call, pod)
-                    })
-                })
-                .collect();
-            let results = threads.into_iter().map(|thread| thread.join().expect("the thread does not panic"));
-            results.collect()
-        })
-    };
-    figures.burst_add.extend(at_once(Call::Add)?);
-    figures.burst_del.extend(at_once(Call::Del)?);
+    figures.burst_add.extend(at_once(plugin, Call::Add, &pods)?);
+    figures.burst_del.extend(at_once(plugin, Call::Del, &pods)?);
     links_are_gone()
+}
+
+/// Calls for all pods at the same time; how long each call took.
+fn at_once(plugin: &Plugin, call: Call, pods: &[Pod]) -> Result<Vec<Duration>> {
+    let start = Barrier::new(pods.len());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                scope.spawn(|| {
+                    start.wait();
+                    plugin.call(call, pod)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("the thread does not panic")).collect()
+    })
 }

@@ -7,7 +7,7 @@
 //! in them, and of the kernel's softirq threads. Deliberately absent: NetworkPolicy, which is not there
 //! yet, and what programs take for a packet (`programs`).
 
-mod api;
+pub(crate) mod api;
 mod change;
 pub(crate) mod ground;
 mod kube_proxy;

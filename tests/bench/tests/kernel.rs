@@ -101,3 +101,35 @@ fn the_bench_of_bgp_measures_each_device_and_says_which_goals_are_reached() {
     assert_eq!(figures["goals"].as_array().map(Vec::len), Some(7));
     assert_eq!(table.matches("reached").count() + table.matches("MISSED").count(), 7, "{table}");
 }
+
+#[test]
+fn the_bench_of_pods_counts_every_pod_that_it_adds_on_several_nodes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let figures = folder.path().join("figures.json");
+    let bench = std::path::Path::new(env!("CARGO_BIN_EXE_seaway-bench"));
+    let plugin = std::env::var_os("SEAWAY_CNI").expect("`cargo xtask test kernel` builds the plugin");
+    let output = Command::new(bench)
+        .args(["cni", "--only", "routes", "--nodes", "2", "--per-node", "2", "--interval", "5"])
+        .args(["--burst", "3", "--rounds", "1", "--agent"])
+        .arg(bench.with_file_name("seaway-agent"))
+        .arg("--server")
+        .arg(bench.with_file_name("seaway-server"))
+        .arg("--plugin")
+        .arg(plugin)
+        .arg("--json")
+        .arg(&figures)
+        .stdin(Stdio::null())
+        .output()
+        .expect("running the bench");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&figures).expect("the figures");
+    let figures: Value = serde_json::from_str(&text).expect("JSON");
+    let ways = figures["routes"].as_array().expect("ways of adding");
+    for (way, pods) in ways.iter().zip([4, 9]) {
+        let told = way["pods_by_seconds_at_most"].as_object().expect("a histogram");
+        assert_eq!(told.values().filter_map(Value::as_u64).sum::<u64>(), pods, "{way}");
+        assert_eq!(way["add_seconds"].as_array().map(Vec::len), Some(pods as usize), "{way}");
+    }
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(table.matches("reached").count() + table.matches("MISSED").count(), 2, "{table}");
+}

@@ -4,13 +4,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::Options;
+use super::{Options, routes, told::Reached};
 use crate::report::{median, percentile, shown};
 
 const OURS: &str = "seaway";
 /// Of the peer's time.
 const PART: f64 = 1.0 / 3.0;
 const BURST_GOAL_MS: f64 = 100.0;
+/// Of 99 % of the pods, from ADD's return to the route on every other node.
+const ROUTE_GOAL_MS: f64 = 5.0;
 
 #[derive(Default)]
 pub(super) struct Figures {
@@ -28,6 +30,7 @@ pub(super) struct Figures {
 #[derive(Default)]
 pub(super) struct Report {
     by_plugin: BTreeMap<&'static str, Figures>,
+    pub(super) reached: Vec<Reached>,
 }
 
 impl Report {
@@ -79,6 +82,31 @@ impl Report {
         println!("| {name} | {} | {goal} |", values.join(" | "));
     }
 
+    #[expect(clippy::print_stdout, reason = "as above")]
+    pub(super) fn print_reached(&self) {
+        println!(
+            "\nfrom ADD's return to the route on every other node, by the agents' histograms; milliseconds\n"
+        );
+        println!(
+            "| pods | how many | seconds | for a new block waited | routes came after ADD | median | p99 | longest | goal of \
+             p99 | ADD, median | ADD, p99 |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|---|");
+        for Reached { what, seconds, add, told } in &self.reached {
+            let reached = told.bound_of(0.99).is_some_and(|p99| p99 <= ROUTE_GOAL_MS);
+            let [median, p99, longest] = [0.5, 0.99, 1.0].map(|part| at_most(told.bound_of(part)));
+            println!(
+                "| {what} | {} | {seconds:.1} | {} | {} | {median} | {p99} | {longest} | <= {ROUTE_GOAL_MS} {} | {} | {} |",
+                told.count,
+                told.waited,
+                told.count - told.before_return(),
+                if reached { "reached" } else { "MISSED" },
+                shown(part_of(add, 0.5)),
+                shown(part_of(add, 0.99)),
+            );
+        }
+    }
+
     pub(super) fn json(&self) -> Value {
         let of = |times: &[Duration]| times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>();
         let plugins = self.by_plugin.iter().map(|(name, figures)| {
@@ -93,7 +121,17 @@ impl Report {
                 "burst_del_seconds": of(&figures.burst_del),
             })
         });
-        plugins.collect()
+        json!({ "calls": plugins.collect::<Vec<_>>(), "routes": routes::json(&self.reached) })
+    }
+}
+
+/// A bound of a histogram.
+fn at_most(milliseconds: Option<f64>) -> String {
+    match milliseconds {
+        None => String::new(),
+        Some(0.0) => "0".to_owned(),
+        Some(bound) if bound.is_finite() => format!("<= {bound}"),
+        Some(_) => "over all bounds".to_owned(),
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Where nodes reach the server; on no interface but loopback (RFC 5737).
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const PORT: u16 = 6443;
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -49,13 +49,21 @@ pub(crate) struct Api {
 }
 
 impl Api {
+    /// One that knows the laboratory's nodes, and the Service whose endpoint changes.
     pub(crate) fn start(ground: &Ground, program: &Path) -> Result<Self> {
+        let mut api = Self::bare(ground, program, "apiserver")?;
+        api.create_basics()?;
+        Ok(api)
+    }
+
+    /// One without objects; `role` is what of the control plane runs: apiserver, or all.
+    pub(crate) fn bare(ground: &Ground, program: &Path, role: &str) -> Result<Self> {
         ip(&format!("addr add {ADDRESS}/32 dev lo"))?;
         let folder = ground.folder().join("server");
         let data = folder.join("data");
         std::fs::create_dir_all(&folder).context("making the server's folder")?;
         let arguments = [
-            "apiserver",
+            role,
             "--data-dir",
             &data.display().to_string(),
             "--bind",
@@ -75,7 +83,7 @@ impl Api {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let ready = runtime.block_on(ready(&mut server, &data));
         let (client, writer) = ready.with_context(|| last_lines(&log))?;
-        let mut api = Self {
+        Ok(Self {
             _server: server,
             program: program.to_owned(),
             folder,
@@ -84,25 +92,26 @@ impl Api {
             writer,
             services: 0,
             links: 0,
-        };
-        api.create_basics()?;
-        Ok(api)
+        })
     }
 
     /// The nodes, and the Service whose endpoint changes.
     fn create_basics(&mut self) -> Result<()> {
         for (index, name) in objects::NODES.iter().enumerate() {
-            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
-            self.send(Request::post("/api/v1/nodes", node.to_string()))?;
-            let address = Ipv4Addr::new(10, 89, 0, index as u8 + 11);
-            let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
-            let path = format!("/api/v1/nodes/{name}/status");
-            self.send(Request::merge_patch(path, status.to_string()))?;
+            self.create_node(name, Ipv4Addr::new(10, 89, 0, index as u8 + 11))?;
         }
         let service = serde_json::to_string(&objects::changing_service())?;
         self.send(Request::post(path_of::<Service>(), service))?;
         let slice = serde_json::to_string(&objects::changing_slice(0))?;
         self.send(Request::post(path_of::<EndpointSlice>(), slice))
+    }
+
+    pub(crate) fn create_node(&mut self, name: &str, address: Ipv4Addr) -> Result<()> {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        self.send(Request::post("/api/v1/nodes", node.to_string()))?;
+        let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+        let path = format!("/api/v1/nodes/{name}/status");
+        self.send(Request::merge_patch(path, status.to_string()))
     }
 
     fn send(&mut self, request: Request) -> Result<()> {
