@@ -89,6 +89,9 @@ pub struct ServerArguments {
     /// Seconds that a node may be silent before it counts as unreachable.
     #[arg(long, global = true, env = "SEAWAY_NODE_MONITOR_GRACE_PERIOD", default_value_t = 50)]
     pub node_monitor_grace_period: u64,
+    /// Seconds that a Node object must be missing before the blocks of addresses of its node are given back.
+    #[arg(long, global = true, env = "SEAWAY_BLOCK_GRACE_PERIOD", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub block_grace_period: u64,
     /// Seconds between compactions of the store; history is kept for one to two of them.
     #[arg(long, global = true, env = "SEAWAY_COMPACTION_INTERVAL", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub compaction_interval: u64,

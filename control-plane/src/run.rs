@@ -81,6 +81,7 @@ pub async fn server(arguments: ServerArguments, with_all: bool) -> anyhow::Resul
             accounts: Some(accounts(Arc::clone(&server))),
             ca_key_pem: read(&ca.with_extension("key"))?,
             node_monitor_grace_period: Duration::from_secs(arguments.node_monitor_grace_period),
+            block_grace: Duration::from_secs(arguments.block_grace_period),
             ..controllers::Config::default()
         };
         parts.spawn(controllers::run_with(client(&server, CONTROLLERS, &[]), config, stop.child_token()));
@@ -214,6 +215,7 @@ pub async fn controllers(server: ServerArguments, arguments: ClientArguments) ->
             })?
             .context("the kubeconfig names no CA, which pods would need to trust the API server")?,
         node_monitor_grace_period: Duration::from_secs(server.node_monitor_grace_period),
+        block_grace: Duration::from_secs(server.block_grace_period),
         ..controllers::Config::default()
     };
     controllers::run_with(client, config, stop).await
