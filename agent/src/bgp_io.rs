@@ -61,6 +61,19 @@ pub struct Neighbour {
     pub transport: Transport,
     /// Watches the path to the peer; a change of it costs no session.
     pub bfd: Option<bfd::Config>,
+    pub origin: Origin,
+}
+
+/// Why a peer is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// All nodes are peers.
+    Mesh,
+    /// A BGPPeer of some nodes.
+    Node,
+    /// A BGPPeer of all nodes, the command line, or the peer itself came.
+    #[default]
+    Global,
 }
 
 /// Peers and routes at one moment.
@@ -70,6 +83,9 @@ pub struct Snapshot {
     pub routes: Vec<RouteStatus>,
     pub converged: bool,
     pub taken_at: Instant,
+    pub origins: BTreeMap<IpAddr, Origin>,
+    /// When the peers were set otherwise last.
+    pub configured_at: Option<Instant>,
 }
 
 /// Tells the speaker what is desired.
@@ -156,6 +172,7 @@ pub fn start(
             let driver = Driver {
                 speaker: Speaker::new(config, Instant::now()),
                 neighbours: BTreeMap::new(),
+                configured_at: None,
                 unsigned: BTreeMap::new(),
                 listening,
                 writers: HashMap::new(),
@@ -188,6 +205,7 @@ enum SocketEvent {
 struct Driver {
     speaker: Speaker,
     neighbours: BTreeMap<IpAddr, Neighbour>,
+    configured_at: Option<Instant>,
     /// Peers whose password the kernel did not take, and why: there is no way to speak to them.
     unsigned: BTreeMap<IpAddr, String>,
     listening: Vec<std::net::TcpListener>,
@@ -298,6 +316,8 @@ impl Driver {
                     routes: self.speaker.routes(),
                     converged: self.speaker.converged(),
                     taken_at: Instant::now(),
+                    origins: self.neighbours.iter().map(|(peer, it)| (*peer, it.origin)).collect(),
+                    configured_at: self.configured_at,
                 };
                 // Whoever asked may have gone.
                 let _ = reply.send(snapshot);
@@ -324,6 +344,9 @@ impl Driver {
             self.outputs();
         }
         let before = std::mem::replace(&mut self.neighbours, desired);
+        if before != self.neighbours {
+            self.configured_at = Some(now);
+        }
         self.set_signatures(&before);
         self.speaker.set_peers(&configs(&self.neighbours), now);
         self.set_bfd();

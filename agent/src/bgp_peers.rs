@@ -119,6 +119,7 @@ impl Entry {
                 ttl_security: self.ttl_security,
                 ttl: self.ttl,
             },
+            ..Neighbour::default()
         })
     }
 

@@ -26,6 +26,7 @@ mod health_ports;
 mod journal;
 mod metrics;
 mod network;
+mod node_status;
 mod persist;
 mod pools;
 mod reach;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use bgp::{NextHops, Prefix, SpeakerConfig};
@@ -32,7 +32,7 @@ use crate::routing::{self, Identity, Routing};
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
 use crate::wishes::{Listings, Wishes};
-use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, reach, stale, status};
+use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, node_status, reach, stale, status};
 
 /// How long peers keep our routes while we restart, and we theirs.
 const RESTART_TIME: Duration = Duration::from_secs(120);
@@ -202,10 +202,9 @@ fn start_bgp(
         IpAddr::V6(v6) => Some(*v6),
         IpAddr::V4(_) => None,
     });
-    let router_id = config.node_ip_v4().unwrap_or_else(|| router_id_of(config.node_ip()));
     let speaker = SpeakerConfig {
         asn: identity.asn,
-        router_id,
+        router_id: router_id(config),
         next_hop_v4: config.node_ip_v4(),
         next_hop_v6,
         hold_time: Duration::from_secs(u64::from(config.bgp_hold_time)),
@@ -216,6 +215,10 @@ fn start_bgp(
         long_lived_stale_time: Some(routing::LAST_KNOWN_TIME),
     };
     bgp_io::start(speaker, &config.node_ips, identity.port, events, !config.no_kernel_routes)
+}
+
+fn router_id(config: &Config) -> Ipv4Addr {
+    config.node_ip_v4().unwrap_or_else(|| router_id_of(config.node_ip()))
 }
 
 /// A node without IPv4 takes the low 32 bits of its address, which differ inside a network.
@@ -353,6 +356,7 @@ impl Agent {
         };
         let (socket, metrics) = (self.config.run_dir.join("agent.sock"), self.config.metrics_bind_address);
         status::start(status, &socket, metrics, cancel.clone())?;
+        self.start_node_status(cancel);
         if self.config.router_only {
             return Ok(());
         }
@@ -387,6 +391,19 @@ impl Agent {
         let config = health_ports::Config::new(node.clone(), port, &self.config.node_ips);
         let events = health_ports::Events::new(self.client.clone(), node);
         health_ports::start(config, self.health.clone(), events, self.services.checks(), cancel.clone());
+    }
+
+    fn start_node_status(&self, cancel: &CancellationToken) {
+        let node = node_status::Node {
+            name: self.config.node_name.clone(),
+            addresses: self.config.node_ips.clone(),
+            router_id: router_id(&self.config),
+            network: self.network.clone(),
+            bgp: self.bgp.clone(),
+            started_at: SystemTime::now(),
+        };
+        let answers = node_status::run(self.client.clone(), node);
+        tokio::spawn(cancel.clone().run_until_cancelled_owned(answers));
     }
 
     async fn start_reach(&self, cancel: &CancellationToken) {

@@ -188,8 +188,13 @@ pub fn eventually<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Asks until the answer is there, for 10 seconds.
-pub fn attempts<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + DEADLINE;
+pub fn attempts<T>(ask: impl FnMut() -> Option<T>) -> Option<T> {
+    attempts_for(DEADLINE, ask)
+}
+
+/// Asks until the answer is there, for so long.
+pub fn attempts_for<T>(time: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + time;
     loop {
         let answer = ask();
         if answer.is_some() || Instant::now() > deadline {

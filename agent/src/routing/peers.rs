@@ -18,7 +18,7 @@ use super::filters;
 use super::known::{Known, NodeFacts};
 use super::passwords::{PasswordKey, Passwords};
 use crate::bfd_config;
-use crate::bgp_io::{Neighbour, Secret, Transport};
+use crate::bgp_io::{Neighbour, Origin, Secret, Transport};
 use crate::config::StaticPeer;
 
 /// The node itself.
@@ -141,7 +141,7 @@ impl Planner<'_> {
             };
             let transport =
                 Transport { port: self.port_of(&name), password: password.clone(), ..Transport::default() };
-            self.add(address, Neighbour { config, transport, bfd });
+            self.add(address, Neighbour { config, transport, bfd, origin: Origin::Mesh });
         }
         Ok(())
     }
@@ -234,7 +234,9 @@ impl Planner<'_> {
             ..PeerConfig::default()
         };
         let bfd = self.bfd("BGPPeer", name, self.known.bfd_by_peer.get(name).map(String::as_str));
-        Ok(Neighbour { config, transport: self.transport(spec, port)?, bfd })
+        let of_all = spec.node.is_empty() && spec.node_selector.is_empty();
+        let origin = if of_all { Origin::Global } else { Origin::Node };
+        Ok(Neighbour { config, transport: self.transport(spec, port)?, bfd, origin })
     }
 
     fn transport(&mut self, spec: &BgpPeerSpec, port: Option<u16>) -> Result<Transport, String> {

@@ -49,6 +49,7 @@ kind!(BgpFilter, BgpFilterSpec, "BGPFilter", "bgpfilters");
 kind!(IpPool, IpPoolSpec, "IPPool", "ippools");
 kind!(IpReservation, IpReservationSpec, "IPReservation", "ipreservations");
 kind!(BlockAffinity, BlockAffinitySpec, "BlockAffinity", "blockaffinities");
+kind!(CalicoNodeStatus, CalicoNodeStatusSpec, "CalicoNodeStatus", "caliconodestatuses");
 
 /// The object `default` is for all nodes; of one named `node.NAME`, a node reads what may differ per node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -262,6 +263,17 @@ pub struct BlockAffinitySpec {
     pub kind: String,
     pub cidr: String,
     pub deleted: bool,
+}
+
+/// What is asked of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CalicoNodeStatusSpec {
+    pub node: String,
+    /// `Agent`, `BGP` and `Routes`.
+    pub classes: Vec<String>,
+    /// From one answer to the next; 0 stops them.
+    pub update_period_seconds: u32,
 }
 
 /// Seconds of a duration as Go writes it (`1m30s`, `90s`), fractions cut off; `None` for what is none.

@@ -13,9 +13,9 @@ mod selector;
 pub use as_number::AsNumber;
 pub use kinds::{
     BgpConfiguration, BgpConfigurationSpec, BgpFilter, BgpFilterSpec, BgpPassword, BgpPeer, BgpPeerSpec,
-    BlockAffinity, BlockAffinitySpec, CidrBlock, CommunitiesMatch, Community, FilterOperation, FilterRule,
-    IpPool, IpPoolSpec, IpReservation, IpReservationSpec, PrefixAdvertisement, PrefixLengths, duration,
-    duration_seconds,
+    BlockAffinity, BlockAffinitySpec, CalicoNodeStatus, CalicoNodeStatusSpec, CidrBlock, CommunitiesMatch,
+    Community, FilterOperation, FilterRule, IpPool, IpPoolSpec, IpReservation, IpReservationSpec,
+    PrefixAdvertisement, PrefixLengths, duration, duration_seconds,
 };
 pub use peer_address::PeerAddress;
 pub use selector::{Selector, SelectorError};

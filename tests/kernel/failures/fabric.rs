@@ -74,6 +74,15 @@ impl Switch {
     }
 }
 
+/// Makes a Node of this name, which is this object otherwise.
+pub fn register(server: &Server, name: &str, address: &str, object: &Value) {
+    let mut object = object.clone();
+    object["metadata"]["name"] = json!(name);
+    server.create(Api::<ApiNode>::all, object);
+    let addresses = json!([{ "type": "InternalIP", "address": address }]);
+    server.patch(Api::<ApiNode>::all, name, json!({ "status": { "addresses": addresses } }));
+}
+
 /// A host with an agent.
 pub struct Node {
     pub name: String,
@@ -86,24 +95,33 @@ pub struct Node {
 impl Node {
     /// A node of the control plane, once its agent has a block.
     pub fn join(server: &Server, switch: &Switch, number: u8, arguments: &[&str], object: &Value) -> Node {
+        let mut node = Node::begin(server, switch, number, arguments, object);
+        eventually("the agent's socket answers", || {
+            assert!(node.agent.is_running(), "the agent has ended:\n{}", node.agent.log());
+            node.agent.get("/healthz").map(|_| ())
+        });
+        if !node.arguments.iter().any(|argument| argument == "--router-only") {
+            eventually("the node has a block", || node.has_block().then_some(()));
+        }
+        node
+    }
+
+    /// A node of the control plane whose agent starts.
+    pub fn begin(server: &Server, switch: &Switch, number: u8, arguments: &[&str], object: &Value) -> Node {
         let (name, address) = (format!("node-{number}"), switch.address(number));
-        let mut object = object.clone();
-        object["metadata"]["name"] = json!(name);
-        server.create(Api::<ApiNode>::all, object);
-        let addresses = json!([{ "type": "InternalIP", "address": address }]);
-        server.patch(Api::<ApiNode>::all, &name, json!({ "status": { "addresses": addresses } }));
+        register(server, &name, &address, object);
         let folder = Agent::folder();
         server.kubeconfig(&name, &folder.path().join("kubeconfig"));
         let host = switch.host(number);
-        let agent = Agent::named((&name, &address), &host, folder, &[], arguments);
+        let mut agent = Agent::prepared((&name, &address), folder, &[]);
+        agent.spawn(&host, arguments);
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let node = Node { name, address, host, agent, arguments };
-        if !node.arguments.iter().any(|argument| argument == "--router-only") {
-            eventually("the node has a block", || {
-                node.agent.json("/v1/blocks").as_array().is_some_and(|all| !all.is_empty()).then_some(())
-            });
-        }
-        node
+        Node { name, address, host, agent, arguments }
+    }
+
+    pub fn has_block(&self) -> bool {
+        let told = self.agent.get("/v1/blocks").and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        told.is_some_and(|blocks| blocks.as_array().is_some_and(|all| !all.is_empty()))
     }
 
     /// A node without a control plane, which owns this block and has the peers of this file's text.
@@ -118,6 +136,12 @@ impl Node {
         let saved = Agent::blocks(&[("10.244.0.0/16", block)]);
         let agent = Agent::named((&name, &address), &host, folder, &[("ipam.json", saved)], &words);
         Node { name, address, host, agent, arguments: arguments.to_vec() }
+    }
+
+    /// The agent's process again, which is not waited for.
+    pub fn spawn(&mut self) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        self.agent.spawn(&self.host, &arguments);
     }
 
     /// The agent's process again.

@@ -11,6 +11,7 @@
 //!
 //! `SEAWAY_FAILURE_SECONDS` says how long the API server is away.
 
+mod asked;
 mod drain;
 mod fabric;
 mod flows;

@@ -66,12 +66,19 @@ impl Agent {
 
     /// One of this name and address.
     pub fn named(
-        (name, address): (&str, &str),
+        node: (&str, &str),
         host: &NetNs,
         folder: TempDir,
         files: &[(&str, Value)],
         extra: &[&str],
     ) -> Agent {
+        let mut agent = Agent::prepared(node, folder, files);
+        agent.run(host, extra);
+        agent
+    }
+
+    /// The same, without a process yet.
+    pub fn prepared((name, address): (&str, &str), folder: TempDir, files: &[(&str, Value)]) -> Agent {
         let path = folder.path();
         for (name, content) in files {
             fs::write(path.join("state").join(name), content.to_string()).expect("a file");
@@ -80,9 +87,7 @@ impl Agent {
             fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
         }
         let (name, address) = (name.to_owned(), address.to_owned());
-        let mut agent = Agent { name, address, folder, bpf: BpfDir::new(), process: None };
-        agent.run(host, extra);
-        agent
+        Agent { name, address, folder, bpf: BpfDir::new(), process: None }
     }
 
     /// With a place for what an agent keeps.
@@ -92,8 +97,17 @@ impl Agent {
         folder
     }
 
-    /// Starts the process again over what is on disk and in the kernel.
+    /// Starts the process again over what is on disk and in the kernel, and waits for its socket.
     pub fn run(&mut self, host: &NetNs, extra: &[&str]) {
+        self.spawn(host, extra);
+        eventually("the agent's socket answers", || {
+            assert!(self.is_running(), "the agent has ended:\n{}", self.log());
+            self.get("/healthz").map(|_| ())
+        });
+    }
+
+    /// Starts the process again, and waits for nothing.
+    pub fn spawn(&mut self, host: &NetNs, extra: &[&str]) {
         let path = self.folder.path();
         let cgroup = format!("/seaway-test-{}-{}/kubepods", std::process::id(), crate::netns::unique());
         let mut command = Command::new(binary("seaway-agent"));
@@ -112,10 +126,6 @@ impl Agent {
             .arg(&self.bpf.path)
             .args(extra);
         self.process = Some(Process::start(host, &mut command, &path.join("agent.log")));
-        eventually("the agent's socket answers", || {
-            assert!(self.is_running(), "the agent has ended:\n{}", self.log());
-            self.get("/healthz").map(|_| ())
-        });
     }
 
     pub fn kill(&mut self) {

@@ -19,14 +19,21 @@ use crate::netns::{NetNs, attempts, eventually};
 pub struct Server {
     host: NetNs,
     folder: TempDir,
+    arguments: Vec<String>,
     process: Process,
 }
 
 impl Server {
     pub fn start(host: &NetNs) -> Server {
+        Server::with(host, &[])
+    }
+
+    /// One with these arguments besides.
+    pub fn with(host: &NetNs, arguments: &[&str]) -> Server {
         let folder = tempfile::tempdir().expect("a folder");
-        let process = run(host, &folder);
-        let server = Server { host: host.without_cgroup(), folder, process };
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let process = run(host, &folder, &arguments);
+        let server = Server { host: host.without_cgroup(), folder, arguments, process };
         eventually("the server has signed its own", || {
             server.data().join("admin.kubeconfig").exists().then_some(())
         });
@@ -41,7 +48,7 @@ impl Server {
 
     /// Starts the process again over what it wrote.
     pub fn run(&mut self) {
-        self.process = run(&self.host, &self.folder);
+        self.process = run(&self.host, &self.folder, &self.arguments);
         self.await_ready();
     }
 
@@ -65,12 +72,20 @@ impl Server {
 
     /// Asks as an administrator.
     pub fn ask<T: Send>(&self, ask: impl AsyncFnOnce(Client) -> T + Send) -> T {
-        let path = self.data().join("admin.kubeconfig");
+        self.ask_as(&self.data().join("admin.kubeconfig"), ask)
+    }
+
+    /// Asks with these credentials.
+    pub fn ask_as<T: Send>(
+        &self,
+        kubeconfig: &std::path::Path,
+        ask: impl AsyncFnOnce(Client) -> T + Send,
+    ) -> T {
         self.host.run(|| {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let read = kube::config::Kubeconfig::read_from(path).expect("the kubeconfig");
+                let read = kube::config::Kubeconfig::read_from(kubeconfig).expect("the kubeconfig");
                 let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await;
                 ask(Client::try_from(config.expect("credentials")).expect("a client")).await
             })
@@ -121,9 +136,9 @@ impl Server {
     }
 }
 
-fn run(host: &NetNs, folder: &TempDir) -> Process {
+fn run(host: &NetNs, folder: &TempDir, arguments: &[String]) -> Process {
     let mut command = Command::new(binary("seaway-server"));
     command.args(["all", "--bind", "192.0.2.2:6443", "--advertise-address", "192.0.2.2", "--data-dir"]);
-    command.arg(folder.path().join("data"));
+    command.arg(folder.path().join("data")).args(arguments);
     Process::start(host, &mut command, &folder.path().join("log"))
 }

@@ -1,5 +1,6 @@
-//! What a node may write: its own Node, its own pods' status, tokens for its own pods, its own lease. The Node
-//! authorizer decides what a node may ask for at all; this plugin looks into the objects.
+//! What a node may write: its own Node, its own pods' status, tokens for its own pods, its own lease, and the answers of
+//! CalicoNodeStatus objects that ask it. The Node authorizer decides what a node may ask for at all; this plugin looks into the
+//! objects.
 
 use std::collections::BTreeSet;
 
@@ -49,6 +50,7 @@ impl Plugin for NodeRestriction {
             ("coordination.k8s.io", "leases") => lease(request, node),
             ("resource.k8s.io", "resourceslices") => resource_slice(request, object, node),
             ("certificates.k8s.io", "certificatesigningrequests") => signing_request(request, object),
+            ("projectcalico.org", "caliconodestatuses") => node_status(request, node),
             ("storage.k8s.io", "csinodes") if request.name != node => {
                 Err("can only access CSINode with the same name as the requesting node".to_owned())
             }
@@ -220,6 +222,13 @@ fn resource_slice(request: &Request<'_>, object: &Value, node: &str) -> Result<(
         }
         _ => Ok(()),
     }
+}
+
+fn node_status(request: &Request<'_>, node: &str) -> Result<(), String> {
+    if request.old.is_some_and(|old| text(old, "/spec/node") == node) {
+        return Ok(());
+    }
+    Err(format!("node \"{node}\" can only answer a CalicoNodeStatus with spec.node set to itself"))
 }
 
 /// A node asks for certificates of its own name only.

@@ -17,7 +17,7 @@ pub(super) fn node_status() -> Value {
     let classes =
         choice(&["Agent", "BGP", "Routes"], "Agent: the speaker. BGP: its peers. Routes: what it knows.");
     let mut spec = object(
-        "What is asked of which node. Nothing answers yet.",
+        "What is asked of which node.",
         json!({
             "node": text(253, "The node."),
             "classes": set(classes, 3, "What is asked."),
@@ -71,7 +71,8 @@ fn answer() -> Value {
         }),
     );
     let peers = |family: &str| list(peer.clone(), 10_000, &format!("Peers over {family}."));
-    let routes = |family: &str| list(route.clone(), 100_000, &format!("Routes of {family}."));
+    let routes =
+        |family: &str| list(route.clone(), 100_000, &format!("Routes of {family}; the first 5,000."));
     object(
         "The answer.",
         json!({

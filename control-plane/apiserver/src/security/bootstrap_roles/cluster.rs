@@ -127,6 +127,7 @@ pub(super) const ROLES: &[Role] = &[
             "read | networking.k8s.io | networkpolicies, servicecidrs",
             "read | policy.networking.k8s.io | *",
             "read | crd.projectcalico.org, projectcalico.org | *",
+            "patch, update | projectcalico.org | caliconodestatuses/status",
             "event | core, events.k8s.io | events",
         ],
     },
