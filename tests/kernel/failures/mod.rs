@@ -15,5 +15,6 @@ mod asked;
 mod drain;
 mod fabric;
 mod flows;
+mod hammer;
 mod paths;
 mod reflectors;
