@@ -179,6 +179,19 @@ pub struct Config {
     #[arg(long, env = "SEAWAY_DATAPATH_LOG", default_value = "off", value_name = "LEVEL")]
     pub datapath_log: dataplane::programs::LogLevel,
 
+    /// How many elements a map of the datapath has room for, and what it may grow to by itself. NAME is conntrack (two elements
+    /// for each flow that is translated packet by packet, 192 octets each; 524288..2097152 where nothing is said),
+    /// sockets-connected (32768..262144), affinity (32768), socket-forward (32768), socket-reverse (32768), frontends or
+    /// addresses (131072..1048576), slots or backends (262144..2097152). From 1024 to 16777216. A map that is there with another
+    /// size is exchanged when the agent starts, where it is below the size or above the limit; flows go on. Repeatable.
+    #[arg(
+        long = "map-size",
+        env = "SEAWAY_MAP_SIZE",
+        value_delimiter = ',',
+        value_name = "NAME=ENTRIES[..LIMIT]"
+    )]
+    pub map_sizes: Vec<dataplane::sizes::Setting>,
+
     /// Folder of static pod manifests.
     #[arg(long, env = "SEAWAY_STATIC_POD_DIR", value_name = "DIR")]
     pub static_pod_dir: Option<PathBuf>,

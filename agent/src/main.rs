@@ -21,6 +21,7 @@ mod cni_server;
 mod config;
 mod diff;
 mod dns_endpoints;
+mod growth;
 mod health;
 mod health_ports;
 mod journal;

@@ -32,7 +32,9 @@ use crate::routing::{self, Identity, Routing};
 use crate::services::{Links, Services};
 use crate::watch::{self, Change, Listing};
 use crate::wishes::{Listings, Wishes};
-use crate::{bgp_io, blocks, cni_server, dns_endpoints, health_ports, node_status, reach, stale, status};
+use crate::{
+    bgp_io, blocks, cni_server, dns_endpoints, growth, health_ports, node_status, reach, stale, status,
+};
 
 /// How long peers keep our routes while we restart, and we theirs.
 const RESTART_TIME: Duration = Duration::from_secs(120);
@@ -231,7 +233,8 @@ fn router_id_of(address: IpAddr) -> Ipv4Addr {
 
 fn open_datapath(config: &Config) -> anyhow::Result<Datapath> {
     let log_level = config.datapath_log;
-    let opened = datapath::Config { log_level, ..datapath::Config::new(&config.bpf_dir) };
+    let sizes = config.map_sizes.iter().copied().collect();
+    let opened = datapath::Config { log_level, sizes, ..datapath::Config::new(&config.bpf_dir) };
     let mut datapath = Datapath::open(&opened).context("opening the datapath")?;
     if log_level != dataplane::programs::LogLevel::Off {
         datapath.spawn_log_reader(datapath::TracingLogger).context("reading the datapath's log")?;
@@ -338,6 +341,7 @@ impl Agent {
         // What was known last, so that routes come back while the API server is away.
         self.set_peers();
         let stale = stale::start(&self.network, cancel.clone())?;
+        growth::start(&self.network, cancel.clone());
         self.services.tell_gone(stale.due.clone());
         let status = status::Status {
             node_name: self.config.node_name.clone(),

@@ -238,7 +238,7 @@ fn same_as_before(socket: &SocketKey, service_id: ServiceId) -> Option<Backend> 
     if backend.service_id == service_id { Some(backend) } else { None }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn remember_frontend(cookie: u64, key: &FrontendKey, backend: &Backend) {
     let socket = SocketKey::new(cookie, backend.address, backend.port, key.protocol);
     let frontend = SocketReverse::new(backend.service_id, key.address, key.port);

@@ -16,6 +16,7 @@
 #![cfg_attr(target_arch = "bpf", no_main)]
 
 mod answer;
+mod bridge;
 mod connect;
 mod conntrack;
 mod deliver;

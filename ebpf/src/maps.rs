@@ -19,7 +19,7 @@ use ebpf_common::{
     maps::*,
 };
 
-use crate::packet::Packet;
+use crate::{bridge, packet::Packet};
 
 /// Written by the agent, read at each new connection. Without preallocation: 50,000 services fit, ten cost nothing.
 #[map(name = "FRONTENDS_2")]
@@ -58,16 +58,21 @@ pub static BACKENDS: HashMap<BackendId, Backend> = HashMap::pinned(BACKENDS_MAX,
 
 /// Written and read here. LRU: an evicted client gets a fresh choice.
 #[map(name = "AFFINITY_1")]
-pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(AFFINITY_MAX, 0);
+pub static AFFINITY_MAP: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(AFFINITY_MAX, 0);
+pub const AFFINITY: bridge::Affinities = bridge::Affinities;
 
 /// Unconnected UDP sockets: where their datagrams to a frontend go. LRU: a socket that sends is recent.
 #[map(name = "SOCK_FWD_1")]
-pub static SOCKET_FORWARD: LruHashMap<SocketKey, SocketForward> = LruHashMap::pinned(SOCKET_FORWARD_MAX, 0);
+pub static SOCKET_FORWARD_MAP: LruHashMap<SocketKey, SocketForward> =
+    LruHashMap::pinned(SOCKET_FORWARD_MAX, 0);
+pub const SOCKET_FORWARD: bridge::SocketsForward = bridge::SocketsForward;
 
 /// What an unconnected UDP socket believes to talk to, and any socket of the time before the maps below. LRU: eviction makes
 /// recvmsg show the backend.
 #[map(name = "SOCK_REV_1")]
-pub static SOCKET_REVERSE: LruHashMap<SocketKey, SocketReverse> = LruHashMap::pinned(SOCKET_REVERSE_MAX, 0);
+pub static SOCKET_REVERSE_MAP: LruHashMap<SocketKey, SocketReverse> =
+    LruHashMap::pinned(SOCKET_REVERSE_MAX, 0);
+pub const SOCKET_REVERSE: bridge::SocketsReverse = bridge::SocketsReverse;
 
 /// Which sockets may be in the two maps above. Written where an unconnected UDP socket sends, and by an agent that finds the
 /// maps and not this one; read where one receives, as most are servers'. Two sockets that take one free place at the very
@@ -78,8 +83,9 @@ static SENDERS: Array<Sender> = Array::pinned(Sender::PLACES, 0);
 /// UDP sockets that were connected to a backend by way of a Service, by cookie. Written at connect, deleted at release;
 /// read by the agent, which destroys those whose backend is gone. Never LRU: a forgotten one would talk to nobody.
 #[map(name = "SOCK_CONN_2")]
-static SOCKETS_CONNECTED: HashMap<u64, ConnectedSocket> =
+pub static SOCKETS_CONNECTED_MAP: HashMap<u64, ConnectedSocket> =
     HashMap::pinned(SOCKETS_CONNECTED_MAX, BPF_F_NO_PREALLOC);
+pub const SOCKETS_CONNECTED: bridge::SocketsConnected = bridge::SocketsConnected;
 
 /// TCP sockets that were, by a place that follows from the cookie. Written at connect and never deleted: nothing here costs a
 /// connection more than the cache line that it writes. One that a later socket took the place of shows its backend to
@@ -89,7 +95,8 @@ static STREAMS_CONNECTED: Array<ConnectedStream> = Array::pinned(ConnectedStream
 
 /// Written here, swept by the agent. Never LRU: only the agent, knowing both directions, forgets a flow.
 #[map(name = "CONNTRACK_1")]
-pub static CONNTRACK: HashMap<Tuple, Flow> = HashMap::pinned(CONNTRACK_MAX, BPF_F_NO_PREALLOC);
+pub static CONNTRACK_MAP: HashMap<Tuple, Flow> = HashMap::pinned(CONNTRACK_MAX, BPF_F_NO_PREALLOC);
+pub const CONNTRACK: bridge::Conntrack = bridge::Conntrack;
 
 /// Written at a translated first fragment, read at those that follow within seconds.
 #[map(name = "FRAGMENTS_2")]

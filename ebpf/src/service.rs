@@ -294,7 +294,7 @@ fn remembered(frontend: &Frontend, origin: Origin, client: &Client) -> Option<Ba
     if backend.service_id == frontend.service_id && backend.is_for(origin) { Some(backend) } else { None }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn remember(service_id: ServiceId, backend_id: BackendId, client: &Client) {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_coarse_ns() };

@@ -66,6 +66,11 @@ impl NetNs {
         Self { file: self.file.try_clone().expect("a second descriptor"), cgroup: None }
     }
 
+    /// Another view of this namespace, within the same test cgroup if in any.
+    pub fn again(&self) -> Self {
+        Self { cgroup: self.cgroup.clone(), ..self.without_cgroup() }
+    }
+
     /// Runs `work` inside, on a thread of its own; its panic becomes the caller's.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {

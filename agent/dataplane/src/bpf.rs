@@ -297,6 +297,39 @@ pub(crate) unsafe fn update_at<K>(map: BorrowedFd<'_>, key: &K, value: *const u8
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop) }
 }
 
+/// Writes one element where the sizes are known only when running, with flags of `BPF_MAP_UPDATE_ELEM`.
+///
+/// # Safety
+/// There must be a key and a value of the map's sizes.
+pub(crate) unsafe fn update_bytes(
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *const u8,
+    flags: u64,
+) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: raw(map),
+        key: key as u64,
+        value: value as u64,
+        flags,
+        ..ElementAttr::default()
+    };
+    // SAFETY: as the caller promises.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop) }
+}
+
+/// Returns when no program runs any more that ran when it was called.
+pub(crate) fn wait_for_programs() {
+    /// As `synchronize_rcu` in the kernel (kernel/sched/membarrier.c), under which programs run.
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no addresses in it.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if done != 0 {
+        // A kernel with nohz_full has none; no program runs for so long.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// Deletes one element.
 ///
 /// # Safety

@@ -8,10 +8,11 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use crate::netlink::{self, CREATE, EXCLUSIVE, Message, Socket};
+use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, Socket};
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_NEWTFILTER: u16 = 44;
+const RTM_GETTFILTER: u16 = 46;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_FD: u16 = 6;
@@ -71,6 +72,40 @@ fn filter_message(interface_index: u32, filter: &Filter<'_>) -> Message {
     // Without EXCLUSIVE, the program of a filter that is there is exchanged.
     let header = tc_header(interface_index, HANDLE, filter.parent as u32, info);
     Message::new(RTM_NEWTFILTER, CREATE, &header).string(TCA_KIND, "bpf").attribute(TCA_OPTIONS, &options)
+}
+
+/// The filters that [`attach`] made in the network namespace of the calling thread: interface, place, name of the program.
+pub(crate) fn all_attached() -> io::Result<Vec<(u32, Parent, String)>> {
+    let interfaces = nix::net::if_::if_nameindex()?;
+    let mut socket = Socket::open()?;
+    let mut found = Vec::new();
+    for interface in &interfaces {
+        for parent in [Parent::Ingress, Parent::Egress] {
+            let header = tc_header(interface.index(), 0, parent as u32, 0);
+            let dumped = match socket.query(Message::new(RTM_GETTFILTER, DUMP, &header)) {
+                // It went since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                dumped => dumped?,
+            };
+            let names = dumped.iter().filter_map(|received| own_name(&received.body));
+            found.extend(names.map(|name| (interface.index(), parent, name)));
+        }
+    }
+    Ok(found)
+}
+
+/// The program's name where a filter is one of ours.
+fn own_name(octets: &[u8]) -> Option<String> {
+    const HEADER: usize = 20;
+    let word = |at: usize| octets.get(at..at + 4).and_then(netlink::read_u32);
+    if word(8)? != HANDLE || word(12 + 4)? >> 16 != PRIORITY {
+        return None;
+    }
+    let of = |kind: u16, octets: &[u8]| {
+        netlink::attributes(octets).find(|(found, _)| *found == kind).map(|(_, value)| value.to_vec())
+    };
+    let name = of(TCA_BPF_NAME, &of(TCA_OPTIONS, octets.get(HEADER..)?)?)?;
+    String::from_utf8(name).ok().map(|name| name.trim_end_matches('\0').to_owned())
 }
 
 /// struct tcmsg.

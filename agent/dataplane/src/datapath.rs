@@ -18,6 +18,7 @@ use ebpf_common::{
 use crate::{
     counts::ServiceCounts,
     flows::{self, FlowEntry, Flows, Swept},
+    growth::Growth,
     links::PodLink,
     maps::{MapError, PinnedCounters},
     masquerade::{MasqueradeConfig, MasqueradeMaps},
@@ -25,7 +26,9 @@ use crate::{
     pods::{self, PodMap},
     programs::{LogLevel, ProgramError, Programs, Role, TcModes},
     services::{Applied, Names, ServiceEntry, ServiceMaps},
+    sizes::Sizes,
     stale::StaleSockets,
+    swap::{Step, Turn},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +47,25 @@ pub struct Config {
     pub bpf_dir: PathBuf,
     pub tc_modes: TcModes,
     pub log_level: LogLevel,
+    /// Of maps. One that is pinned already is exchanged where it is below its least or above its limit.
+    pub sizes: Sizes,
+    /// Where to leave off while maps are exchanged, as a killed agent would.
+    pub halt_at: Option<Step>,
 }
 
 impl Config {
     /// The best that the running kernel has, without a log.
     pub fn new(bpf_dir: impl Into<PathBuf>) -> Self {
-        Self { bpf_dir: bpf_dir.into(), tc_modes: TcModes::of_kernel(), log_level: LogLevel::Off }
+        Self {
+            bpf_dir: bpf_dir.into(),
+            tc_modes: TcModes::of_kernel(),
+            log_level: LogLevel::Off,
+            sizes: Sizes::default(),
+            halt_at: None,
+        }
     }
 
-    fn maps(&self) -> PathBuf {
+    pub(crate) fn maps(&self) -> PathBuf {
         self.bpf_dir.join("maps")
     }
 }
@@ -60,7 +73,10 @@ impl Config {
 #[derive(Debug)]
 pub struct Datapath {
     maps_dir: PathBuf,
+    config: Config,
     programs: PodLinks,
+    /// Of whoever exchanges maps.
+    turn: Arc<Turn>,
     services: ServiceMaps,
     node: NodeMaps,
     masquerade: MasqueradeMaps,
@@ -89,8 +105,8 @@ impl PodLinks {
         Ok(self.programs().detach_link(interface_index, Role::Pod)?)
     }
 
-    /// What a panicking thread was at is found and done again by the next who attaches.
-    fn programs(&self) -> MutexGuard<'_, Programs> {
+    /// What exchanges maps for larger ones changes the programs too. What a panicking thread was at is found and done again by the next who attaches.
+    pub(crate) fn programs(&self) -> MutexGuard<'_, Programs> {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -105,9 +121,11 @@ impl Datapath {
     /// Loads the programs, takes over the maps of an earlier agent and replaces its programs in place. Services keep
     /// being served as the maps say until [`Self::set_services`].
     pub fn open(config: &Config) -> Result<Self, Error> {
-        let programs = Programs::load(&config.bpf_dir, config.tc_modes, config.log_level)?;
+        let programs = Programs::load(config)?;
         let maps = config.maps();
         Ok(Self {
+            config: Config { halt_at: None, ..config.clone() },
+            turn: Arc::default(),
             programs: PodLinks { programs: Arc::new(Mutex::new(programs)) },
             services: ServiceMaps::open(&maps)?,
             node: NodeMaps::open(&maps)?,
@@ -120,11 +138,34 @@ impl Datapath {
         })
     }
 
+    /// What makes maps larger while programs use them.
+    pub fn growth(&self) -> Growth {
+        Growth::new(self.config.clone(), self.programs.clone(), Arc::clone(&self.turn))
+    }
+
+    /// Goes on with maps that were exchanged. To be called after [`Growth::grow`].
+    pub fn reopen(&mut self) -> Result<(), Error> {
+        self.flows = Arc::new(Flows::open(&self.maps_dir)?);
+        Ok(self.services.reopen(&self.maps_dir)?)
+    }
+
+    /// Gives a map that is full of what the agent writes more room, if it may grow.
+    fn make_room(&mut self, error: MapError) -> Result<(), Error> {
+        let MapError::Full { name } = &error else { return Err(error.into()) };
+        let growth = self.growth();
+        // All that is there may have to stay until what is new is there.
+        match growth.due(name, u64::MAX, self.services.desired_count(name) as u64)? {
+            Some(entries) => growth.grow(name, entries)?,
+            None => return Err(error.into()),
+        }
+        self.reopen()
+    }
+
     /// Makes `services` all that is balanced. Call it first when Services and EndpointSlices are in sync: what is not
     /// in `services` is deleted. After an error, calling it again goes on where it stopped.
     pub fn set_services(&mut self, services: Services) -> Result<Applied, Error> {
         self.services.set_desired(services);
-        Ok(self.services.apply()?)
+        self.apply_services()
     }
 
     /// Desires single changes: what a frontend shall be from now on, `None` where it shall not be. They are in the maps
@@ -143,13 +184,23 @@ impl Datapath {
 
     /// Writes what is new or changed so far, so that not all of a large number waits in memory.
     pub fn write_services(&mut self) -> Result<usize, Error> {
-        Ok(self.services.write_new()?)
+        loop {
+            match self.services.write_new() {
+                Ok(written) => return Ok(written),
+                Err(error) => self.make_room(error)?,
+            }
+        }
     }
 
     /// Writes what is due. At the first time that is also the end of whatever an earlier agent left and nobody desired
     /// since. After an error, calling it again goes on where it stopped.
     pub fn apply_services(&mut self) -> Result<Applied, Error> {
-        Ok(self.services.apply()?)
+        loop {
+            match self.services.apply() {
+                Ok(applied) => return Ok(applied),
+                Err(error) => self.make_room(error)?,
+            }
+        }
     }
 
     /// Says what the node is: without it node ports lead nowhere, and clients beyond the node get only backends on it.

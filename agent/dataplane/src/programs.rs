@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   maps/NAME                       contents outlive the agent
+//!   next/NAME                       a map that is not in use yet
 //!   programs/NAME                   for bpftool
 //!   links/cgroup-connect4 …         a link keeps its program attached while no agent runs
 //!   links/tc-pod-12-ingress …       role and interface index
@@ -12,8 +13,11 @@
 //!
 //! A new agent loads its programs, fills maps whose layout is new from the old ones, makes the programs that others call
 //! known, and updates each link: the kernel changes the pointer, and no packet or call passes without a program. Below
-//! Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same, and their programs are
-//! replaced when the new agent attaches to the interface again.
+//! Linux 6.6 there are no tc links; then clsact filters with a fixed handle do the same: those in the network namespace of the
+//! caller are replaced at once, and others when the new agent attaches to their interface again.
+//!
+//! Maps of another size than this agent's, or of an older layout, are exchanged on the way ([`crate::swap`]). One of a newer
+//! layout is refused, and all goes on as it is.
 
 use std::{
     fs::{self, File},
@@ -28,13 +32,15 @@ use aya::{
     programs::{Program, TcAttachType, tc},
 };
 
-use ebpf_common::{Call, maps};
+use ebpf_common::{Call, maps, maps::bridged};
 
 use crate::{
     bpf::{self, AttachType, Target},
     clsact::{self, Filter, Parent},
+    datapath::Config,
     maps::MapError,
     services,
+    swap::{self, Hooks, Step, Swap},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/seaway.o"));
@@ -50,6 +56,9 @@ const SOCKET_PROGRAMS: [(&str, AttachType); 9] = [
     ("getpeername6", AttachType::Getpeername6),
     ("sock_release", AttachType::SockRelease),
 ];
+
+/// The map that programs log to.
+const LOG: &str = "AYA_LOGS";
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
@@ -80,6 +89,19 @@ pub enum ProgramError {
     TakeOver(#[source] MapError),
     #[error("making the BPF program {program} known to those that call it")]
     Call { program: &'static str, source: io::Error },
+    #[error(
+        "{} is of layout {version}, and this agent knows none newer than {own}: a newer agent made it. Its programs go on \
+         serving what they serve, and nothing is changed. Run that version again; or unpin the map, which ends the flows \
+         and Services that are in it",
+        path.display()
+    )]
+    Newer { path: PathBuf, version: u32, own: u32 },
+    #[error("exchanging maps")]
+    Exchange(#[from] MapError),
+    #[error("looking for filters of clsact")]
+    Filters(#[source] io::Error),
+    #[error("left off at {0:?}, as was asked for")]
+    Halted(Step),
 }
 
 /// What a link leads to, which decides the programs on it.
@@ -210,6 +232,53 @@ impl TcModes {
     }
 }
 
+/// How a set of programs is loaded.
+#[derive(Clone)]
+pub(crate) struct Object<'a> {
+    directory: &'a Path,
+    log_level: LogLevel,
+    /// Of maps that are not there yet.
+    pub(crate) entries: Vec<(&'static str, u32)>,
+    /// Of maps that are not where they usually are.
+    pub(crate) pins: Vec<(&'static str, PathBuf)>,
+    /// Bits of [`bridged`].
+    pub(crate) bridged: u32,
+}
+
+impl<'a> Object<'a> {
+    pub(crate) fn new(config: &'a Config) -> Self {
+        // All sets of this process log to one place.
+        let log = config.bpf_dir.join("programs").join(LOG);
+        Self {
+            directory: &config.bpf_dir,
+            log_level: config.log_level,
+            entries: config.sizes.iter().map(|(map, size)| (map, size.entries)).collect(),
+            pins: vec![(LOG, log)],
+            bridged: 0,
+        }
+    }
+
+    pub(crate) fn load(&self) -> Result<Ebpf, ProgramError> {
+        let level = self.log_level as u8;
+        let mut loader = EbpfLoader::new();
+        loader
+            .default_map_pin_directory(self.directory.join("maps"))
+            .override_global(aya_log::LEVEL, &level, false)
+            .override_global(bridged::NAME, &self.bridged, true);
+        for (map, entries) in &self.entries {
+            loader.map_max_entries(map, *entries);
+        }
+        for (map, path) in &self.pins {
+            loader.map_pin_path(map, path.clone());
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|source| ProgramError::Object(Box::new(source)))?;
+        for (name, program) in ebpf.programs_mut() {
+            load_program(name, program)?;
+        }
+        Ok(ebpf)
+    }
+}
+
 #[derive(Debug)]
 pub struct Programs {
     directory: PathBuf,
@@ -218,32 +287,52 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads all programs over the maps pinned under `directory`, creating what is missing, and puts them into every
-    /// link that an earlier agent left. `directory` gets a BPF file system where it is not on one.
-    pub fn load(directory: &Path, tc_modes: TcModes, log_level: LogLevel) -> Result<Self, ProgramError> {
+    /// Loads all programs over the maps pinned in the folder of `config`, creating what is missing, and puts them into every
+    /// link that an earlier agent left. The folder gets a BPF file system where it is not on one.
+    pub fn load(config: &Config) -> Result<Self, ProgramError> {
         if OBJECT.is_empty() {
             return Err(ProgramError::NoObject);
         }
-        prepare_directory(directory)?;
-        let level = log_level as u8;
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(directory.join("maps"))
-            .override_global(aya_log::LEVEL, &level, false)
-            .load(OBJECT)
-            .map_err(|source| ProgramError::Object(Box::new(source)))?;
-        for (name, program) in ebpf.programs_mut() {
-            load_program(name, program)?;
-        }
-        let programs = Self { directory: directory.to_owned(), tc_modes, ebpf };
-        programs.pin_programs()?;
+        let directory = &config.bpf_dir;
         let maps_dir = directory.join("maps");
-        services::take_over_frontends(&maps_dir).map_err(ProgramError::TakeOver)?;
-        services::take_over_senders(&maps_dir).map_err(ProgramError::TakeOver)?;
-        programs.fill_calls(&maps_dir)?;
-        programs.update_links()?;
+        prepare_directory(directory)?;
+        swap::refuse_newer(&maps_dir)?;
+        unpin(&directory.join("programs").join(LOG))?;
+        let swap = Swap::at_start(directory, &config.sizes, config.halt_at)?;
+        swap.forget_next()?;
+        let object = Object::new(config);
+        let of = |ebpf| Self { directory: directory.clone(), tc_modes: config.tc_modes, ebpf };
+        let programs = if swap.is_empty() {
+            let programs = of(object.load()?);
+            take_over(&maps_dir)?;
+            programs.install(Hooks::All)?;
+            programs
+        } else {
+            let prepared = swap.prepare(&object)?;
+            take_over(&maps_dir)?;
+            let mut programs = None;
+            swap.carry_out(prepared, |ebpf, hooks| {
+                programs = ebpf.map(of).or(programs.take());
+                programs.as_ref().map_or(Ok(()), |programs: &Self| programs.install(hooks))
+            })?;
+            programs.ok_or(ProgramError::NoObject)?
+        };
         services::take_over_sockets(&maps_dir).map_err(ProgramError::TakeOver)?;
         maps::RETIRED.iter().try_for_each(|name| unpin(&maps_dir.join(name)))?;
         Ok(programs)
+    }
+
+    /// Goes on with other programs, which are in no hook before [`Self::install`].
+    pub(crate) fn exchange(&mut self, ebpf: Ebpf) {
+        self.ebpf = ebpf;
+    }
+
+    /// Puts the programs into hooks that have some. In each of them the kernel changes a pointer.
+    pub(crate) fn install(&self, hooks: Hooks) -> Result<(), ProgramError> {
+        self.pin_programs()?;
+        self.fill_calls(&self.directory.join("maps"))?;
+        self.update_links(hooks)?;
+        if hooks == Hooks::All { self.update_filters() } else { Ok(()) }
     }
 
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
@@ -351,8 +440,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Puts the new programs into all links; unpins those whose interface or cgroup is gone.
-    fn update_links(&self) -> Result<(), ProgramError> {
+    /// Puts the programs into all links, or those of sockets; unpins those whose interface or cgroup is gone.
+    fn update_links(&self, hooks: Hooks) -> Result<(), ProgramError> {
         let links = self.directory.join("links");
         let entries = fs::read_dir(&links)
             .and_then(Iterator::collect::<io::Result<Vec<_>>>)
@@ -361,6 +450,9 @@ impl Programs {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();
             let Some(program) = program_of_link(&name) else { continue };
+            if hooks == Hooks::Sockets && !name.starts_with("cgroup-") {
+                continue;
+            }
             let link =
                 bpf::get_pinned(&path).map_err(|source| ProgramError::Pin { path: path.clone(), source })?;
             match bpf::link_target(link.as_fd()) {
@@ -370,6 +462,23 @@ impl Programs {
                     Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => unpin(&path)?,
                     result => result.map_err(|source| attach_error(&program, target, source))?,
                 },
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the programs into all filters that are ours, in the network namespace of the calling thread.
+    fn update_filters(&self) -> Result<(), ProgramError> {
+        for (interface_index, parent, name) in clsact::all_attached().map_err(ProgramError::Filters)? {
+            if self.ebpf.program(&name).is_none() {
+                continue;
+            }
+            let filter = Filter { parent, name: &name, program: self.fd(&name)? };
+            match clsact::attach(interface_index, &[filter]) {
+                // The interface went since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound || is_no_device(&error) => {}
+                result => result
+                    .map_err(|source| attach_error(&name, Target::Interface(interface_index), source))?,
             }
         }
         Ok(())
@@ -456,6 +565,17 @@ fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
     loaded.map_err(|source| ProgramError::Load { name: name.to_owned(), source: Box::new(source) })
 }
 
+/// Fills maps whose layout is new, before programs that read them are in any hook.
+fn take_over(maps_dir: &Path) -> Result<(), ProgramError> {
+    services::take_over_frontends(maps_dir)
+        .and_then(|()| services::take_over_senders(maps_dir))
+        .map_err(ProgramError::TakeOver)
+}
+
+fn is_no_device(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENODEV)
+}
+
 fn program_name(role: Role, hook: Hook) -> String {
     format!("{}_{}", role.name(), hook.name())
 }
@@ -525,7 +645,7 @@ fn prepare_directory(directory: &Path) -> Result<(), ProgramError> {
         nix::mount::mount(Some("bpf"), mount_point, Some("bpf"), flags, Some("mode=0700"))
             .map_err(|errno| failed(mount_point, errno.into()))?;
     }
-    for folder in ["maps", "programs", "links"] {
+    for folder in ["maps", "programs", "links", "next"] {
         let path = directory.join(folder);
         fs::create_dir_all(&path).map_err(|source| failed(&path, source))?;
     }

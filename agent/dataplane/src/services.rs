@@ -159,6 +159,26 @@ impl ServiceMaps {
         })
     }
 
+    /// Goes on with maps of the same contents that have taken the place of these.
+    pub(crate) fn reopen(&mut self, directory: &Path) -> Result<(), MapError> {
+        self.frontends_map = PinnedMap::open(directory, maps::FRONTENDS)?;
+        self.slots_map = PinnedMap::open(directory, maps::SLOTS)?;
+        self.backends_map = PinnedMap::open(directory, maps::BACKENDS)?;
+        self.addresses_map = PinnedMap::open(directory, maps::ADDRESSES)?;
+        Ok(())
+    }
+
+    /// How many elements of a map are desired.
+    pub(crate) fn desired_count(&self, map: &str) -> usize {
+        match map {
+            maps::FRONTENDS => self.frontends.desired().len(),
+            maps::SLOTS => self.slots.desired().len(),
+            maps::BACKENDS => self.backends.desired().len(),
+            maps::ADDRESSES => self.addresses.desired().len(),
+            _ => 0,
+        }
+    }
+
     /// Makes `services` all that is desired.
     pub fn set_desired(&mut self, services: Services) {
         let gone: Vec<FrontendKey> =

@@ -13,7 +13,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     os::fd::AsRawFd,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use ebpf_common::{Backend, BackendId, ConnectedSocket, maps};
@@ -66,6 +66,7 @@ type ByCookie = HashMap<u64, ConnectedSocket>;
 
 #[derive(Debug)]
 pub struct StaleSockets {
+    directory: PathBuf,
     sockets_map: PinnedMap<u64, ConnectedSocket>,
     backends_map: PinnedMap<BackendId, Backend>,
     namespaces: Namespaces,
@@ -76,6 +77,7 @@ impl StaleSockets {
     /// Where no agent has pinned the maps in `directory`.
     pub fn open(directory: &Path) -> Result<Self, MapError> {
         Ok(Self {
+            directory: directory.to_owned(),
             sockets_map: PinnedMap::open(directory, maps::SOCKETS_CONNECTED)?,
             backends_map: PinnedMap::open(directory, maps::BACKENDS)?,
             namespaces: Namespaces::default(),
@@ -88,6 +90,9 @@ impl StaleSockets {
     /// # Errors
     /// What was not reached before the error is found again by the next run.
     pub fn destroy(&mut self) -> Result<Destroyed, StaleError> {
+        // Others may have taken their place.
+        self.sockets_map = PinnedMap::open(&self.directory, maps::SOCKETS_CONNECTED)?;
+        self.backends_map = PinnedMap::open(&self.directory, maps::BACKENDS)?;
         let connected = self.sockets_map.read_all()?;
         let mut done = Destroyed { connected: connected.len(), ..Destroyed::default() };
         let stale = self.stale_by_namespace(connected)?;

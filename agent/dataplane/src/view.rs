@@ -210,9 +210,14 @@ fn both<K: Pod, V: Pod>(key: &[u8], value: &[u8], element: impl FnOnce(K, V) -> 
     Some(element(read(key)?, read(value)?))
 }
 
-fn read<T: Pod>(bytes: &[u8]) -> Option<T> {
+pub(crate) fn read<T: Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: as many bytes as a T has, of which any are valid.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+pub(crate) fn as_bytes<T: Pod>(value: &T) -> &[u8] {
+    // SAFETY: a Pod has no padding.
+    unsafe { std::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
 /// The map that `wanted` names: the whole name, or the name without the version, in either case.
@@ -375,14 +380,18 @@ impl Walk {
         if !self.advance()? {
             return Ok(None);
         }
-        let keys = self.keys.chunks(self.info.key_size as usize);
-        let elements = keys.zip(self.values.chunks(self.value_size)).take(self.filled);
-        let elements = elements.map(|(key, value)| Element::decode(&self.name, key, value));
+        let elements = self.elements().map(|(key, value)| Element::decode(&self.name, key, value));
         Ok(Some(elements.filter(|element| !element.is_vacant()).collect()))
     }
 
+    /// The piece that was read last.
+    pub(crate) fn elements(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let keys = self.keys.chunks(self.info.key_size as usize);
+        keys.zip(self.values.chunks(self.value_size)).take(self.filled)
+    }
+
     /// Reads the next piece; whether there was one.
-    fn advance(&mut self) -> Result<bool, MapError> {
+    pub(crate) fn advance(&mut self) -> Result<bool, MapError> {
         self.filled = 0;
         while self.filled == 0 {
             match self.next.clone() {
@@ -489,8 +498,7 @@ mod tests {
     use super::*;
 
     fn bytes<T: Pod>(value: &T) -> Vec<u8> {
-        // SAFETY: a Pod has no padding, and lives through the copy.
-        unsafe { std::slice::from_raw_parts(core::ptr::from_ref(value).cast(), size_of::<T>()) }.to_vec()
+        as_bytes(value).to_vec()
     }
 
     #[test]

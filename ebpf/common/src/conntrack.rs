@@ -5,7 +5,7 @@
 //! that CPUs never overwrite each other's; whoever judges a flow reads both. There is no window tracking: a packet that
 //! fits the tuple is translated, and the hosts judge it.
 
-use crate::{Address, BackendId, Port, Protocol, ServiceId};
+use crate::{Address, BackendId, Port, Protocol, ServiceId, retired::Flow0};
 
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -104,6 +104,25 @@ impl Flow {
             rst: 0,
             forwarded: 0,
             masqueraded: 0,
+            zero: [0; 1],
+        }
+    }
+
+    /// What is known of a flow of the layout before. Its Service is not.
+    #[inline(always)]
+    pub const fn of_layout_0(old: &Flow0) -> Self {
+        Self {
+            last_seen_ns: old.last_seen_ns,
+            translated: old.translated,
+            service_id: ServiceId(0),
+            backend_id: old.backend_id,
+            direction: old.direction,
+            hairpin: old.hairpin,
+            seen: old.seen & 1,
+            fin: old.seen >> 1 & 1,
+            rst: old.seen >> 2 & 1,
+            forwarded: old.way & 1,
+            masqueraded: old.way >> 1 & 1,
             zero: [0; 1],
         }
     }

@@ -72,11 +72,35 @@ pub const ALL: [&str; 33] = [
     COUNTING,
 ];
 
+/// Maps whose contents programs write and which may move while they do, as bits of the constant that programs in between
+/// are loaded with.
+pub mod bridged {
+    /// The constant's name in the object.
+    pub const NAME: &str = "BRIDGED";
+    pub const CONNTRACK: u32 = 1;
+    pub const AFFINITY: u32 = 2;
+    pub const SOCKET_FORWARD: u32 = 4;
+    pub const SOCKET_REVERSE: u32 = 8;
+    pub const SOCKETS_CONNECTED: u32 = 16;
+    /// With `CONNTRACK`: the flows come from a map of layout 0.
+    pub const CONNTRACK_0: u32 = 32;
+
+    /// Each with its bit, and the name under which programs in between know the map that contents come from.
+    pub const ALL: [(&str, u32, &str); 5] = [
+        (super::CONNTRACK, CONNTRACK, "CONNTRACK_OLD"),
+        (super::AFFINITY, AFFINITY, "AFFINITY_OLD"),
+        (super::SOCKET_FORWARD, SOCKET_FORWARD, "SOCK_FWD_OLD"),
+        (super::SOCKET_REVERSE, SOCKET_REVERSE, "SOCK_REV_OLD"),
+        (super::SOCKETS_CONNECTED, SOCKETS_CONNECTED, "SOCK_CONN_OLD"),
+    ];
+}
+
 /// Maps of earlier layouts, unpinned once no program reads them. What lasts is taken over from them (`retired`);
 /// fragments live for seconds, and counters begin anew.
-pub const RETIRED: [&str; 4] = [FRONTENDS_1, SOCKETS_CONNECTED_1, "FRAGMENTS_1", "COUNTERS_1"];
+pub const RETIRED: [&str; 5] = [FRONTENDS_1, SOCKETS_CONNECTED_1, CONNTRACK_0, "FRAGMENTS_1", "COUNTERS_1"];
 pub const SOCKETS_CONNECTED_1: &str = "SOCK_CONN_1";
 pub const FRONTENDS_1: &str = "FRONTENDS_1";
+pub const CONNTRACK_0: &str = "CONNTRACK_0";
 
 // An empty hash without preallocation costs 16 bytes for each entry that it may hold, an LRU all of them at once.
 pub const FRONTENDS_MAX: u32 = 1 << 17;

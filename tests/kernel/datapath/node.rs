@@ -9,10 +9,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use dataplane::{
-    datapath::{Config, Datapath},
+    datapath::{Config, Datapath, Error},
     links::PodLink,
     node::NodeConfig,
     programs::{TcMode, TcModes},
+    sizes::Sizes,
+    swap::Step,
 };
 use ebpf_common::{
     FrontendKey,
@@ -29,6 +31,7 @@ pub struct Node {
     pub beyond: NetNs,
     pub directory: BpfDir,
     tc_modes: TcModes,
+    sizes: Sizes,
 }
 
 /// Where other machines see what the node sends on.
@@ -49,14 +52,24 @@ impl Node {
     }
 
     fn with_modes(tc_modes: TcModes) -> Self {
+        Self::with(tc_modes, &Sizes::default())
+    }
+
+    /// Whose maps have these sizes.
+    pub fn with_sizes(sizes: &Sizes) -> Self {
+        Self::with(TcModes::of_kernel(), sizes)
+    }
+
+    fn with(tc_modes: TcModes, sizes: &Sizes) -> Self {
         let directory = BpfDir::new();
         let mut node = Self {
-            datapath: open(&directory, tc_modes),
+            datapath: open(&directory, tc_modes, sizes),
             namespace: host(),
             pods: [host(), host()],
             beyond: host(),
             directory,
             tc_modes,
+            sizes: sizes.clone(),
         };
         node.join_beyond();
         for index in 0..node.pods.len() {
@@ -77,8 +90,28 @@ impl Node {
 
     /// Another agent takes over: opens what is pinned and attaches everything again.
     pub fn restart_agent(&mut self) {
-        self.datapath = open(&self.directory, self.tc_modes);
+        self.datapath = open(&self.directory, self.tc_modes, &self.sizes);
         self.attach();
+        self.tell_pods();
+    }
+
+    /// Another agent takes over as it does on a node, in its network namespace, with these sizes of maps. Where it is left
+    /// off, the one before is there still.
+    pub fn take_over(&mut self, sizes: &Sizes, halt_at: Option<Step>) -> Result<(), Error> {
+        let config = Config {
+            sizes: sizes.clone(),
+            halt_at,
+            tc_modes: self.tc_modes,
+            ..Config::new(&self.directory.path)
+        };
+        self.datapath = self.namespace.run(|| Datapath::open(&config))?;
+        self.sizes = sizes.clone();
+        self.attach();
+        self.tell_pods();
+        Ok(())
+    }
+
+    fn tell_pods(&mut self) {
         let pods = self.links().into_iter();
         let pods = pods.flat_map(|(addresses, link)| addresses.map(|address| (address, link.clone())));
         self.datapath.set_pods(pods).expect("telling the node's pods");
@@ -170,8 +203,8 @@ pub fn node_config() -> NodeConfig {
     NodeConfig { service_ranges: services, pod_ranges: pods, ..node }
 }
 
-fn open(directory: &BpfDir, tc_modes: TcModes) -> Datapath {
-    let config = Config { tc_modes, ..Config::new(&directory.path) };
+fn open(directory: &BpfDir, tc_modes: TcModes, sizes: &Sizes) -> Datapath {
+    let config = Config { tc_modes, sizes: sizes.clone(), ..Config::new(&directory.path) };
     Datapath::open(&config).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
