@@ -53,8 +53,8 @@ impl Growth {
                 Some(known) => known,
                 None => *counted.insert(count(&mut walk)?),
             };
-            // As many again as since the last look, and again: who counts and exchanges takes a moment too.
-            let more = 2 * each * now.saturating_sub(known.last);
+            // For ten seconds: who counts and exchanges takes a moment too.
+            let more = 10 * each * now.saturating_sub(known.last);
             let most = known.elements + each * now.saturating_sub(known.at);
             *counted = Some(Counted { last: now, ..known });
             if self.config.sizes.grown(map, capacity, most, more).is_none() {

@@ -236,7 +236,7 @@ impl TcModes {
 #[derive(Clone)]
 pub(crate) struct Object<'a> {
     directory: &'a Path,
-    log_level: LogLevel,
+    pub(crate) log_level: LogLevel,
     /// Of maps that are not there yet.
     pub(crate) entries: Vec<(&'static str, u32)>,
     /// Of maps that are not where they usually are.

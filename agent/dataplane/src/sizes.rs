@@ -138,10 +138,11 @@ impl Sizes {
     pub fn grown(&self, map: &str, capacity: u32, used: u64, more: u64) -> Option<u32> {
         let limit = self.of(map)?.limit;
         let expected = used.saturating_add(more);
-        if expected.saturating_mul(4) < u64::from(capacity) * 3 || capacity >= limit {
+        // Half is left for what comes while the kernel looks at the programs, which takes seconds where others want it too.
+        if expected.saturating_mul(2) < u64::from(capacity) || capacity >= limit {
             return None;
         }
-        let wanted = expected.saturating_mul(2).max(u64::from(capacity) * 2);
+        let wanted = expected.saturating_mul(3).max(u64::from(capacity) * 2);
         Some(wanted.min(u64::from(limit)) as u32)
     }
 }
@@ -205,9 +206,9 @@ mod tests {
     fn a_map_grows_before_it_is_full_and_not_beyond_its_limit() {
         let sizes = Sizes::from_iter(["conntrack=4096..10000".parse().expect("a setting")]);
         let grown = |capacity, used, more| sizes.grown(maps::CONNTRACK, capacity, used, more);
-        assert_eq!(grown(4096, 3071, 0), None);
-        assert_eq!(grown(4096, 3072, 0), Some(8192));
-        assert_eq!(grown(4096, 1000, 2072), Some(8192), "what is to come counts");
+        assert_eq!(grown(4096, 2047, 0), None);
+        assert_eq!(grown(4096, 2048, 0), Some(8192));
+        assert_eq!(grown(4096, 1000, 2000), Some(9000), "what is to come counts");
         assert_eq!(grown(4096, 1000, 100_000), Some(10_000));
         assert_eq!(grown(10_000, 10_000, 0), None);
         assert_eq!(sizes.grown("COUNTERS_2", 64, 64, 0), None);

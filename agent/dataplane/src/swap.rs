@@ -28,7 +28,7 @@ use ebpf_common::{Flow, maps, maps::bridged, retired::Flow0};
 use crate::{
     bpf,
     maps::MapError,
-    programs::{Object, ProgramError},
+    programs::{LogLevel, Object, ProgramError},
     sizes::{SIZED, Sizes},
     view::{self, Walk},
 };
@@ -169,6 +169,8 @@ impl Swap {
                 between.pins.push((old, self.directory.join("maps").join(&exchange.from)));
             }
         }
+        // They serve for a second, and the verifier has enough to look at.
+        between.log_level = LogLevel::Off;
         let is_bridged = between.bridged != 0;
         let between = is_bridged.then(|| between.load()).transpose()?;
         let prepared = Prepared { between, after: after.load()? };

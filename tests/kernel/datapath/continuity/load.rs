@@ -27,7 +27,7 @@ use crate::netns::{NetNs, eventually};
 
 /// Between two requests of an open flow, and of who connects anew for each.
 const PERIOD: Duration = Duration::from_millis(200);
-const NEW_PERIOD: Duration = Duration::from_millis(20);
+const NEW_PERIOD: Duration = Duration::from_millis(100);
 /// An answer that takes longer has failed. Connections may send again meanwhile, datagrams are not repeated.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LENGTH: usize = 10;
