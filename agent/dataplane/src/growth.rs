@@ -77,7 +77,7 @@ impl Growth {
     }
 
     /// Exchanges a map for a larger one with the same in it. To be called in the node's network namespace, and
-    /// [`Datapath::reopen`] after it. Of a map that the agent writes, nothing may be written meanwhile.
+    /// [`crate::datapath::Datapath::reopen`] after it. Of a map that the agent writes, nothing may be written meanwhile.
     pub fn grow(&self, map: &str, entries: u32) -> Result<(), Error> {
         let Some(swap) = Swap::of(&self.config.bpf_dir, map, entries) else { return Ok(()) };
         self.turn.take(|| {

@@ -111,7 +111,7 @@ impl Scene {
     fn add(&mut self) {
         let number = self.next;
         self.next += 1;
-        let place = usize::from(number % 3 == 0);
+        let place = usize::from(number.is_multiple_of(3));
         let port = 8000 + u16::from(number);
         let addresses = [["10.244.0.3", "fd00:244::3"], ["10.244.1.2", "fd00:244:1::2"]][place];
         let backends = addresses.map(|address| {
