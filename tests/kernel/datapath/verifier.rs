@@ -263,8 +263,9 @@ fn services_that_are_written_in_parts_lose_none_of_an_earlier_agent_before_the_l
 #[test]
 fn a_full_map_is_named_and_what_was_there_keeps_working() {
     let directory = BpfDir::new();
-    let bounded = format!("slots={0}..{0}", maps::SLOTS_MAX).parse::<Setting>().expect("a size");
-    let config = Config { sizes: [bounded].into_iter().collect(), ..Config::new(&directory.path) };
+    let bounded = ["slots", "backends"].map(|name| format!("{name}={0}..{0}", maps::SLOTS_MAX));
+    let sizes = bounded.iter().map(|text| text.parse::<Setting>().expect("a size")).collect();
+    let config = Config { sizes, ..Config::new(&directory.path) };
     let mut datapath = Datapath::open(&config).expect("opening the datapath");
     datapath.set_services(many_services(10)).expect("setting the services");
     let before = ServiceMaps::dump(&directory.path.join("maps")).expect("the maps");
