@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use dataplane::masquerade::MasqueradeConfig;
+use dataplane::programs::XdpSetting;
 use ipam::Pool;
 use ipnetwork::IpNetwork;
 
@@ -86,6 +87,13 @@ pub struct Config {
         value_name = "CIDR"
     )]
     pub no_masquerade_cidrs: Vec<IpNetwork>,
+
+    /// Where packets between clients and backends beyond this node are sent on without a socket buffer: auto (in the drivers of
+    /// network cards that are known to be good at it, on a link without VLANs), driver, generic (in the kernel's stack,
+    /// slower than without) or off. A link that cannot have it, and one with another's program, is served by tc alone.
+    /// Attaching it for the first time may interrupt a card's link for a moment.
+    #[arg(long, env = "SEAWAY_XDP", default_value = "auto", value_name = "MODE")]
+    pub xdp: XdpSetting,
 
     /// Autonomous system of nodes of which neither an annotation nor BGPConfiguration says another.
     #[arg(long, env = "SEAWAY_ASN", default_value_t = 64512)]

@@ -7,16 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use bgp::policy::Community;
 use bgp::{NextHops, Prefix};
 use dataplane::datapath::{Datapath, PodLinks};
-use dataplane::links::{self, Links, PodLink, PodLinkConfig};
+use dataplane::links::{self, Link, Links, PodLink, PodLinkConfig};
 use dataplane::masquerade::MasqueradeConfig;
 use dataplane::node::NodeConfig;
+use dataplane::programs::{XdpSetting, XdpState};
 use dataplane::reaper::Reaper;
 use dataplane::routes::{Routes, RoutesConfig, Target};
 use ebpf_common::desired::{Clients, Endpoint, Service, Services};
@@ -104,6 +105,7 @@ pub struct Network {
     state: Mutex<State>,
     datapath: Option<Mutex<Datapath>>,
     pod_links: Option<PodLinks>,
+    xdp: OnceLock<XdpState>,
     reaper: Reaper,
     bgp: bgp_io::Handle,
     host_ports_changed: Arc<Notify>,
@@ -163,6 +165,7 @@ impl Network {
             masquerade: config.masquerade(),
             state: Mutex::new(state),
             pod_links,
+            xdp: OnceLock::new(),
             reaper,
             datapath: datapath.map(Mutex::new),
             bgp,
@@ -175,11 +178,32 @@ impl Network {
             links::prepare_host(&uplink.name).context("setting up forwarding")?;
             if let Some(datapath) = &network.datapath {
                 lock(datapath).attach_uplink(uplink.index).context("serving Services on the uplink")?;
+                network.set_xdp(datapath, &uplink, config.xdp)?;
             }
             network.refresh_node()?;
             network.restore()?;
         }
         Ok(network)
+    }
+
+    /// What became of XDP on the uplink; `None` where no Services are balanced.
+    pub fn xdp(&self) -> Option<&XdpState> {
+        self.xdp.get()
+    }
+
+    /// An optimisation: without it the same flows go on.
+    fn set_xdp(&self, datapath: &Mutex<Datapath>, uplink: &Link, setting: XdpSetting) -> anyhow::Result<()> {
+        let state = lock(datapath).set_xdp(uplink.index, setting).context("XDP on the uplink")?;
+        let name = &uplink.name;
+        match (&state, setting) {
+            (XdpState::In(mode), _) => tracing::info!(link = name, mode = mode.name(), "XDP on the uplink"),
+            (XdpState::Off(reason), XdpSetting::In(_)) => {
+                tracing::warn!(link = name, reason, "no XDP on the uplink")
+            }
+            (XdpState::Off(reason), _) => tracing::info!(link = name, reason, "no XDP on the uplink"),
+        }
+        self.xdp.get_or_init(|| state);
+        Ok(())
     }
 
     /// Takes over the pods of an earlier agent.

@@ -31,6 +31,7 @@ use std::time::Instant;
 use bgp::policy::Community;
 use bgp::rib::Source;
 use bgp::{Explanation, Fate, PeerStatus, Prefix, RouteStatus};
+use dataplane::programs::XdpState;
 use dataplane::routes::Target;
 use ebpf_common::{ServiceId, desired::Clients};
 use futures::Stream;
@@ -194,6 +195,7 @@ impl Status {
             "mtu": self.network.mtu(),
             "missing": self.stale.missing.iter().collect::<Vec<_>>(),
             "bfd": bfd::thread_json(bfd.as_ref()),
+            "xdp": self.network.xdp().map(xdp_json),
         })
     }
 
@@ -372,6 +374,13 @@ fn lines(
             response
         }
         Err(reason) => text(StatusCode::BAD_REQUEST, format!("{reason}\n")),
+    }
+}
+
+fn xdp_json(state: &XdpState) -> Value {
+    match state {
+        XdpState::In(mode) => json!({ "mode": mode.name() }),
+        XdpState::Off(reason) => json!({ "mode": "off", "reason": reason }),
     }
 }
 

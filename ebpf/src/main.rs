@@ -7,11 +7,12 @@
 //! | sock_release | cgroup | what was remembered of a socket goes with it |
 //! | pod_ingress, pod_egress | tc on the host's end of a pod's link | what did not pass the socket programs |
 //! | uplink_ingress, uplink_egress | tc on the node's uplink | clients beyond the node, to backends on it and beyond |
+//! | uplink_xdp | XDP on the node's uplink | known flows between clients and backends that are both beyond the node |
 //! | masquerade, unmasquerade | called by those of the uplink | pods' traffic to hosts outside of the cluster, and back |
 //! | relay_entering, relay_leaving | called by those of tc | ICMP errors about packets that were translated |
 //! | answer | called by those of tc that packets enter by | resets and ICMP errors, for packets that nobody takes |
 //!
-//! The socket programs are an optimisation: with them off, tc serves the same flows.
+//! The socket programs are an optimisation, and so is XDP: with them off, tc serves the same flows.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 
@@ -28,12 +29,13 @@ mod masquerade;
 mod nat;
 mod packet;
 mod service;
+mod xdp;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
     helpers::bpf_set_retval,
-    macros::{cgroup_sock, cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, SockContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 
 use ebpf_common::{Call, Origin};
@@ -154,6 +156,12 @@ pub fn relay_leaving(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn answer(ctx: TcContext) -> i32 {
     tc_verdict(&ctx, answer::answer(&ctx))
+}
+
+#[xdp]
+pub fn uplink_xdp(ctx: XdpContext) -> u32 {
+    // What is not sent on is tc's, dropping included.
+    if xdp::send_on(&ctx) { xdp_action::XDP_TX } else { xdp_action::XDP_PASS }
 }
 
 #[inline(always)]

@@ -13,8 +13,8 @@ use aya_ebpf::{
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, ConnectedStream,
     Counter, DropGate, Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node,
-    Prefix, Ranges, Sender, ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse,
-    SourceAddress, Tuple,
+    Prefix, Ranges, Sender, ServiceCount, ServiceId, Shortcut, SlotKey, SocketForward, SocketKey,
+    SocketReverse, SourceAddress, Tuple,
     balancing::{Piece, PieceKey},
     maps::*,
 };
@@ -179,6 +179,15 @@ pub static INBOUND: LruHashMap<Tuple, u64> = LruHashMap::pinned(INBOUND_MAX, 0);
 /// What is known of the packet that a program has to do with. Of no use to anybody after it, so it is not pinned.
 #[map(name = "PACKET")]
 static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+
+/// Written and read by XDP. LRU: a flow that is evicted is looked up again.
+#[map(name = "SHORTCUTS_1")]
+pub static SHORTCUTS: LruHashMap<Tuple, Shortcut> = LruHashMap::pinned(SHORTCUTS_MAX, 0);
+
+/// When XDP last left a packet to tc, so that the kernel asks after this neighbour. Written and read by XDP. LRU: one that is
+/// evicted is asked after sooner.
+#[map(name = "NEIGHBOURS_1")]
+pub static NEIGHBOURS: LruHashMap<Address, u64> = LruHashMap::pinned(NEIGHBOURS_MAX, 0);
 
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]

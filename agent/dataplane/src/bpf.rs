@@ -38,6 +38,7 @@ pub(crate) enum AttachType {
     Getpeername4 = 29,
     Getpeername6 = 30,
     SockRelease = 34,
+    Xdp = 37,
     TcxIngress = 46,
     TcxEgress = 47,
 }
@@ -190,10 +191,21 @@ pub(crate) fn link_create(
     target: u32,
     attach_type: AttachType,
 ) -> io::Result<OwnedFd> {
+    link_create_with(program, target, attach_type, 0)
+}
+
+/// The same with flags that the attach type has.
+pub(crate) fn link_create_with(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         prog_fd: raw(program),
         target,
         attach_type: attach_type as u32,
+        flags,
         ..LinkCreateAttr::default()
     };
     // SAFETY: no addresses in it; a successful call gives a new descriptor that is ours.
@@ -225,12 +237,13 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
 
 pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<Target> {
     const BPF_LINK_TYPE_CGROUP: u32 = 3;
+    const BPF_LINK_TYPE_XDP: u32 = 6;
     const BPF_LINK_TYPE_TCX: u32 = 11;
     let mut info = LinkInfo::default();
     object_info(link, &mut info)?;
     Ok(match info.kind {
         BPF_LINK_TYPE_CGROUP => Target::Cgroup(info.target),
-        BPF_LINK_TYPE_TCX => Target::Interface(info.target as u32),
+        BPF_LINK_TYPE_XDP | BPF_LINK_TYPE_TCX => Target::Interface(info.target as u32),
         _ => Target::Other,
     })
 }

@@ -24,7 +24,7 @@ use crate::{
     masquerade::{MasqueradeConfig, MasqueradeMaps},
     node::{NodeConfig, NodeMaps},
     pods::{self, PodMap},
-    programs::{LogLevel, ProgramError, Programs, Role, TcModes},
+    programs::{LogLevel, ProgramError, Programs, Role, TcModes, XdpSetting, XdpState},
     services::{Applied, Names, ServiceEntry, ServiceMaps},
     sizes::Sizes,
     stale::StaleSockets,
@@ -244,6 +244,12 @@ impl Datapath {
     /// Serves packets that reach Services from beyond this node.
     pub fn attach_uplink(&self, interface_index: u32) -> Result<(), Error> {
         Ok(self.programs.programs().attach_link(interface_index, Role::Uplink)?)
+    }
+
+    /// Sends packets between clients and backends beyond this node on before they cost a socket buffer, where `setting`
+    /// wants that and the uplink can have it; else the state says why not.
+    pub fn set_xdp(&self, interface_index: u32, setting: XdpSetting) -> Result<XdpState, Error> {
+        Ok(self.programs.programs().set_xdp(interface_index, setting)?)
     }
 
     pub fn detach_uplink(&self, interface_index: u32) -> Result<(), Error> {

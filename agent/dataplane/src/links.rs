@@ -31,6 +31,7 @@ const RTM_NEWNEIGH: u16 = 28;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -231,6 +232,27 @@ impl Links {
         let header = [0; 16];
         let answers = self.socket.query(Message::new(RTM_GETLINK, DUMP, &header))?;
         Ok(answers.iter().filter_map(|answer| parse_link(&answer.body)).collect())
+    }
+
+    /// Names of links of this namespace that stand on another one, as a VLAN does.
+    pub fn above(&mut self, index: u32) -> io::Result<Vec<String>> {
+        const IFLA_LINK_NETNSID: u16 = 37;
+        let answers = self.socket.query(Message::new(RTM_GETLINK, DUMP, &[0; 16]))?;
+        let stands_on = |body: &[u8]| {
+            let (mut lower, mut elsewhere) = (None, false);
+            for (kind, value) in netlink::attributes(body.get(16..).unwrap_or_default()) {
+                match kind {
+                    IFLA_LINK => lower = netlink::read_u32(value),
+                    IFLA_LINK_NETNSID => elsewhere = true,
+                    _ => {}
+                }
+            }
+            lower == Some(index) && !elsewhere
+        };
+        let above = answers.iter().filter(|answer| stands_on(&answer.body));
+        let above = above.filter_map(|answer| parse_link(&answer.body));
+        // Some say that they stand on themselves.
+        Ok(above.filter(|link| link.index != index).map(|link| link.name).collect())
     }
 
     /// The host ends of pods.

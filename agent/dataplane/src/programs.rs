@@ -9,6 +9,7 @@
 //!   programs/NAME                   for bpftool
 //!   links/cgroup-connect4 …         a link keeps its program attached while no agent runs
 //!   links/tc-pod-12-ingress …       role and interface index
+//!   links/xdp-driver-2              mode and interface index
 //! ```
 //!
 //! A new agent loads its programs, fills maps whose layout is new from the old ones, makes the programs that others call
@@ -18,6 +19,8 @@
 //!
 //! Maps of another size than this agent's, or of an older layout, are exchanged on the way ([`crate::swap`]). One of a newer
 //! layout is refused, and all goes on as it is.
+
+mod xdp;
 
 use std::{
     fs::{self, File},
@@ -42,6 +45,8 @@ use crate::{
     services,
     swap::{self, Hooks, Step, Swap},
 };
+
+pub use xdp::{XdpMode, XdpSetting, XdpState};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/seaway.o"));
 
@@ -549,6 +554,7 @@ fn load_program(name: &str, program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => Err(aya::programs::ProgramError::UnexpectedProgramType),
     };
     let is_interrupted = |error: &aya::programs::ProgramError| {
@@ -587,6 +593,9 @@ fn tc_link_name(role: Role, interface_index: u32, hook: Hook) -> String {
 /// The inverse of the names that links are pinned under.
 fn program_of_link(name: &str) -> Option<String> {
     if let Some(program) = name.strip_prefix("cgroup-") {
+        return Some(program.to_owned());
+    }
+    if let Some(program) = xdp::program_of_link(name) {
         return Some(program.to_owned());
     }
     let mut parts = name.strip_prefix("tc-")?.split('-');
@@ -666,6 +675,7 @@ mod tests {
             }
         }
         assert_eq!(program_of_link("cgroup-connect4").as_deref(), Some("connect4"));
+        assert_eq!(program_of_link("xdp-driver-2").as_deref(), Some("uplink_xdp"));
         assert_eq!(program_of_link("something"), None);
     }
 }

@@ -14,7 +14,8 @@ use aya::Pod;
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, ConnectedStream, DropGate,
     Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges, Sender,
-    ServiceCount, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple,
+    ServiceCount, ServiceId, Shortcut, SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey,
+    Tuple,
     balancing::{Piece, PieceKey},
     maps,
 };
@@ -110,6 +111,9 @@ pub enum Element {
     Unmasqueraded(Prefix),
     /// A datagram from outside of the cluster to a pod, and when the last of either direction was seen.
     Inbound(Tuple, u64),
+    Shortcut(Tuple, Shortcut),
+    /// A next hop, and when the kernel was last made to ask after it.
+    Neighbour(Address, u64),
     Bytes(Vec<u8>, Vec<u8>),
 }
 
@@ -129,8 +133,12 @@ impl Element {
             }
             Self::Fragment(key, value) => vec![key.source, key.destination, value.source, value.destination],
             Self::Inbound(tuple, _) => vec![tuple.source, tuple.destination],
+            Self::Shortcut(tuple, to) => vec![tuple.source, tuple.destination, to.source, to.destination],
             Self::Node(node) => vec![node.source_v4, node.source_v6],
-            Self::NodeAddress(address) | Self::Pod(address, _) | Self::Address(address, _) => vec![*address],
+            Self::NodeAddress(address)
+            | Self::Pod(address, _)
+            | Self::Address(address, _)
+            | Self::Neighbour(address, _) => vec![*address],
             Self::Slot(..)
             | Self::TablePiece(..)
             | Self::Open(..)
@@ -200,6 +208,8 @@ impl Element {
             maps::MASQUERADE => read(value).map(Self::Masquerade),
             maps::UNMASQUERADED => read(key).map(Self::Unmasqueraded),
             maps::INBOUND => both(key, value, Self::Inbound),
+            maps::SHORTCUTS => both(key, value, Self::Shortcut),
+            maps::NEIGHBOURS => both(key, value, Self::Neighbour),
             _ => None,
         };
         known.unwrap_or_else(|| Self::Bytes(key.to_vec(), value.to_vec()))

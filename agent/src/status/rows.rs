@@ -7,7 +7,7 @@ use dataplane::services::Names;
 use dataplane::view::Element;
 use ebpf_common::{
     Address, Backend, BackendId, Call, Counter, Flow, Frontend, FrontendKey, Origin, Port, Range, ServiceId,
-    SourceRangeKey, Tuple,
+    Shortcut, SourceRangeKey, Tuple,
     balancing::{PIECE_PLACES, PIECES, PLACES, Piece, PieceKey},
 };
 use serde_json::{Value, json};
@@ -180,6 +180,12 @@ impl<'a> Joins<'a> {
                 ("refused", json!(count.refused)),
             ],
             Element::Inbound(tuple, last_seen_ns) => self.inbound_row(tuple, *last_seen_ns),
+            Element::Shortcut(tuple, to) => self.shortcut_row(tuple, to),
+            Element::Neighbour(address, asked_ns) => vec![
+                ("address", json!(address.to_ip())),
+                ("name", self.name(address)),
+                ("askedSeconds", self.idle(*asked_ns)),
+            ],
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
@@ -249,6 +255,25 @@ impl<'a> Joins<'a> {
             ("destination", json!(end(&tuple.destination, tuple.destination_port))),
             ("destinationName", self.name(&tuple.destination)),
             ("idleSeconds", self.idle(last_seen_ns)),
+        ]
+    }
+
+    fn shortcut_row(&self, tuple: &Tuple, to: &Shortcut) -> Row {
+        let [station, _] = to.stations;
+        let octets: Vec<String> =
+            station.iter().flat_map(|half| half.to_ne_bytes()).map(|octet| format!("{octet:02x}")).collect();
+        let [source_port, destination_port] = to.ports.map(|port| Port::from_network(port.to_ne_bytes()));
+        vec![
+            ("direction", json!(if to.is_forward() { "forward" } else { "reverse" })),
+            ("protocol", json!(protocol_name(tuple.protocol))),
+            ("source", json!(end(&tuple.source, tuple.source_port))),
+            ("destination", json!(end(&tuple.destination, tuple.destination_port))),
+            ("destinationName", self.name(&tuple.destination)),
+            ("becomesSource", json!(end(&to.source, source_port))),
+            ("becomesDestination", json!(end(&to.destination, destination_port))),
+            ("hardwareAddress", json!(octets.join(":"))),
+            ("mtu", json!(to.mtu)),
+            ("idleSeconds", self.idle(to.confirmed_ns)),
         ]
     }
 
@@ -366,6 +391,8 @@ fn plain_row(element: &Element) -> Row {
         | Element::DropGates(_)
         | Element::DropsFollowed(_)
         | Element::Inbound(..)
+        | Element::Shortcut(..)
+        | Element::Neighbour(..)
         | Element::Ranges(_)
         | Element::ServiceCount(..)
         | Element::SourceRange(_) => Row::new(),
@@ -404,6 +431,8 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         | Element::Masquerade(_)
         | Element::Unmasqueraded(_)
         | Element::Inbound(..)
+        | Element::Shortcut(..)
+        | Element::Neighbour(..)
         | Element::Bytes(..) => (None, None),
     }
 }

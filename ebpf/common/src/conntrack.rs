@@ -30,6 +30,14 @@ impl Tuple {
         Self { source, destination, source_port, destination_port, protocol, zero: [0; 3] }
     }
 
+    /// From words as they lie in a packet: addresses with IPv4 mapped, both ports, and the protocol in the first octet.
+    #[inline(always)]
+    pub const fn from_words(source: [u32; 4], destination: [u32; 4], ports: u32, protocol: u32) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (source, destination);
+        // SAFETY: of the same size, without padding (asserted below), and any octets are valid.
+        unsafe { core::mem::transmute([a, b, c, d, e, f, g, h, ports, protocol]) }
+    }
+
     /// The tuple of the answer.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {

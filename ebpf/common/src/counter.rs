@@ -36,7 +36,7 @@ pub enum Counter {
     DropMalformed = 13,
     /// Dropped: the kernel refused to rewrite the packet.
     DropRewrite = 14,
-    /// A packet between a client and a backend that are both beyond the node was sent on.
+    /// A packet between a client and a backend that are both beyond the node was sent on, by tc.
     Forwarded = 15,
     /// Dropped: the packet had to be sent on to another machine, and the node has no address to send from.
     DropNoSource = 16,
@@ -65,10 +65,12 @@ pub enum Counter {
     Routed = 27,
     /// A pod's packet opened a flow to a host outside of the cluster, which sees the node's address.
     Masqueraded = 28,
+    /// As `Forwarded`, by XDP.
+    ForwardedEarly = 29,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 29;
+    pub const COUNT: u32 = 30;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -100,6 +102,7 @@ impl Counter {
         Self::DropSourceRange,
         Self::Routed,
         Self::Masqueraded,
+        Self::ForwardedEarly,
     ];
 
     /// The counter's name in metrics and command output.
@@ -134,6 +137,7 @@ impl Counter {
             Self::DropSourceRange => "drop_source_range",
             Self::Routed => "routed",
             Self::Masqueraded => "masqueraded",
+            Self::ForwardedEarly => "forwarded_xdp",
         }
     }
 
@@ -154,6 +158,7 @@ impl Counter {
                 | Self::Delivered
                 | Self::Routed
                 | Self::Masqueraded
+                | Self::ForwardedEarly
         );
         self as u32 >= Self::DropNoBackend as u32 && !other
     }

@@ -26,6 +26,7 @@ mod masquerade;
 mod node;
 pub mod retired;
 mod service;
+pub mod shortcut;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +44,7 @@ pub use service::{
     Origin, Sender, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress,
     SourceRangeKey, pick_backend,
 };
+pub use shortcut::Shortcut;
 
 /// Implements `aya::Pod` where the agent asks for it.
 macro_rules! pod {

@@ -34,9 +34,11 @@ pub const TABLES: &str = "TABLES_1";
 pub const OPEN: &str = "OPEN_1";
 pub const SOCKETS_COUNTED: &str = "SOCK_COUNT_1";
 pub const COUNTING: &str = "COUNTING_1";
+pub const SHORTCUTS: &str = "SHORTCUTS_1";
+pub const NEIGHBOURS: &str = "NEIGHBOURS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 33] = [
+pub const ALL: [&str; 35] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -70,6 +72,8 @@ pub const ALL: [&str; 33] = [
     OPEN,
     SOCKETS_COUNTED,
     COUNTING,
+    SHORTCUTS,
+    NEIGHBOURS,
 ];
 
 /// Maps whose contents programs write and which may move while they do, as bits of the constant that programs in between
@@ -125,6 +129,10 @@ pub const INBOUND_MAX: u32 = 1 << 12;
 /// Backends whose connections are counted.
 pub const OPEN_MAX: u32 = 1 << 14;
 pub const SOCKETS_COUNTED_MAX: u32 = 1 << 14;
+/// Directions of flows that XDP sends on at one time. One without a shortcut is slower, and that is all.
+pub const SHORTCUTS_MAX: u32 = 1 << 15;
+/// Routers and backends on the uplink's own network.
+pub const NEIGHBOURS_MAX: u32 = 1 << 9;
 /// Pieces of tables, 481 of them and 67 kB for each.
 pub const TABLES_MAX: u32 = 1 << 14;
 /// A hundred milliseconds of what 16 CPUs may tell.

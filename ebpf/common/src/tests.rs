@@ -79,6 +79,71 @@ fn checksum_agrees_with_the_example_of_rfc_1071() {
 }
 
 #[test]
+fn a_shortcut_leaves_the_checksums_that_fresh_sums_give() {
+    let octets = |tuple: &Tuple| {
+        let mut octets = [tuple.source.octets(), tuple.destination.octets()].concat();
+        octets.extend(tuple.source_port.to_network());
+        octets.extend(tuple.destination_port.to_network());
+        octets
+    };
+    let in_packet = |checksum: u16| u16::from_ne_bytes(checksum.to_be_bytes());
+    let tuple = |source, destination, ports: (u16, u16)| {
+        Tuple::new(source, Port::new(ports.0), destination, Port::new(ports.1), Protocol::TCP)
+    };
+    let ends = [[0; 4], [255; 4], [10, 244, 1, 2], [0, 0, 0, 1], [255, 255, 0, 0], [203, 0, 113, 77]];
+    for old in ends {
+        for new in ends {
+            let from = tuple(Address::from_v4(old), Address::from_v4([10, 0, 0, 1]), (40_000, 80));
+            let to = tuple(Address::from_v4([10, 89, 0, 11]), Address::from_v4(new), (65_535, 8080));
+            let shortcut = Shortcut::new(&from, &to, true);
+            let (before, wanted) = (checksum(&octets(&from)), checksum(&octets(&to)));
+            assert_eq!(shortcut::changed(in_packet(before), shortcut.transport_sum), in_packet(wanted));
+
+            // A hop less: of 64 there are 63 left.
+            let header = |of: &Tuple, hops: u8| {
+                let mut header = vec![0x45, 0, 0, 60, 0x1c, 0x46, 0x40, 0, hops, 6];
+                header.extend(of.source.octets().into_iter().skip(12));
+                header.extend(of.destination.octets().into_iter().skip(12));
+                in_packet(checksum(&header))
+            };
+            assert_eq!(shortcut::changed(header(&from, 64), shortcut.header_sum), header(&to, 63));
+        }
+    }
+    let v6 = |last: u16| Address::from(IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 0xffff, 0, 1, 0, 0, last)));
+    let (from, to) = (tuple(v6(1), v6(0xffff), (1, 2)), tuple(v6(7), v6(0), (3, 4)));
+    let sum = Shortcut::new(&from, &to, false).transport_sum;
+    assert_eq!(
+        shortcut::changed(in_packet(checksum(&octets(&from))), sum),
+        in_packet(checksum(&octets(&to)))
+    );
+}
+
+#[test]
+fn a_tuple_of_words_is_the_one_of_its_parts() {
+    let tuple = Tuple::new(
+        Address::from_v4([10, 244, 1, 2]),
+        Port::new(40_000),
+        Address::from_v4([10, 96, 0, 1]),
+        Port::new(80),
+        Protocol::UDP,
+    );
+    let (source, destination) = (tuple.source.to_words(), tuple.destination.to_words());
+    let [[a, b], [c, d]] = [tuple.source_port, tuple.destination_port].map(Port::to_network);
+    let ports = u32::from_ne_bytes([a, b, c, d]);
+    assert_eq!(Tuple::from_words(source, destination, ports, u32::from_ne_bytes([17, 0, 0, 0])), tuple);
+}
+
+#[test]
+fn a_shortcut_is_good_for_its_life_and_no_longer() {
+    let from =
+        Tuple::new(Address::UNSPECIFIED, Port::new(1), Address::UNSPECIFIED, Port::new(2), Protocol::TCP);
+    let shortcut = Shortcut { confirmed_ns: 1000, ..Shortcut::new(&from, &from.reversed(), true) };
+    assert!(shortcut.is_good(1000 + Shortcut::LIFE_NS - 1) && !shortcut.is_good(1000 + Shortcut::LIFE_NS));
+    // The other CPU's clock was a little behind.
+    assert!(!shortcut.is_good(999));
+}
+
+#[test]
 fn checksum_update_equals_a_fresh_sum() {
     let mut bytes = [0x45, 0x00, 0x12, 0x34, 0xab, 0xcd, 0x00, 0xff];
     let before = checksum(&bytes);

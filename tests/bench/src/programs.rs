@@ -64,13 +64,17 @@ fn print(measured: &BTreeMap<u32, Vec<Class>>) {
     let Some(classes) = measured.values().next() else { return };
     println!("\nNanoseconds per packet; * one packet at a time, the others many times over\n");
     let sizes: Vec<String> = measured.keys().map(|services| format!("{services} Services")).collect();
-    println!("| program | packet | {} |", sizes.join(" | "));
-    println!("|---|---|{}", "---|".repeat(sizes.len()));
+    println!("| program | packet | {} | goal |", sizes.join(" | "));
+    println!("|---|---|{}---|", "---|".repeat(sizes.len()));
     for (at, class) in classes.iter().enumerate() {
         let of = |classes: &Vec<Class>| classes.get(at).map_or(f64::NAN, |class| class.nanoseconds);
         let values: Vec<String> = measured.values().map(|classes| format!("{:.0}", of(classes))).collect();
         let star = if class.way == Way::Single { " *" } else { "" };
-        println!("| {} | {}{star} | {} |", class.program, class.name, values.join(" | "));
+        let goal = class.goal.map_or_else(String::new, |goal| {
+            let reached = measured.values().all(|classes| of(classes) <= goal);
+            format!(" <= {goal:.0} {}", if reached { "reached" } else { "MISSED" })
+        });
+        println!("| {} | {}{star} | {} |{goal} |", class.program, class.name, values.join(" | "));
     }
 }
 
@@ -83,6 +87,7 @@ fn figures(measured: &BTreeMap<u32, Vec<Class>>) -> Value {
                 "packet": class.name,
                 "one_at_a_time": class.way == Way::Single,
                 "nanoseconds": class.nanoseconds,
+                "goal": class.goal,
             })
         })
     });

@@ -18,6 +18,7 @@ mod source_ranges;
 mod stale;
 mod verifier;
 mod view;
+mod xdp;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -54,6 +54,7 @@ fn every_program_passes_the_verifier_with_and_without_its_log() {
             "unmasquerade",
             "uplink_egress",
             "uplink_ingress",
+            "uplink_xdp",
         ];
         assert_eq!(loaded, wanted.map(str::to_owned).into());
         print_verified(&mut datapath, log_level);

@@ -20,6 +20,8 @@ struct Status {
     missing: Vec<String>,
     /// The thread of BFD, once a peer has it.
     bfd: Option<Bfd>,
+    /// Where Services are balanced.
+    xdp: Option<Xdp>,
 }
 
 #[derive(Deserialize)]
@@ -29,10 +31,27 @@ struct Bfd {
     problems: Vec<String>,
 }
 
+#[derive(Deserialize)]
+struct Xdp {
+    mode: String,
+    /// Why it is off.
+    #[serde(default)]
+    reason: String,
+}
+
+impl Xdp {
+    fn text(self) -> String {
+        if self.reason.is_empty() { self.mode } else { format!("{}: {}", self.mode, self.reason) }
+    }
+}
+
 pub fn text(answer: &Value, wide: bool) -> anyhow::Result<String> {
     let status: Status = read(answer)?;
-    let mut table =
-        Table::new(&["NODE", "READY", "UPTIME", "VERSION", "REASON"], &["MTU", "MISSING", "BFD-THREAD"], "");
+    let mut table = Table::new(
+        &["NODE", "READY", "UPTIME", "VERSION", "REASON"],
+        &["MTU", "MISSING", "BFD-THREAD", "XDP"],
+        "",
+    );
     table.row([
         status.node,
         yes(status.ready),
@@ -42,6 +61,7 @@ pub fn text(answer: &Value, wide: bool) -> anyhow::Result<String> {
         status.mtu.to_string(),
         status.missing.join("; "),
         status.bfd.map_or_else(String::new, |bfd| [vec![bfd.scheduling], bfd.problems].concat().join("; ")),
+        status.xdp.map_or_else(String::new, Xdp::text),
     ]);
     Ok(table.render(wide))
 }
@@ -67,5 +87,8 @@ mod tests {
             wide.contains("BFD-THREAD") && wide.contains("SCHED_FIFO; IPv4, UDP port 3784: taken"),
             "{wide}"
         );
+        with_bfd["xdp"] = json!({ "mode": "off", "reason": "it is switched off" });
+        let wide = text(&with_bfd, true).unwrap();
+        assert!(wide.contains("XDP") && wide.contains("off: it is switched off"), "{wide}");
     }
 }

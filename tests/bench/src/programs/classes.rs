@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use ebpf_common::{BackendId, Counter, Direction, Flow, Protocol, ServiceId, Tuple};
 
 use super::{
-    frame::{ACK, SYN, addresses, fragments, frame, from_port, refusal},
+    frame::{ACK, FIN, SYN, addresses, fragments, frame, from_port, refusal},
     lab::{
         BACKEND_PORT, FAMILIES, Family, Lab, NODE_PORT_ELSEWHERE, NODE_PORT_HERE, SERVICE_PORT, address,
         forwarded, tuple,
@@ -26,6 +26,13 @@ const NODE_PORTS: [u16; 2] = [49_200, 49_201];
 const WEB_PORT: u16 = 443;
 const PASS: &[u32] = &[u32::MAX];
 const DROP: &[u32] = &[2];
+/// The program of XDP, and what it answers.
+const XDP: &str = "uplink_xdp";
+const XDP_PASS: &[u32] = &[2];
+const XDP_TX: &[u32] = &[3];
+const XDP_TX_OR_PASS: &[u32] = &[3, 2];
+/// Nanoseconds that a packet of a known flow is to take at most.
+const XDP_GOAL: f64 = 150.0;
 /// Answered, or dropped without an answer where there were too many.
 const REFUSE: &[u32] = &[7, 2];
 
@@ -48,6 +55,7 @@ pub(super) fn all(runs: &mut Runs) -> Result<()> {
         known(runs, of)?;
         replies(runs, of)?;
         sent_on(runs, of)?;
+        early(runs, of)?;
         outside(runs, of)?;
         errors(runs, of)?;
         pieces(runs, of)?;
@@ -260,6 +268,36 @@ fn sent_on(runs: &mut Runs, of: &Family) -> Result<()> {
             to: None,
         };
         runs.hopping(case, &packet(Protocol::TCP, ends, ACK))?;
+    }
+    Ok(())
+}
+
+/// What XDP takes for the same, and for what it leaves to tc.
+fn early(runs: &mut Runs, of: &Family) -> Result<()> {
+    let (program, link) = (XDP, runs.lab().uplink);
+    let cycles = sent_on_cycles(runs.lab(), of)?;
+    for (name, counted, ends) in cycles {
+        let counted: &[Counter] = &[counted, Counter::ForwardedEarly];
+        let case = Case { program, name, of, link, verdicts: XDP_TX, counted, to: None };
+        let known = packet(Protocol::TCP, ends, ACK);
+        // So that the kernel asks after the neighbour, the first one is tc's.
+        runs.once(program, link, &known, XDP_TX_OR_PASS)?;
+        runs.hopping(case, &known)?;
+        runs.is_to_take(XDP_GOAL);
+    }
+    let [(_, counted, ends), _] = cycles;
+    let counted: &[Counter] = &[counted, Counter::ForwardedEarly];
+    let name = "TCP, NodePort, backend elsewhere, flow and route looked up";
+    let ends_it = packet(Protocol::TCP, ends, ACK | FIN);
+    runs.hopping(Case { program, name, of, link, verdicts: XDP_TX, counted, to: None }, &ends_it)?;
+    for (name, from, to, flags) in [
+        ("TCP, left to tc: to the node", (of.beyond, 40_000), (of.node, 9000), ACK),
+        ("TCP, left to tc: to a pod", (of.pod_beyond, 40_000), (of.pod, 9000), ACK),
+        ("TCP, left to tc: to a backend here", (of.beyond, KNOWN_PORT), (of.pair[0], SERVICE_PORT), ACK),
+        ("TCP, left to tc: new", (of.beyond, 40_000), (of.node, NODE_PORT_ELSEWHERE), SYN),
+    ] {
+        let case = Case { program, name, of, link, verdicts: XDP_PASS, counted: UNTOUCHED, to: None };
+        runs.repeated(case, &packet(Protocol::TCP, (from, to), flags))?;
     }
     Ok(())
 }

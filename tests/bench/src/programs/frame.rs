@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ebpf_common::{Protocol, checksum};
 
 /// Flags of TCP (RFC 9293 3.1).
+pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const ACK: u8 = 0x10;
 
-/// Stations of every frame: to the node, from a neighbour.
-pub(crate) const NODE_MAC: &str = "02:00:00:00:00:01";
-pub(crate) const NEIGHBOUR_MAC: &str = "02:00:00:00:00:02";
+/// The station that every frame is for. The node's neighbours have it too: a packet that a program addressed to one is
+/// for the node again.
+pub(crate) const MAC: &str = "02:00:00:00:00:01";
 const STATIONS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
 /// As many as there can be, so that a program takes one in each run.

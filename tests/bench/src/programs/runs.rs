@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::{Program, TestRun as _, TestRunOptions};
 use ebpf_common::Counter;
 
 use super::{
@@ -63,6 +63,8 @@ pub(crate) struct Class {
     pub(crate) name: String,
     pub(crate) way: Way,
     pub(crate) nanoseconds: f64,
+    /// What it is to take at most.
+    pub(crate) goal: Option<f64>,
 }
 
 pub(super) struct Runs {
@@ -162,7 +164,14 @@ impl Runs {
     }
 
     fn put(&mut self, program: &'static str, name: String, way: Way, nanoseconds: f64) {
-        self.classes.push(Class { program, name, way, nanoseconds: nanoseconds.max(0.0) });
+        self.classes.push(Class { program, name, way, nanoseconds: nanoseconds.max(0.0), goal: None });
+    }
+
+    /// Says what the last class is to take at most, in nanoseconds.
+    pub(super) fn is_to_take(&mut self, nanoseconds: f64) {
+        if let Some(class) = self.classes.last_mut() {
+            class.goal = Some(nanoseconds);
+        }
     }
 
     fn counters(&self) -> Result<Vec<(Counter, u64)>> {
@@ -193,17 +202,13 @@ impl Runs {
     }
 
     fn run(&mut self, program: &str, link: u32, packet: &[u8], repeat: u32) -> Result<Answer> {
-        /// Where struct __sk_buff has the index of the interface (linux/bpf.h); what follows is 0.
-        const INTERFACE_AT: usize = 40;
-        let mut context = [0; INTERFACE_AT + 4];
-        context[INTERFACE_AT..].copy_from_slice(&link.to_ne_bytes());
         let mut programs = self.lab.datapath.programs_mut();
         let found = programs
             .ebpf_mut()
             .program_mut(program)
             .with_context(|| format!("there is no program {program}"))?;
-        let classifier: &mut SchedClassifier = found.try_into()?;
         let mut out = vec![0; packet.len() + 64];
+        let context = context(found, link, packet.len());
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
@@ -211,11 +216,29 @@ impl Runs {
             repeat,
             ..TestRunOptions::default()
         };
-        let result = classifier.test_run(options).with_context(|| format!("running {program}"))?;
+        let result = match found {
+            Program::SchedClassifier(classifier) => classifier.test_run(options),
+            Program::Xdp(xdp) => xdp.test_run(options),
+            _ => bail!("{program} takes no packets"),
+        };
+        let result = result.with_context(|| format!("running {program}"))?;
         out.truncate(result.data_size_out as usize);
         let nanoseconds = result.duration.as_nanos() as f64;
         Ok(Answer { verdict: result.return_value, packet: out, nanoseconds })
     }
+}
+
+/// Where a packet is seen, in the words of linux/bpf.h: the index of the interface, and what XDP asks for besides. What
+/// follows is 0.
+fn context(program: &Program, link: u32, packet_bytes: usize) -> Vec<u8> {
+    let (interface_at, words) = match program {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex.
+        Program::Xdp(_) => (3, vec![0, packet_bytes as u32, 0, link]),
+        // struct __sk_buff.
+        _ => (10, vec![0; 11]),
+    };
+    let word = |(at, word)| if at == interface_at { link } else { word };
+    words.into_iter().enumerate().flat_map(|at| word(at).to_ne_bytes()).collect()
 }
 
 struct Answer {
