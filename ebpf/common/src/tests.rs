@@ -81,9 +81,11 @@ fn checksum_agrees_with_the_example_of_rfc_1071() {
 #[test]
 fn a_shortcut_leaves_the_checksums_that_fresh_sums_give() {
     let octets = |tuple: &Tuple| {
-        let mut octets = [tuple.source.octets(), tuple.destination.octets()].concat();
-        octets.extend(tuple.source_port.to_network());
-        octets.extend(tuple.destination_port.to_network());
+        let mut octets = [0; 36];
+        octets[..16].copy_from_slice(&tuple.source.octets());
+        octets[16..32].copy_from_slice(&tuple.destination.octets());
+        octets[32..34].copy_from_slice(&tuple.source_port.to_network());
+        octets[34..].copy_from_slice(&tuple.destination_port.to_network());
         octets
     };
     let in_packet = |checksum: u16| u16::from_ne_bytes(checksum.to_be_bytes());
@@ -101,9 +103,10 @@ fn a_shortcut_leaves_the_checksums_that_fresh_sums_give() {
 
             // A hop less: of 64 there are 63 left.
             let header = |of: &Tuple, hops: u8| {
-                let mut header = vec![0x45, 0, 0, 60, 0x1c, 0x46, 0x40, 0, hops, 6];
-                header.extend(of.source.octets().into_iter().skip(12));
-                header.extend(of.destination.octets().into_iter().skip(12));
+                let mut header = [0; 20];
+                header[..10].copy_from_slice(&[0x45, 0, 0, 60, 0x1c, 0x46, 0x40, 0, hops, 6]);
+                header[12..16].copy_from_slice(&of.source.octets()[12..]);
+                header[16..].copy_from_slice(&of.destination.octets()[12..]);
                 in_packet(checksum(&header))
             };
             assert_eq!(shortcut::changed(header(&from, 64), shortcut.header_sum), header(&to, 63));
