@@ -140,7 +140,8 @@ fn a_tuple_of_words_is_the_one_of_its_parts() {
 fn a_shortcut_is_good_for_its_life_and_no_longer() {
     let from =
         Tuple::new(Address::UNSPECIFIED, Port::new(1), Address::UNSPECIFIED, Port::new(2), Protocol::TCP);
-    let shortcut = Shortcut { confirmed_ns: 1000, ..Shortcut::new(&from, &from.reversed(), true) };
+    let mut shortcut = Shortcut::new(&from, &from.reversed(), true);
+    shortcut.confirmed_ns = 1000;
     assert!(shortcut.is_good(1000 + Shortcut::LIFE_NS - 1) && !shortcut.is_good(1000 + Shortcut::LIFE_NS));
     // The other CPU's clock was a little behind.
     assert!(!shortcut.is_good(999));
