@@ -274,6 +274,7 @@ fn host_port(mapping: &PortMapping) -> Result<Option<HostPort>, Refusal> {
     let protocol = match mapping.protocol.as_str() {
         "tcp" => ebpf_common::Protocol::TCP,
         "udp" => ebpf_common::Protocol::UDP,
+        "sctp" => ebpf_common::Protocol::SCTP,
         protocol => {
             tracing::warn!(
                 protocol,

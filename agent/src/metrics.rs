@@ -265,10 +265,9 @@ fn write_flows(text: &mut Text, flows: &Census) {
         "seaway_flows",
         "Flows that tc translates, by protocol and state. Up to 10 s old. Connections of sockets are none.",
     );
-    let mut protocols = vec![Protocol::TCP, Protocol::UDP];
-    protocols.extend(
-        flows.protocols().into_iter().filter(|found| ![Protocol::TCP, Protocol::UDP].contains(found)),
-    );
+    let mut protocols = vec![Protocol::TCP, Protocol::UDP, Protocol::SCTP];
+    let others = flows.protocols().into_iter().filter(|found| !protocols.contains(found));
+    protocols.extend(others.collect::<Vec<_>>());
     for protocol in protocols {
         let name = crate::status::protocol_name(protocol);
         for state in FlowState::ALL {
@@ -327,7 +326,7 @@ mod tests {
     #[test]
     fn every_state_of_a_flow_has_a_series_from_the_start() {
         let page = page(|text| write_flows(text, &Census::default()));
-        assert_eq!(page.count("seaway_flows"), 12);
+        assert_eq!(page.count("seaway_flows"), 18);
         assert_eq!(page.get("seaway_flows", &[("protocol", "TCP"), ("state", "established")]), Some(0.0));
     }
 

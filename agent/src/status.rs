@@ -431,6 +431,7 @@ pub fn protocol_name(protocol: ebpf_common::Protocol) -> String {
     match protocol {
         ebpf_common::Protocol::TCP => "TCP".to_owned(),
         ebpf_common::Protocol::UDP => "UDP".to_owned(),
+        ebpf_common::Protocol::SCTP => "SCTP".to_owned(),
         ebpf_common::Protocol::ICMP => "ICMP".to_owned(),
         ebpf_common::Protocol::ICMP_V6 => "ICMPv6".to_owned(),
         ebpf_common::Protocol(number) => number.to_string(),

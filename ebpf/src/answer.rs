@@ -4,7 +4,7 @@
 //! Answers are a courtesy, and limited in number. None is given to what may itself be one, may be meant for several
 //! hosts or is said to come from several (RFC 1122 3.2.2, RFC 4443 2.4 (e)); nor to a packet with IP options, with
 //! extension headers or in fragments. ICMP errors quote the header and the 64 bits after it, by which hosts find the
-//! socket.
+//! socket; of SCTP 160 bits, as an INIT is known by the tag in its chunk (RFC 9260 10).
 
 use core::ptr;
 
@@ -13,7 +13,7 @@ use aya_ebpf::{
     helpers::{bpf_csum_diff, bpf_skb_change_tail},
     programs::TcContext,
 };
-use ebpf_common::{Address, Call, Counter, Protocol, Reason, Tuple};
+use ebpf_common::{Address, Call, Counter, Protocol, Reason, Tuple, sctp::HEADER_BYTES};
 
 use crate::{
     error::Error,
@@ -31,6 +31,9 @@ const ICMP_BYTES: usize = 8;
 /// Quoted words.
 const V4_QUOTE: usize = (V4_BYTES + 8) / 4;
 const V6_QUOTE: usize = (V6_BYTES + 8) / 4;
+/// More of them where there is a tag to be found.
+const TAGGED_BYTES: usize = HEADER_BYTES + 8;
+const TAGGED_WORDS: usize = (TAGGED_BYTES - 8) / 4;
 
 /// What a checksum covers besides what is sent (RFC 9293 3.1, RFC 8200 8.1); IPv4 addresses are mapped, and the two
 /// prefixes add nothing to a sum. Words are in network order.
@@ -67,12 +70,12 @@ pub fn answer(ctx: &TcContext) -> Result<Verdict, Error> {
         if let Some(node) = maps::node() {
             to.source = node.source_for(&to.destination);
         }
-        error(ctx, &to, asked.is_v4, kind, 0)?;
+        error(ctx, &asked, &to, kind, 0)?;
     } else if asked.tuple.protocol == Protocol::TCP {
         reset(ctx, asked)?;
     } else {
         let (kind, code) = if asked.is_v4 { (3, 3) } else { (1, 4) };
-        error(ctx, &asked.tuple.reversed(), asked.is_v4, kind, code)?;
+        error(ctx, &asked, &asked.tuple.reversed(), kind, code)?;
     }
     maps::count(Counter::Answered);
     packet::turn_around(ctx).map(Verdict::Return)
@@ -132,17 +135,22 @@ fn sequence_length(ctx: &TcContext, asked: &Packet) -> Result<u32, Error> {
 
 /// Makes the packet an ICMP error about itself, with the addresses of `to`.
 #[inline(never)]
-fn error(ctx: &TcContext, to: &Tuple, is_v4: bool, kind: u8, code: u8) -> Result<(), Error> {
+fn error(ctx: &TcContext, asked: &Packet, to: &Tuple, kind: u8, code: u8) -> Result<(), Error> {
+    let is_v4 = asked.is_v4;
     let at = transport_at(is_v4);
+    let is_tagged = asked.tuple.protocol == Protocol::SCTP && ctx.len() as usize >= at + TAGGED_BYTES;
+    let words = if is_v4 { V4_QUOTE } else { V6_QUOTE } + if is_tagged { TAGGED_WORDS } else { 0 };
+    let length = ICMP_BYTES + words * 4;
+    let protocol = if is_v4 { ICMP } else { ICMP_V6 };
     let mut header = [u32::from_ne_bytes([kind, code, 0, 0]), 0_u32];
-    let (length, protocol) =
-        if is_v4 { (ICMP_BYTES + V4_QUOTE * 4, ICMP) } else { (ICMP_BYTES + V6_QUOTE * 4, ICMP_V6) };
     let sum = if is_v4 { 0 } else { sum_pseudo(to, length, ICMP_V6)? };
     let sum = sum_words(&header, ICMP_BYTES, sum)?;
-    let sum = if is_v4 {
-        move_quote::<V4_QUOTE>(ctx, at + ICMP_BYTES, sum)?
-    } else {
-        move_quote::<V6_QUOTE>(ctx, at + ICMP_BYTES, sum)?
+    let quote_at = at + ICMP_BYTES;
+    let sum = match (is_v4, is_tagged) {
+        (true, false) => move_quote::<V4_QUOTE>(ctx, quote_at, sum)?,
+        (true, true) => move_quote::<{ V4_QUOTE + TAGGED_WORDS }>(ctx, quote_at, sum)?,
+        (false, false) => move_quote::<V6_QUOTE>(ctx, quote_at, sum)?,
+        (false, true) => move_quote::<{ V6_QUOTE + TAGGED_WORDS }>(ctx, quote_at, sum)?,
     };
     let [low, high] = checksum(sum).to_ne_bytes();
     header[0] = u32::from_ne_bytes([kind, code, low, high]);

@@ -17,7 +17,7 @@ use crate::{
     error::Error,
     maps::{self, CONNTRACK},
     packet::{Packet, TCP_FIN, TCP_RST},
-    service,
+    sctp, service,
 };
 
 const EEXIST: i32 = -17;
@@ -44,7 +44,16 @@ pub fn find(tuple: &Tuple) -> Option<*mut Flow> {
 
 /// Notes what the packet says about its direction.
 #[inline(always)]
-pub fn touch(flow: *mut Flow, packet: &Packet) {
+pub fn touch(ctx: &TcContext, flow: *mut Flow, packet: &Packet) {
+    touch_known(flow, packet.tcp_flags);
+    if packet.chunks != 0 {
+        sctp::note(ctx, flow, packet);
+    }
+}
+
+/// As [`touch`], for a packet that is not of SCTP.
+#[inline(always)]
+pub fn touch_known(flow: *mut Flow, tcp_flags: u8) {
     // SAFETY: an element of the map, alive for this run of the program; each byte is written by one direction only.
     unsafe {
         let now = bpf_ktime_get_coarse_ns();
@@ -54,22 +63,32 @@ pub fn touch(flow: *mut Flow, packet: &Packet) {
         if (*flow).seen == 0 {
             (*flow).seen = 1;
         }
-        if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
-            if packet.tcp_flags & TCP_FIN != 0 {
+        if tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+            if tcp_flags & TCP_FIN != 0 {
                 (*flow).fin = 1;
             }
-            if packet.tcp_flags & TCP_RST != 0 {
+            if tcp_flags & TCP_RST != 0 {
                 (*flow).rst = 1;
             }
         }
     }
 }
 
-/// Whether a packet from the client opens its flow anew: a SYN on a tuple that was closed, or whose backend is gone
+/// Notes what the packet says that opened its flow.
+#[inline(always)]
+pub fn note_first(ctx: &TcContext, packet: &Packet) {
+    if packet.chunks != 0
+        && let Some(flow) = find(&packet.tuple)
+    {
+        sctp::note(ctx, flow, packet);
+    }
+}
+
+/// Whether a packet from the client opens its flow anew: a SYN or an INIT on a tuple that was closed, or whose backend is gone
 /// (RFC 9293 3.10.7.4 lets a SYN reuse a port pair), and any datagram whose backend is gone.
 #[inline(never)]
 pub fn is_stale(flow: &Flow, packet: &Packet) -> bool {
-    if packet.is_initial_syn() {
+    if packet.is_initial() {
         // SAFETY: read at once.
         let closing = match find(&flow.translated.reversed()) {
             Some(reverse) => unsafe { (*reverse).is_closing() },
@@ -80,10 +99,10 @@ pub fn is_stale(flow: &Flow, packet: &Packet) -> bool {
     packet.tuple.protocol == Protocol::UDP && service::backend(flow.backend_id).is_none()
 }
 
-/// Whether a packet opens a flow without a Service anew: a SYN where either side has said that it is done.
+/// Whether a packet opens a flow without a Service anew: a SYN or an INIT where either side has said that it is done.
 #[inline(never)]
 pub fn is_over(flow: &Flow, packet: &Packet) -> bool {
-    if !packet.is_initial_syn() {
+    if !packet.is_initial() {
         return false;
     }
     // SAFETY: read at once.
@@ -221,7 +240,8 @@ fn has_socket(ctx: &TcContext, tuple: &Tuple) -> bool {
     const CURRENT_NAMESPACE: u64 = u64::MAX;
     const V4_BYTES: u32 = 12;
     const V6_BYTES: u32 = 36;
-    // Of who waits for an answer to an ICMP message nothing is known.
+    // Of who waits for an answer to an ICMP message nothing is known, nor of sockets of SCTP: those of the node are kept from
+    // choosing the port.
     if tuple.protocol != Protocol::TCP && tuple.protocol != Protocol::UDP {
         return false;
     }

@@ -68,7 +68,7 @@ fn describe(ctx: &TcContext, dropped: &mut Dropped) {
         }
         _ => return,
     }
-    if transport != 0 && (dropped.protocol == Protocol::TCP || dropped.protocol == Protocol::UDP) {
+    if transport != 0 && dropped.protocol.has_ports() {
         if let Ok(ports) = ctx.load::<[u8; 4]>(transport) {
             dropped.source_port = Port::from_network([ports[0], ports[1]]);
             dropped.destination_port = Port::from_network([ports[2], ports[3]]);

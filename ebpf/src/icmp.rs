@@ -257,7 +257,7 @@ fn read_ports(ctx: &TcContext, quoting: &mut Quoting) -> Result<bool, Error> {
         quoting.transport += IDENTIFIER_AT;
         return Ok(is_request(header[0], quoting.is_v4));
     }
-    if quoting.tuple.protocol != Protocol::TCP && quoting.tuple.protocol != Protocol::UDP {
+    if !quoting.tuple.protocol.has_ports() {
         return Ok(false);
     }
     let ports: [Port; 2] = load(ctx, quoting.transport)?;
@@ -281,7 +281,7 @@ fn rewrite(ctx: &TcContext, quoting: &Quoting, quoted: &Tuple) -> Result<(), Err
         ctx.store(inner + 8, &quoted.source, 0).map_err(|_| Error::Rewrite)?;
         ctx.store(inner + 24, &quoted.destination, 0).map_err(|_| Error::Rewrite)?;
     }
-    if quoted.protocol == Protocol::TCP || quoted.protocol == Protocol::UDP {
+    if quoted.protocol.has_ports() {
         let (from, to) = (ports(&quoting.tuple), ports(quoted));
         ctx.l4_csum_replace(checksum, from as u64, to as u64, 4).map_err(|_| Error::Rewrite)?;
         ctx.store(quoting.transport, &to, 0).map_err(|_| Error::Rewrite)?;

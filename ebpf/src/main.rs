@@ -28,6 +28,7 @@ mod maps;
 mod masquerade;
 mod nat;
 mod packet;
+mod sctp;
 mod service;
 mod xdp;
 

@@ -17,6 +17,7 @@ use ebpf_common::{
     SocketReverse, SourceAddress, Tuple,
     balancing::{Piece, PieceKey},
     maps::*,
+    sctp::Tags,
 };
 
 use crate::{bridge, packet::Packet};
@@ -188,6 +189,11 @@ pub static SHORTCUTS: LruHashMap<Tuple, Shortcut> = LruHashMap::pinned(SHORTCUTS
 /// evicted is asked after sooner.
 #[map(name = "NEIGHBOURS_1")]
 pub static NEIGHBOURS: LruHashMap<Address, u64> = LruHashMap::pinned(NEIGHBOURS_MAX, 0);
+
+/// The verification tags of associations, by what their clients send. Written at INIT and INIT ACK, read where a packet would
+/// end one. LRU: of one that is forgotten, anybody's word is taken.
+#[map(name = "SCTP_TAGS_1")]
+pub static SCTP_TAGS: LruHashMap<Tuple, Tags> = LruHashMap::pinned(SCTP_TAGS_MAX, 0);
 
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]

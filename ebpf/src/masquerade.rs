@@ -7,6 +7,7 @@
 //! | protocol | a pod begins with | what answers |
 //! |---|---|---|
 //! | TCP | a SYN without ACK; all that follows is of a known flow, or is not translated | has no such SYN |
+//! | SCTP | an INIT; all that follows is of a known flow, or is not translated | has no such chunk |
 //! | ICMP | an echo request; errors follow the flow that they are about | is an echo reply |
 //! | UDP | a datagram to who did not send one before | datagrams that come from outside are noted (INBOUND) |
 //!
@@ -92,7 +93,7 @@ pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
             return Ok(Verdict::Pass);
         }
         if !conntrack::is_over(flow, packet) {
-            conntrack::touch(found, packet);
+            conntrack::touch(ctx, found, packet);
             return translate(ctx, packet, flow, false).map(|()| Verdict::Pass);
         }
         conntrack::remove(&packet.tuple, flow);
@@ -105,6 +106,7 @@ pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
     conntrack::open_masqueraded(ctx, &packet.tuple, &source, masquerade, &mut flow)?;
     maps::count(Counter::FlowNew);
     maps::count(Counter::Masqueraded);
+    conntrack::note_first(ctx, packet);
     translate(ctx, packet, &flow, false).map(|()| Verdict::Pass)
 }
 
@@ -112,7 +114,7 @@ pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
 #[inline(always)]
 fn is_begun_here(packet: &Packet) -> bool {
     match packet.tuple.protocol {
-        Protocol::TCP => packet.is_initial_syn(),
+        Protocol::TCP | Protocol::SCTP => packet.is_initial(),
         Protocol::UDP => !answers(&packet.tuple),
         _ => true,
     }
@@ -178,7 +180,7 @@ pub fn come_back(ctx: &TcContext) -> Result<Verdict, Error> {
     if !flow.is_masqueraded() || flow.is_forward() {
         return Ok(Verdict::Pass);
     }
-    conntrack::touch(found, packet);
+    conntrack::touch(ctx, found, packet);
     translate(ctx, packet, flow, true)?;
     match nat::local_pod(packet, &flow.translated.destination) {
         // The pod may know its peer as a Service: then its edge translates once more.
@@ -191,7 +193,7 @@ pub fn come_back(ctx: &TcContext) -> Result<Verdict, Error> {
 
 #[inline(never)]
 fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> Result<(), Error> {
-    if packet.tuple.protocol == Protocol::TCP || packet.tuple.protocol == Protocol::UDP {
+    if packet.tuple.protocol.has_ports() {
         return nat::translate(ctx, packet, flow, entering);
     }
     maps::count(if flow.is_forward() { Counter::FlowForward } else { Counter::FlowReverse });

@@ -105,7 +105,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         } else if flow.is_forward() && conntrack::is_stale(flow, packet) {
             conntrack::remove(&packet.tuple, flow);
         } else if flow.is_forward() || flow.turns_around() {
-            conntrack::touch(found, packet);
+            conntrack::touch(ctx, found, packet);
             translate(ctx, packet, flow, true)?;
             return finish(ctx, packet, flow, origin);
         } else {
@@ -136,6 +136,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         maps::add_open(backend.id, 1);
     }
     maps::count(Counter::FlowNew);
+    conntrack::note_first(ctx, packet);
     log_new(ctx, packet, backend);
     translate(ctx, packet, &flow, true)?;
     finish(ctx, packet, &flow, origin)
@@ -145,7 +146,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
 #[inline(always)]
 fn answered(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<Verdict, Error> {
     let Some(pod) = local_pod(packet, &packet.tuple.destination) else { return Ok(Verdict::Pass) };
-    conntrack::touch(found, packet);
+    conntrack::touch(ctx, found, packet);
     // SAFETY: an element of the map, alive for this run of the program.
     translate(ctx, packet, unsafe { &*found }, false)?;
     Ok(Verdict::Return(hand_over(ctx, packet.is_v4, pod)))
@@ -205,7 +206,7 @@ pub fn of_service(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<
     if flow.is_forward() || flow.turns_around() {
         return Ok(Verdict::Pass);
     }
-    conntrack::touch(found, packet);
+    conntrack::touch(ctx, found, packet);
     translate(ctx, packet, flow, false).map(|()| Verdict::Pass)
 }
 

@@ -15,9 +15,9 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use ebpf_common::{Address, Counter, Fragment, FragmentKey, LocalPod, Port, Protocol, Tuple};
+use ebpf_common::{Address, Counter, Fragment, FragmentKey, LocalPod, Port, Protocol, Tuple, sctp::INIT};
 
-use crate::{deliver, error::Error, maps};
+use crate::{deliver, error::Error, maps, sctp};
 
 pub const ETHERNET_BYTES: usize = 14;
 pub const ETHERTYPE_V4: u32 = 0x0800_u16.to_be() as u32;
@@ -52,7 +52,9 @@ pub struct Packet {
     pub identification: u32,
     /// Of TCP, else 0.
     pub tcp_flags: u8,
-    /// Offset of the TCP or UDP header.
+    /// Of SCTP, as in [`ebpf_common::sctp`], else 0.
+    pub chunks: u8,
+    /// Offset of the header of TCP, UDP or SCTP.
     pub transport: usize,
 }
 
@@ -69,6 +71,7 @@ impl Packet {
         part: Part::Other,
         identification: 0,
         tcp_flags: 0,
+        chunks: 0,
         transport: 0,
     };
 
@@ -77,8 +80,9 @@ impl Packet {
         FragmentKey::new(tuple.source, tuple.destination, self.identification, tuple.protocol, entering)
     }
 
-    pub fn is_initial_syn(&self) -> bool {
-        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    /// Whether a connection begins with this packet: a SYN without ACK, or an INIT.
+    pub fn is_initial(&self) -> bool {
+        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN || self.chunks & INIT != 0
     }
 }
 
@@ -113,6 +117,8 @@ fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     packet.tuple.destination_port = Port::from_network([ports[2], ports[3]]);
     if packet.tuple.protocol == Protocol::TCP {
         packet.tcp_flags = load(ctx, packet.transport + 13)?;
+    } else if packet.tuple.protocol == Protocol::SCTP {
+        packet.chunks = sctp::chunks(ctx, packet.transport as u32) as u8;
     }
     Ok(())
 }
@@ -127,7 +133,7 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
         packet.part = Part::Icmp;
         return Ok(());
     }
-    if protocol != Protocol::TCP && protocol != Protocol::UDP {
+    if !protocol.has_ports() {
         return Ok(());
     }
     let header_bytes = (first[0] & 0x0f) as usize * 4;
@@ -150,7 +156,7 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     Ok(())
 }
 
-/// Extension headers that are walked; RFC 8200 asks for each at most once, and four kinds stand before TCP or UDP.
+/// Extension headers that are walked; RFC 8200 asks for each at most once, and four kinds stand before a transport's.
 const EXTENSIONS_MAX: usize = 4;
 
 #[inline(always)]
@@ -192,7 +198,7 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
         return Ok(());
     }
     let protocol = Protocol(next);
-    if protocol != Protocol::TCP && protocol != Protocol::UDP {
+    if !protocol.has_ports() {
         return Ok(());
     }
     packet.part = part;
@@ -209,6 +215,17 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
 pub fn rewrite(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result<(), Error> {
     let from = &packet.tuple;
     let difference = difference(from, to)?;
+    if from.protocol == Protocol::SCTP {
+        // Its checksum covers no addresses.
+        if from.source_port != to.source_port || from.destination_port != to.destination_port {
+            if !matches!(packet.part, Part::Whole) {
+                // It covers what follows in other fragments.
+                return Err(Error::Fragment);
+            }
+            sctp::rewrite_ports(ctx, packet, to)?;
+        }
+        return rewrite_addresses(ctx, packet.is_v4, difference, &to.source, &to.destination);
+    }
     let (checksum_at, zero_is_none) = if from.protocol == Protocol::TCP {
         (packet.transport + 16, 0)
     } else {
@@ -436,7 +453,7 @@ fn next_hop_of(ctx: &TcContext, head: &Head, is_v4: bool, next_hop: &mut bpf_red
         query.__bindgen_anon_4.ipv6_dst = addresses[1];
         (ports_at, has_ports) = (ETHERNET_BYTES + 40, true);
     }
-    if has_ports && (query.l4_protocol == Protocol::TCP.0 || query.l4_protocol == Protocol::UDP.0) {
+    if has_ports && Protocol(query.l4_protocol).has_ports() {
         let Ok([source, destination]) = load::<[u16; 2]>(ctx, ports_at) else { return 0 };
         query.sport = source;
         query.dport = destination;

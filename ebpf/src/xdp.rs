@@ -196,7 +196,7 @@ fn known_flow(tuple: &Tuple, tcp_flags: u8) -> *mut Flow {
         return ptr::null_mut();
     }
     let packet = Packet { tuple: *tuple, part: Part::Whole, tcp_flags, ..Packet::OTHER };
-    if packet.is_initial_syn() {
+    if packet.is_initial() {
         // It may open the flow anew, to another backend: that is for tc.
         let _ = SHORTCUTS.remove(tuple);
         let _ = SHORTCUTS.remove(flow.translated.reversed());
@@ -205,7 +205,7 @@ fn known_flow(tuple: &Tuple, tcp_flags: u8) -> *mut Flow {
     if flow.is_forward() && conntrack::is_stale(flow, &packet) {
         return ptr::null_mut();
     }
-    conntrack::touch(found, &packet);
+    conntrack::touch_known(found, tcp_flags);
     found
 }
 

@@ -189,7 +189,7 @@ pub struct FlowFilter {
     /// To this address and port of a backend.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub backend: Option<SocketAddr>,
-    #[arg(long, ignore_case = true, value_parser = ["TCP", "UDP"])]
+    #[arg(long, ignore_case = true, value_parser = ["TCP", "UDP", "SCTP"])]
     pub protocol: Option<String>,
     /// So many at most; 0 for all.
     #[arg(long, default_value_t = LIMIT)]
@@ -295,7 +295,7 @@ mod tests {
             refusal("--client 10.0.0.1")
         );
         assert!(refusal("--address 10.0.0.256").contains("10.0.0.256"));
-        assert!(refusal("--protocol icmp").contains("[possible values: TCP, UDP]"));
+        assert!(refusal("--protocol icmp").contains("[possible values: TCP, UDP, SCTP]"));
         let refused = Arguments::try_parse_from(["seaway", "map", "dump", "../x"]).unwrap_err().to_string();
         assert!(refused.contains("letters, digits and underscores"), "{refused}");
     }

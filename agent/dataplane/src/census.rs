@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ebpf_common::{Flow, Protocol, Tuple};
+use ebpf_common::{Flow, Protocol, Tuple, sctp::State};
 
 /// In the words of a connection where the flow is one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -13,10 +13,11 @@ pub enum FlowState {
     Established,
     /// Datagrams that the backend has answered.
     Answered,
-    /// One side has said that it is done.
+    /// One side has said that it is done; of an association of SCTP, its end has begun.
     Closing,
     /// Both have.
     Closed,
+    /// Or aborted.
     Reset,
 }
 
@@ -35,14 +36,16 @@ impl FlowState {
         }
     }
 
-    /// From whether each side was seen with FIN and with RST; `None` where the entry of the answers is missing.
-    pub(crate) fn of(
-        protocol: Protocol,
-        answered: bool,
-        from_client: (bool, bool),
-        from_backend: Option<(bool, bool)>,
-    ) -> Self {
-        let sides = || std::iter::once(from_client).chain(from_backend);
+    /// From both entries of a flow; `None` where that of the answers is missing.
+    pub(crate) fn of(protocol: Protocol, forward: &Flow, reverse: Option<&Flow>) -> Self {
+        let ends = |flow: &Flow| (flow.fin != 0, flow.rst != 0);
+        let answered = reverse.is_some_and(|reverse| reverse.seen != 0);
+        let sides = || std::iter::once(ends(forward)).chain(reverse.map(ends));
+        match (protocol, reverse) {
+            (Protocol::SCTP, Some(reverse)) => return Self::of_association(State::of(forward, reverse)),
+            (Protocol::SCTP, None) => return Self::New,
+            _ => {}
+        }
         match protocol {
             Protocol::TCP if sides().any(|(_, rst)| rst) => Self::Reset,
             Protocol::TCP if sides().count() == 2 && sides().all(|(fin, _)| fin) => Self::Closed,
@@ -50,6 +53,16 @@ impl FlowState {
             Protocol::TCP if answered => Self::Established,
             _ if answered => Self::Answered,
             _ => Self::New,
+        }
+    }
+
+    const fn of_association(state: State) -> Self {
+        match state {
+            State::CookieWait | State::CookieEchoed => Self::New,
+            State::Established => Self::Established,
+            State::ShutdownSent | State::ShutdownReceived | State::ShutdownAckSent => Self::Closing,
+            State::Closed => Self::Closed,
+            State::Aborted => Self::Reset,
         }
     }
 }
@@ -65,9 +78,7 @@ impl Census {
         let mut census = Self::default();
         for (tuple, flow) in entries.iter().filter(|(_, flow)| flow.is_forward()) {
             let reverse = entries.get(&flow.translated.reversed());
-            let ends = |flow: &Flow| (flow.fin != 0, flow.rst != 0);
-            let answered = reverse.is_some_and(|reverse| reverse.seen != 0);
-            let state = FlowState::of(tuple.protocol, answered, ends(flow), reverse.map(ends));
+            let state = FlowState::of(tuple.protocol, flow, reverse);
             *census.count_by_kind.entry((tuple.protocol.0, state)).or_default() += 1;
         }
         census

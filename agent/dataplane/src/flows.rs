@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ebpf_common::{Backend, BackendId, Flow, Protocol, Tuple, maps, timeout_seconds};
+use ebpf_common::{Backend, BackendId, Flow, Protocol, Tuple, maps, sctp::State, timeout_seconds};
 
 use crate::{
     census::{Census, FlowState},
@@ -49,6 +49,8 @@ pub struct FlowEntry {
     pub idle_seconds: u64,
     /// How long it may be silent until it is forgotten.
     pub timeout_seconds: u64,
+    /// In the words of its protocol where that has some.
+    pub state: &'static str,
     pub way: Way,
     pub from_client: Half,
     /// `None` where the entry of the answers is missing.
@@ -79,16 +81,9 @@ pub struct Half {
     pub seen: bool,
     pub fin: bool,
     pub rst: bool,
+    /// Chunks of SCTP, as in [`ebpf_common::sctp`].
+    pub said: u8,
     pub idle_seconds: u64,
-}
-
-impl FlowEntry {
-    /// In the words of a connection where it is one.
-    pub fn state(&self) -> &'static str {
-        let ends = |half: &Half| (half.fin, half.rst);
-        let from_backend = self.from_backend.as_ref().map(ends);
-        FlowState::of(self.protocol, self.answered, ends(&self.from_client), from_backend).name()
-    }
 }
 
 #[derive(Debug)]
@@ -245,6 +240,7 @@ fn entry(tuple: &Tuple, forward: &Flow, reverse: Option<&Flow>, now_ns: u64) -> 
         seen: flow.seen != 0,
         fin: flow.fin != 0,
         rst: flow.rst != 0,
+        said: flow.said,
         idle_seconds: now_ns.saturating_sub(flow.last_seen_ns) / NS_PER_SECOND,
     };
     let way = if forward.is_hairpin() {
@@ -269,6 +265,10 @@ fn entry(tuple: &Tuple, forward: &Flow, reverse: Option<&Flow>, now_ns: u64) -> 
         idle_seconds: now_ns.saturating_sub(last_seen_ns) / NS_PER_SECOND,
         timeout_seconds: reverse
             .map_or(LONE_SECONDS, |reverse| timeout_seconds(tuple.protocol, forward, reverse)),
+        state: match reverse {
+            Some(reverse) if tuple.protocol == Protocol::SCTP => State::of(forward, reverse).name(),
+            _ => FlowState::of(tuple.protocol, forward, reverse).name(),
+        },
         way,
         from_client: half(*tuple, forward),
         from_backend: reverse.map(|reverse| half(to.reversed(), reverse)),

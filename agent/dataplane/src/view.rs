@@ -17,7 +17,7 @@ use ebpf_common::{
     ServiceCount, ServiceId, Shortcut, SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey,
     Tuple,
     balancing::{Piece, PieceKey},
-    maps,
+    maps, sctp,
 };
 
 use crate::{
@@ -114,6 +114,8 @@ pub enum Element {
     Shortcut(Tuple, Shortcut),
     /// A next hop, and when the kernel was last made to ask after it.
     Neighbour(Address, u64),
+    /// What a client sends, and the verification tags of its association.
+    SctpTags(Tuple, sctp::Tags),
     Bytes(Vec<u8>, Vec<u8>),
 }
 
@@ -132,7 +134,7 @@ impl Element {
                 vec![tuple.source, tuple.destination, flow.translated.source, flow.translated.destination]
             }
             Self::Fragment(key, value) => vec![key.source, key.destination, value.source, value.destination],
-            Self::Inbound(tuple, _) => vec![tuple.source, tuple.destination],
+            Self::Inbound(tuple, _) | Self::SctpTags(tuple, _) => vec![tuple.source, tuple.destination],
             Self::Shortcut(tuple, to) => vec![tuple.source, tuple.destination, to.source, to.destination],
             Self::Node(node) => vec![node.source_v4, node.source_v6],
             Self::NodeAddress(address)
@@ -207,6 +209,7 @@ impl Element {
             }
             maps::MASQUERADE => read(value).map(Self::Masquerade),
             maps::UNMASQUERADED => read(key).map(Self::Unmasqueraded),
+            maps::SCTP_TAGS => both(key, value, Self::SctpTags),
             maps::INBOUND => both(key, value, Self::Inbound),
             maps::SHORTCUTS => both(key, value, Self::Shortcut),
             maps::NEIGHBOURS => both(key, value, Self::Neighbour),

@@ -355,6 +355,7 @@ fn port_name(name: Option<&str>, protocol: Option<&str>) -> Option<PortName> {
     let protocol = match protocol.unwrap_or("TCP") {
         "TCP" => Protocol::TCP,
         "UDP" => Protocol::UDP,
+        "SCTP" => Protocol::SCTP,
         _ => return None,
     };
     Some(PortName { name: name.unwrap_or_default().into(), protocol })

@@ -4,9 +4,9 @@
 //! the Services that an event touched. Both go through one function for one Service, so they cannot disagree. Semantics are
 //! kube-proxy's: `service` has the addresses, `endpoints` who gets which endpoint.
 //!
-//! Balanced are cluster IPs, node ports, externalIPs and addresses of load balancers, TCP and UDP, both families; ports
-//! of the node that lead to a pod (`hostPort`) stand among them.
-//! Deliberately absent: IO, clock, SCTP, and the node's addresses: a node port is desired once, for any of them.
+//! Balanced are cluster IPs, node ports, externalIPs and addresses of load balancers, TCP, UDP and SCTP, both families;
+//! ports of the node that lead to a pod (`hostPort`) stand among them.
+//! Deliberately absent: IO, clock, and the node's addresses: a node port is desired once, for any of them.
 
 mod advertise;
 mod endpoints;

@@ -291,9 +291,37 @@ fn session_affinity_has_the_apis_default_timeout_or_its_own() {
 }
 
 #[test]
-fn sctp_is_not_balanced() {
-    let sctp = service("s", json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80, "protocol": "SCTP"}]}));
-    assert!(desired([&sctp], &[], &node()).is_empty());
+fn a_protocol_that_is_not_balanced_has_no_frontend() {
+    let dccp = service("s", json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80, "protocol": "DCCP"}]}));
+    assert!(desired([&dccp], &[], &node()).is_empty());
+}
+
+#[test]
+fn sctp_is_balanced_by_its_own_ports_and_endpoints_at_every_kind_of_address() {
+    let sctp = service(
+        "s",
+        json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
+            "externalIPs": ["192.0.2.9"],
+            "ports": [
+                {"name": "sctp", "port": 80, "protocol": "SCTP", "nodePort": 30080},
+                {"name": "tcp", "port": 80, "nodePort": 30080},
+            ],
+        }),
+    );
+    let slice = slice(
+        "s-1",
+        "s",
+        json!([{"name": "sctp", "port": 3868, "protocol": "SCTP"}, {"name": "tcp", "port": 8080}]),
+        json!([{"addresses": ["10.244.0.2"], "nodeName": "n1"}]),
+    );
+    let services = desired([&sctp], &[slice], &node());
+    for (address, port) in [("10.96.0.9", 80), ("192.0.2.9", 80), ("0.0.0.0", 30080)] {
+        assert_eq!(endpoints(&services, &key(address, port, Protocol::SCTP)), ["10.244.0.2:3868 here"]);
+        assert_eq!(endpoints(&services, &key(address, port, Protocol::TCP)), ["10.244.0.2:8080 here"]);
+    }
+    // A connection is bound to its endpoint, as with TCP.
+    assert_eq!(services.len(), 6);
 }
 
 #[test]

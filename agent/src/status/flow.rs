@@ -28,7 +28,7 @@ pub fn flow_row(flow: &FlowEntry, service: Option<&String>, hosts: &Hosts) -> Ro
         ("backendName", json!(hosts.name(flow.backend.0))),
         ("backendId", json!(flow.backend_id)),
         ("seenAs", at(flow.seen_as)),
-        ("state", json!(flow.state())),
+        ("state", json!(flow.state)),
         ("way", json!(way)),
         ("answered", json!(flow.answered)),
         ("closing", json!(flow.closing)),
@@ -51,6 +51,7 @@ fn half(half: &Half) -> Value {
         "seen": half.seen,
         "fin": half.fin,
         "rst": half.rst,
+        "chunks": ebpf_common::sctp::names(half.said).collect::<Vec<_>>(),
         "idleSeconds": half.idle_seconds,
     })
 }

@@ -213,9 +213,10 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     match text.to_ascii_uppercase().as_str() {
         "TCP" => Ok(Protocol::TCP),
         "UDP" => Ok(Protocol::UDP),
+        "SCTP" => Ok(Protocol::SCTP),
         "ICMP" => Ok(Protocol::ICMP),
         "ICMPV6" => Ok(Protocol::ICMP_V6),
-        _ => Err(format!("protocol={text} is none of TCP, UDP, ICMP and ICMPv6")),
+        _ => Err(format!("protocol={text} is none of TCP, UDP, SCTP, ICMP and ICMPv6")),
     }
 }
 
@@ -339,7 +340,8 @@ mod tests {
             FlowFilter { services: Some([ServiceId(8)].into()), ..FlowFilter::default() },
         ];
         assert!(!others.iter().any(|filter| filter.matches(&tuple, &flow)), "{others:?}");
-        assert_eq!(protocol("sctp").unwrap_err(), "protocol=sctp is none of TCP, UDP, ICMP and ICMPv6");
+        assert_eq!(protocol("sctp").unwrap(), Protocol::SCTP);
+        assert_eq!(protocol("dccp").unwrap_err(), "protocol=dccp is none of TCP, UDP, SCTP, ICMP and ICMPv6");
     }
 
     struct Failing(u32);

@@ -9,6 +9,7 @@ use ebpf_common::{
     Address, Backend, BackendId, Call, Counter, Flow, Frontend, FrontendKey, Origin, Port, Range, ServiceId,
     Shortcut, SourceRangeKey, Tuple,
     balancing::{PIECE_PLACES, PIECES, PLACES, Piece, PieceKey},
+    sctp,
 };
 use serde_json::{Value, json};
 
@@ -186,6 +187,7 @@ impl<'a> Joins<'a> {
                 ("name", self.name(address)),
                 ("askedSeconds", self.idle(*asked_ns)),
             ],
+            Element::SctpTags(tuple, tags) => self.tags_row(tuple, tags),
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
@@ -277,6 +279,18 @@ impl<'a> Joins<'a> {
         ]
     }
 
+    fn tags_row(&self, tuple: &Tuple, tags: &sctp::Tags) -> Row {
+        let shown = |tag: u32| json!((tag != 0).then(|| format!("{:#010x}", u32::from_be(tag))));
+        vec![
+            ("client", json!(end(&tuple.source, tuple.source_port))),
+            ("clientName", self.name(&tuple.source)),
+            ("frontend", json!(end(&tuple.destination, tuple.destination_port))),
+            ("frontendName", self.name(&tuple.destination)),
+            ("tagOfClient", shown(tags.by_client)),
+            ("tagOfBackend", shown(tags.by_backend)),
+        ]
+    }
+
     fn source_range_row(&self, key: &SourceRangeKey) -> Row {
         let (address, prefix) = key.to_prefix();
         vec![
@@ -322,6 +336,7 @@ impl<'a> Joins<'a> {
             ("seen", json!(flow.seen != 0)),
             ("fin", json!(flow.fin != 0)),
             ("rst", json!(flow.rst != 0)),
+            ("chunks", json!(sctp::names(flow.said).collect::<Vec<_>>())),
             ("idleSeconds", self.idle(flow.last_seen_ns)),
         ]
     }
@@ -393,6 +408,7 @@ fn plain_row(element: &Element) -> Row {
         | Element::Inbound(..)
         | Element::Shortcut(..)
         | Element::Neighbour(..)
+        | Element::SctpTags(..)
         | Element::Ranges(_)
         | Element::ServiceCount(..)
         | Element::SourceRange(_) => Row::new(),
@@ -433,6 +449,7 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         | Element::Inbound(..)
         | Element::Shortcut(..)
         | Element::Neighbour(..)
+        | Element::SctpTags(..)
         | Element::Bytes(..) => (None, None),
     }
 }

@@ -122,7 +122,7 @@ impl From<IpAddr> for Address {
     }
 }
 
-/// A TCP or UDP port, held in network order.
+/// A port of TCP, UDP or SCTP, held in network order.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Port([u8; 2]);
@@ -159,6 +159,13 @@ impl Protocol {
     pub const TCP: Self = Self(6);
     pub const UDP: Self = Self(17);
     pub const ICMP_V6: Self = Self(58);
+    pub const SCTP: Self = Self(132);
+
+    /// Whether packets begin with the ports of who sends and of who gets them.
+    #[inline(always)]
+    pub const fn has_ports(self) -> bool {
+        matches!(self, Self::TCP | Self::UDP | Self::SCTP)
+    }
 }
 
 const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 4);

@@ -5,7 +5,7 @@
 //! that CPUs never overwrite each other's; whoever judges a flow reads both. There is no window tracking: a packet that
 //! fits the tuple is translated, and the hosts judge it.
 
-use crate::{Address, BackendId, Port, Protocol, ServiceId, retired::Flow0};
+use crate::{Address, BackendId, Port, Protocol, ServiceId, retired::Flow0, sctp};
 
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -87,7 +87,9 @@ pub struct Flow {
     /// 1 where the client is a pod of this node and has the node's address for a host outside of the cluster: packets
     /// are translated where they leave by the uplink and where they enter there.
     masqueraded: u8,
-    zero: [u8; 1],
+    /// Which chunks of SCTP this direction has sent, of those that `sctp` has a bit for. 0 in other protocols, and in entries
+    /// from before SCTP was tracked.
+    pub said: u8,
 }
 
 impl Flow {
@@ -112,7 +114,7 @@ impl Flow {
             rst: 0,
             forwarded: 0,
             masqueraded: 0,
-            zero: [0; 1],
+            said: 0,
         }
     }
 
@@ -131,7 +133,7 @@ impl Flow {
             rst: old.seen >> 2 & 1,
             forwarded: old.way & 1,
             masqueraded: old.way >> 1 & 1,
-            zero: [0; 1],
+            said: 0,
         }
     }
 
@@ -177,7 +179,7 @@ impl Flow {
     /// Whether this direction said that it is done.
     #[inline(always)]
     pub const fn is_closing(&self) -> bool {
-        (self.fin | self.rst) != 0
+        (self.fin | self.rst | self.said & sctp::CLOSING) != 0
     }
 }
 
@@ -273,6 +275,7 @@ pub const fn timeout_seconds(protocol: Protocol, forward: &Flow, reverse: &Flow)
                 60
             }
         }
+        Protocol::SCTP => sctp::State::of(forward, reverse).timeout_seconds(),
         // RFC 4787 REQ-5 recommends 5 minutes and requires 2, but for well-known ports: a question to a name server is
         // over in seconds, and there are many. An unanswered datagram holds nothing open.
         _ => {
@@ -295,7 +298,7 @@ const _: () = {
     assert!(size_of::<Flow>() == 64 && offset_of!(Flow, translated) == 8);
     assert!(offset_of!(Flow, service_id) == 48 && offset_of!(Flow, hairpin) == 57);
     assert!(offset_of!(Flow, rst) == 60 && offset_of!(Flow, forwarded) == 61);
-    assert!(offset_of!(Flow, masqueraded) == 62);
+    assert!(offset_of!(Flow, masqueraded) == 62 && offset_of!(Flow, said) == 63);
 };
 
 crate::pod!(Tuple, Flow, FragmentKey, Fragment);

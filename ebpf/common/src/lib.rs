@@ -25,6 +25,7 @@ pub mod maps;
 mod masquerade;
 mod node;
 pub mod retired;
+pub mod sctp;
 mod service;
 pub mod shortcut;
 #[cfg(test)]

@@ -36,9 +36,10 @@ pub const SOCKETS_COUNTED: &str = "SOCK_COUNT_1";
 pub const COUNTING: &str = "COUNTING_1";
 pub const SHORTCUTS: &str = "SHORTCUTS_1";
 pub const NEIGHBOURS: &str = "NEIGHBOURS_1";
+pub const SCTP_TAGS: &str = "SCTP_TAGS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 35] = [
+pub const ALL: [&str; 36] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -74,6 +75,7 @@ pub const ALL: [&str; 35] = [
     COUNTING,
     SHORTCUTS,
     NEIGHBOURS,
+    SCTP_TAGS,
 ];
 
 /// Maps whose contents programs write and which may move while they do, as bits of the constant that programs in between
@@ -133,6 +135,8 @@ pub const SOCKETS_COUNTED_MAX: u32 = 1 << 14;
 pub const SHORTCUTS_MAX: u32 = 1 << 15;
 /// Routers and backends on the uplink's own network.
 pub const NEIGHBOURS_MAX: u32 = 1 << 9;
+/// Associations whose verification tags are known.
+pub const SCTP_TAGS_MAX: u32 = 1 << 11;
 /// Pieces of tables, 481 of them and 67 kB for each.
 pub const TABLES_MAX: u32 = 1 << 14;
 /// A hundred milliseconds of what 16 CPUs may tell.

@@ -119,7 +119,13 @@ fn an_error_about_a_translated_packet_becomes_one_about_the_packet_that_was_sent
     let mut datapath = datapath(&directory);
     let mut translated = 0;
     for of in &SINGLES {
-        for (protocol, quoted_bytes) in [(Protocol::UDP, 8), (Protocol::TCP, 8), (Protocol::TCP, 20)] {
+        for (protocol, quoted_bytes) in [
+            (Protocol::UDP, 8),
+            (Protocol::TCP, 8),
+            (Protocol::TCP, 20),
+            (Protocol::SCTP, 8),
+            (Protocol::SCTP, 20),
+        ] {
             let asked = frame(protocol, (of.client, 40000), (of.frontend, 80), b"ask");
             let (_, sent) = run(&mut datapath, "pod_ingress", &asked);
             let answered = frame(protocol, (of.backend, 8080), (of.client, 40000), b"answer");

@@ -201,7 +201,7 @@ fn a_flow_is_shown_with_the_nodes_port_and_forgotten_as_a_whole() {
     let flows = ground.node.datapath.flows().expect("the flows");
     let [flow] = flows.as_slice() else { panic!("one flow, and not {flows:?}") };
     let port = socket.local_addr().expect("its address").port();
-    assert_eq!((flow.way, flow.state()), (Way::Masqueraded, "answered"));
+    assert_eq!((flow.way, flow.state), (Way::Masqueraded, "answered"));
     assert_eq!((flow.client, flow.seen_as), ((ip(of.pod), port), (seen.ip(), seen.port())));
     assert_eq!((flow.frontend, flow.backend), ((ip(of.outside), 8080), (ip(of.outside), 8080)));
 

@@ -13,6 +13,7 @@ mod packets;
 mod program_runs;
 mod refusal;
 mod routing;
+mod sctp;
 mod sockets;
 mod source_ranges;
 mod stale;

@@ -7,7 +7,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use dataplane::{datapath::Datapath, node::NodeConfig};
 use ebpf_common::{Address, Counter, Protocol, checksum};
 
-use super::{count, endpoint, key, leading_to, open, services};
+use super::{count, endpoint, key, leading_to, open, sctp::init, services};
 use crate::netns::BpfDir;
 
 pub const PASS: u32 = u32::MAX;
@@ -23,7 +23,7 @@ pub fn datapath(directory: &BpfDir) -> Datapath {
     let mut datapath = open(directory);
     let to = |backend: &str| leading_to(vec![endpoint(backend.parse().expect("an address"), 8080, false)]);
     let mut wanted = services([]);
-    for protocol in [Protocol::TCP, Protocol::UDP] {
+    for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
         wanted.insert(key("10.96.0.7:80", protocol), to(BACKEND));
         wanted.insert(key("[fd00:96::7]:80", protocol), to(BACKEND_V6));
     }
@@ -44,10 +44,13 @@ pub fn run(datapath: &mut Datapath, program: &str, packet: &[u8]) -> (u32, Vec<u
     (result.return_value, out)
 }
 
-/// An Ethernet frame of one TCP or UDP packet with right checksums.
+/// An Ethernet frame of one TCP, UDP or SCTP packet with right checksums: a SYN, a datagram, an INIT.
 pub fn frame(protocol: Protocol, from: (&str, u16), to: (&str, u16), payload: &[u8]) -> Vec<u8> {
     let (source, destination): (IpAddr, IpAddr) =
         (from.0.parse().expect("an address"), to.0.parse().expect("an address"));
+    if protocol == Protocol::SCTP {
+        return enclosed(protocol, source, destination, &init((from.1, to.1), payload));
+    }
     let mut transport = Vec::new();
     transport.extend(from.1.to_be_bytes());
     transport.extend(to.1.to_be_bytes());
@@ -115,7 +118,7 @@ fn a_translated_packet_is_the_one_that_a_host_would_have_sent() {
     let mut datapath = datapath(&directory);
     for (client, frontend, backend) in [(CLIENT, "10.96.0.7", BACKEND), (CLIENT_V6, "fd00:96::7", BACKEND_V6)]
     {
-        for protocol in [Protocol::TCP, Protocol::UDP] {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
             for payload in [b"".as_slice(), b"x", b"odd", &[0xff; 1000]] {
                 let asked = frame(protocol, (client, 40000), (frontend, 80), payload);
                 let wanted = frame(protocol, (client, 40000), (backend, 8080), payload);
@@ -135,7 +138,7 @@ fn a_translated_packet_is_the_one_that_a_host_would_have_sent() {
             }
         }
     }
-    assert_eq!(count(&datapath, Counter::FlowNew), 4);
+    assert_eq!(count(&datapath, Counter::FlowNew), 6);
 }
 
 #[test]

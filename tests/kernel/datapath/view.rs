@@ -122,7 +122,7 @@ fn a_flow_is_shown_with_what_both_sides_packets_become() {
     assert!(of(Protocol::UDP).is_empty());
     let found = of(Protocol::TCP);
     let [flow] = found.as_slice() else { panic!("one flow, and not {found:?}") };
-    assert_eq!((flow.state(), flow.way, flow.timeout_seconds), ("new", Way::Direct, 60));
+    assert_eq!((flow.state, flow.way, flow.timeout_seconds), ("new", Way::Direct, 60));
     let answers = flow.from_backend.expect("the entry of the answers");
     assert_eq!(answers.tuple, flow.from_client.translated.reversed());
     assert_eq!(answers.translated, flow.from_client.tuple.reversed());
@@ -131,5 +131,5 @@ fn a_flow_is_shown_with_what_both_sides_packets_become() {
     let answered = frame(Protocol::TCP, (BACKEND, 8080), (CLIENT, 40000), b"");
     assert_eq!(run(&mut datapath, "pod_egress", &answered).0, PASS);
     let found = of(Protocol::TCP);
-    assert_eq!((found[0].state(), found[0].timeout_seconds), ("established", 8000));
+    assert_eq!((found[0].state, found[0].timeout_seconds), ("established", 8000));
 }

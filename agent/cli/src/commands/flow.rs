@@ -40,6 +40,9 @@ struct Half {
     seen: bool,
     fin: bool,
     rst: bool,
+    /// Those of SCTP that say something of the association; of an agent that knew none, none.
+    #[serde(default)]
+    chunks: Vec<String>,
     idle_seconds: u64,
 }
 
@@ -159,19 +162,20 @@ fn details(flow: &Flow) -> String {
         span(flow.timeout_seconds),
         span(forgotten),
     );
-    let mut table = Table::new(&["FROM", "PACKET", "BECOMES", "SEEN", "FIN", "RST", "IDLE"], &[], "");
+    let said: &[&str] = if flow.protocol == "SCTP" { &["SAID"] } else { &["FIN", "RST"] };
+    let columns = [&["FROM", "PACKET", "BECOMES", "SEEN"], said, &["IDLE"]].concat();
+    let mut table = Table::new(&columns, &[], "");
     let halves = [("client", Some(&flow.from_client)), ("backend", flow.from_backend.as_ref())];
     for (from, half) in halves {
         let Some(half) = half else { continue };
-        table.row([
-            from.to_owned(),
-            half.packet.text(),
-            half.becomes.text(),
-            yes(half.seen),
-            yes(half.fin),
-            yes(half.rst),
-            span(half.idle_seconds),
-        ]);
+        let mut row = vec![from.to_owned(), half.packet.text(), half.becomes.text(), yes(half.seen)];
+        if flow.protocol == "SCTP" {
+            row.push(half.chunks.join(", "));
+        } else {
+            row.extend([yes(half.fin), yes(half.rst)]);
+        }
+        row.push(span(half.idle_seconds));
+        table.row(row);
     }
     text.push_str(&table.render(true));
     if flow.from_backend.is_none() {
@@ -234,6 +238,19 @@ mod tests {
         );
         let text = details(&parsed(&flow(false).to_string()).unwrap());
         assert!(text.ends_with("is left over.\n"), "{text}");
+    }
+
+    #[test]
+    fn an_association_shows_what_its_sides_have_said() {
+        let mut sctp = flow(true);
+        (sctp["protocol"], sctp["state"]) = (json!("SCTP"), json!("cookie-echoed"));
+        sctp["fromClient"]["chunks"] = json!(["INIT", "COOKIE ECHO"]);
+        sctp["fromBackend"]["chunks"] = json!(["INIT ACK"]);
+        let text = details(&parsed(&sctp.to_string()).unwrap());
+        assert!(text.contains("State:      cookie-echoed, direct\n"), "{text}");
+        assert!(text.contains("   SEEN   SAID                IDLE\nclient"), "{text}");
+        assert!(text.contains("   yes    INIT, COOKIE ECHO   5s\n"), "{text}");
+        assert!(text.contains("   yes    INIT ACK            4s\n"), "{text}");
     }
 
     #[test]

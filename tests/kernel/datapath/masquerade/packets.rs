@@ -10,6 +10,7 @@ use crate::{
         errors::{error, quote},
         open,
         program_runs::{PASS, frame, run},
+        sctp,
     },
     netns::BpfDir,
 };
@@ -54,7 +55,7 @@ fn packets_that_leave_and_come_back_are_those_that_hosts_would_have_sent() {
     let directory = BpfDir::new();
     let mut datapath = datapath(&directory);
     for of in &FAMILIES {
-        for protocol in [Protocol::TCP, Protocol::UDP] {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
             for payload in [b"".as_slice(), b"x", &[0xff; 1000]] {
                 let sent = frame(protocol, (of.pod, 40000), (of.outside, 80), payload);
                 let (verdict, out) = run(&mut datapath, "uplink_egress", &sent);
@@ -74,7 +75,7 @@ fn packets_that_leave_and_come_back_are_those_that_hosts_would_have_sent() {
         let wanted = echo(of, false, of.outside, of.pod, 77);
         assert_eq!(run(&mut datapath, "uplink_ingress", &answer), (PASS, wanted));
     }
-    assert_eq!(count(&datapath, Counter::Masqueraded), 6);
+    assert_eq!(count(&datapath, Counter::Masqueraded), 8);
 }
 
 #[test]
@@ -144,7 +145,9 @@ fn what_no_pod_began_and_what_is_for_no_host_outside_leaves_as_it_is() {
             frame(Protocol::UDP, (of.pod, 40000), (of.other_pod, 80), b"x"),
             frame(Protocol::UDP, (of.pod, 40000), (of.other_node, 80), b"x"),
             frame(Protocol::UDP, (of.pod, 40000), (multicast, 80), b"x"),
-            frame(Protocol(132), (of.pod, 40000), (of.outside, 80), b"x"),
+            // DATA of an association that began elsewhere.
+            sctp::frame((of.pod, 40000), (of.outside, 80), 7, &sctp::data(b"x")),
+            frame(Protocol(33), (of.pod, 40000), (of.outside, 80), b"x"),
         ];
         for packet in packets {
             assert_eq!(run(&mut datapath, "uplink_egress", &packet), (PASS, packet));
