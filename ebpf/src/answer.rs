@@ -53,29 +53,46 @@ pub fn call(ctx: &TcContext, reason: Reason) {
     maps::call(ctx, Call::Answer);
 }
 
+/// Notes how large a packet may be, for [`Reason::TooBig`].
+#[inline(always)]
+pub fn note_mtu(ctx: &TcContext, mtu: u32) {
+    // SAFETY: a field of the context that is for programs to write.
+    unsafe { ptr::write_volatile(&raw mut (*ctx.skb.skb).cb[1], mtu) };
+}
+
 /// Answers a packet that is as it came, or drops it without a word.
 #[inline(always)]
 pub fn answer(ctx: &TcContext) -> Result<Verdict, Error> {
-    // SAFETY: the field that `call` wrote.
-    let is_hop_limit =
-        unsafe { ptr::read_volatile(&raw const (*ctx.skb.skb).cb[0]) } == Reason::HopLimit as u32;
+    // SAFETY: the fields that `call` and `note_mtu` wrote.
+    let [reason, mtu] = unsafe {
+        [
+            ptr::read_volatile(&raw const (*ctx.skb.skb).cb[0]),
+            ptr::read_volatile(&raw const (*ctx.skb.skb).cb[1]),
+        ]
+    };
     let asked = packet::read(ctx)?;
     if !may_be_answered(ctx, asked) || !maps::take_answer() {
         return Ok(Verdict::Return(TC_ACT_SHOT as i32));
     }
-    if is_hop_limit {
-        let kind = if asked.is_v4 { 11 } else { 3 };
+    if reason != Reason::Refused as u32 {
+        let (kind, code, more) = match (asked.is_v4, reason == Reason::TooBig as u32) {
+            (true, false) => (11, 0, 0),
+            (false, false) => (3, 0, 0),
+            // RFC 1191 4, RFC 4443 3.2.
+            (true, true) => (3, 4, mtu),
+            (false, true) => (2, 0, mtu),
+        };
         let mut to = asked.tuple.reversed();
         // Here the node speaks for itself, as a router.
         if let Some(node) = maps::node() {
             to.source = node.source_for(&to.destination);
         }
-        error(ctx, &asked, &to, kind, 0)?;
+        error(ctx, asked, &to, u32::from_ne_bytes([kind, code, 0, 0]), more)?;
     } else if asked.tuple.protocol == Protocol::TCP {
         reset(ctx, asked)?;
     } else {
         let (kind, code) = if asked.is_v4 { (3, 3) } else { (1, 4) };
-        error(ctx, &asked, &asked.tuple.reversed(), kind, code)?;
+        error(ctx, asked, &asked.tuple.reversed(), u32::from_ne_bytes([kind, code, 0, 0]), 0)?;
     }
     maps::count(Counter::Answered);
     packet::turn_around(ctx).map(Verdict::Return)
@@ -133,16 +150,17 @@ fn sequence_length(ctx: &TcContext, asked: &Packet) -> Result<u32, Error> {
     Ok(payload.wrapping_add(one(TCP_SYN) + one(TCP_FIN)))
 }
 
-/// Makes the packet an ICMP error about itself, with the addresses of `to`.
+/// Makes the packet an ICMP error about itself, with the addresses of `to`. `kind` is the first word of its header, the
+/// checksum left out, and `more` the second, a number.
 #[inline(never)]
-fn error(ctx: &TcContext, asked: &Packet, to: &Tuple, kind: u8, code: u8) -> Result<(), Error> {
+fn error(ctx: &TcContext, asked: &Packet, to: &Tuple, kind: u32, more: u32) -> Result<(), Error> {
     let is_v4 = asked.is_v4;
     let at = transport_at(is_v4);
     let is_tagged = asked.tuple.protocol == Protocol::SCTP && ctx.len() as usize >= at + TAGGED_BYTES;
     let words = if is_v4 { V4_QUOTE } else { V6_QUOTE } + if is_tagged { TAGGED_WORDS } else { 0 };
     let length = ICMP_BYTES + words * 4;
     let protocol = if is_v4 { ICMP } else { ICMP_V6 };
-    let mut header = [u32::from_ne_bytes([kind, code, 0, 0]), 0_u32];
+    let mut header = [kind, more.to_be()];
     let sum = if is_v4 { 0 } else { sum_pseudo(to, length, ICMP_V6)? };
     let sum = sum_words(&header, ICMP_BYTES, sum)?;
     let quote_at = at + ICMP_BYTES;
@@ -153,7 +171,7 @@ fn error(ctx: &TcContext, asked: &Packet, to: &Tuple, kind: u8, code: u8) -> Res
         (false, true) => move_quote::<{ V6_QUOTE + TAGGED_WORDS }>(ctx, quote_at, sum)?,
     };
     let [low, high] = checksum(sum).to_ne_bytes();
-    header[0] = u32::from_ne_bytes([kind, code, low, high]);
+    header[0] = kind | u32::from_ne_bytes([0, 0, low, high]);
     ctx.store(at, &header, 0).map_err(|_| Error::Rewrite)?;
     write_header(ctx, is_v4, to, length, protocol)
 }

@@ -21,6 +21,8 @@ pub enum Error {
     Outrun = Counter::DropOutrun as u32,
     NoPort = Counter::DropNoPort as u32,
     SourceRange = Counter::DropSourceRange as u32,
+    TooBig = Counter::DropTooBig as u32,
+    FragmentEarly = Counter::DropFragmentEarly as u32,
 }
 
 impl Error {
@@ -46,6 +48,8 @@ impl Error {
             Self::Outrun => Counter::DropOutrun.name(),
             Self::NoPort => Counter::DropNoPort.name(),
             Self::SourceRange => Counter::DropSourceRange.name(),
+            Self::TooBig => Counter::DropTooBig.name(),
+            Self::FragmentEarly => Counter::DropFragmentEarly.name(),
         }
     }
 
@@ -55,6 +59,7 @@ impl Error {
         match self {
             Self::NoBackend | Self::NoPort => Some(Reason::Refused),
             Self::HopLimit => Some(Reason::HopLimit),
+            Self::TooBig => Some(Reason::TooBig),
             _ => None,
         }
     }

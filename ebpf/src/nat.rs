@@ -21,7 +21,7 @@ use ebpf_common::{
 };
 
 use crate::{
-    conntrack,
+    answer, conntrack,
     deliver::{self, FOREIGN, ON_ANOTHER_NODE, OTHERS},
     error::Error,
     maps::{self, FRAGMENTS},
@@ -214,6 +214,11 @@ pub fn of_service(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<
 pub fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) -> Result<(), Error> {
     if flow.is_forwarded() {
         // First: what its sender is told quotes the packet as it came.
+        let mtu = packet::exceeded_mtu(ctx, packet, &flow.translated);
+        if mtu != 0 {
+            answer::note_mtu(ctx, mtu);
+            return Err(Error::TooBig);
+        }
         packet::take_hop(ctx, packet.is_v4)?;
     }
     if matches!(packet.part, Part::First) {
@@ -236,12 +241,14 @@ fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow, origin: Origin) -> Resu
     packet::turn_around(ctx).map(Verdict::Return)
 }
 
-/// A later fragment follows its first one, or passes as it is where that was not translated.
+/// A later fragment follows its first one, or passes as it is where that was not translated. One for a Service that came
+/// before its first has no ports to choose a backend by, and nothing here can wait for them.
 #[inline(never)]
 pub fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Result<Verdict, Error> {
     // SAFETY: copied at once.
     let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key(entering)) }.copied() else {
-        return Ok(Verdict::Pass);
+        let is_lost = entering && is_of_services_only(&packet.tuple.destination);
+        return if is_lost { Err(Error::FragmentEarly) } else { Ok(Verdict::Pass) };
     };
     if fragment.is_forwarded() {
         packet::take_hop(ctx, packet.is_v4)?;
@@ -254,6 +261,15 @@ pub fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Resul
     } else {
         Ok(Verdict::Pass)
     }
+}
+
+/// What is for an address of the node may be for a socket there.
+#[inline(never)]
+fn is_of_services_only(address: &Address) -> bool {
+    if maps::is_node_address(address) {
+        return false;
+    }
+    maps::has_frontend(address)
 }
 
 #[inline(never)]

@@ -6,9 +6,10 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_UNSPEC,
-        bpf_check_mtu_flags::BPF_MTU_CHK_SEGS, bpf_fib_lookup as FibQuery, bpf_redir_neigh,
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
+        BPF_FIB_LOOKUP_SKIP_NEIGH, TC_ACT_UNSPEC, bpf_check_mtu_flags::BPF_MTU_CHK_SEGS,
+        bpf_fib_lookup as FibQuery, bpf_redir_neigh,
     },
     helpers::{
         bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
@@ -316,6 +317,68 @@ pub fn send_on(ctx: &TcContext) -> i32 {
     // The kernel looks the route up among those of this link, and finds the neighbour.
     // SAFETY: the context field, and a helper that takes no parameters where their size is 0.
     unsafe { bpf_redirect_neigh((*ctx.skb.skb).ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// How large a packet may be that [`send_on`] sends, with the addresses of `to`, where this one is larger and its sender can
+/// be told; else 0. What may be cut goes on, for a router to cut it; so do fragments, and what has IP options.
+#[inline(never)]
+pub fn exceeded_mtu(ctx: &TcContext, packet: &Packet, to: &Tuple) -> u32 {
+    /// What every way takes (RFC 8200 5), and the least that the kernel believes of one.
+    const LEAST: [usize; 2] = [1280, 552];
+    let header = if packet.is_v4 { 20 } else { 40 };
+    // SAFETY: a field of the context.
+    let segment = unsafe { (*ctx.skb.skb).gso_size } as usize;
+    let mut bytes = (ctx.len() as usize).saturating_sub(ETHERNET_BYTES);
+    if segment != 0 {
+        bytes = header + segment + transport_bytes(ctx, packet);
+    }
+    if bytes <= LEAST[packet.is_v4 as usize]
+        || bytes > u16::MAX as usize
+        || packet.transport != ETHERNET_BYTES + header
+        || !matches!(packet.part, Part::Whole)
+        || (packet.is_v4 && may_be_cut(ctx))
+    {
+        return 0;
+    }
+    // SAFETY: all zeros is a value of it.
+    let mut query: FibQuery = unsafe { core::mem::zeroed() };
+    // SAFETY: a field of the context.
+    query.ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    query.l4_protocol = packet.tuple.protocol.0;
+    query.__bindgen_anon_1.tot_len = bytes as u16;
+    if packet.is_v4 {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = to.source.to_words()[3];
+        query.__bindgen_anon_4.ipv4_dst = to.destination.to_words()[3];
+    } else {
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = to.source.to_words();
+        query.__bindgen_anon_4.ipv6_dst = to.destination.to_words();
+    }
+    // SAFETY: the helper reads and writes a query of the size that it is told.
+    let result = unsafe {
+        bpf_fib_lookup(ctx.as_ptr(), &mut query, size_of::<FibQuery>() as i32, BPF_FIB_LOOKUP_OUTPUT)
+    };
+    if result != BPF_FIB_LKUP_RET_FRAG_NEEDED as i64 {
+        return 0;
+    }
+    // SAFETY: the kernel wrote it.
+    unsafe { query.__bindgen_anon_1.mtu_result as u32 }
+}
+
+/// The transport's header in each of the packets that the kernel is going to cut this one into.
+#[inline(always)]
+fn transport_bytes(ctx: &TcContext, packet: &Packet) -> usize {
+    if packet.tuple.protocol != Protocol::TCP {
+        return 8;
+    }
+    load::<u8>(ctx, packet.transport + 12).map_or(20, |words| (words >> 4) as usize * 4)
+}
+
+/// Whether routers may fragment a packet of IPv4.
+#[inline(always)]
+fn may_be_cut(ctx: &TcContext) -> bool {
+    load::<u8>(ctx, ETHERNET_BYTES + 6).is_ok_and(|flags| flags & 0x40 == 0)
 }
 
 /// An Ethernet header and the least of an IP header.

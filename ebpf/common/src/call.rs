@@ -44,4 +44,6 @@ pub enum Reason {
     Refused = 0,
     /// The packet had no hop left.
     HopLimit = 1,
+    /// The packet is too large to be sent on in one piece. The control buffer's second word says how large it may be.
+    TooBig = 2,
 }

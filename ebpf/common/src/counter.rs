@@ -30,7 +30,8 @@ pub enum Counter {
     DropConntrackFull = 10,
     /// Dropped: no source port of the node is free towards the chosen backend, or the host that a pod asks.
     DropPortsExhausted = 11,
-    /// Dropped: a first fragment of which those that follow could not have been told.
+    /// Dropped: a first fragment of which those that follow could not have been told, or whose checksum, of SCTP, could not
+    /// have followed its ports.
     DropFragment = 12,
     /// Dropped: the packet is shorter than its headers say.
     DropMalformed = 13,
@@ -67,10 +68,14 @@ pub enum Counter {
     Masqueraded = 28,
     /// As `Forwarded`, by XDP.
     ForwardedEarly = 29,
+    /// Dropped: the packet had to be sent on in one piece, and is larger than the way takes.
+    DropTooBig = 30,
+    /// Dropped: a fragment for a Service came before the one that has the ports, or after that was forgotten.
+    DropFragmentEarly = 31,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 30;
+    pub const COUNT: u32 = 32;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -103,6 +108,8 @@ impl Counter {
         Self::Routed,
         Self::Masqueraded,
         Self::ForwardedEarly,
+        Self::DropTooBig,
+        Self::DropFragmentEarly,
     ];
 
     /// The counter's name in metrics and command output.
@@ -138,6 +145,8 @@ impl Counter {
             Self::Routed => "routed",
             Self::Masqueraded => "masqueraded",
             Self::ForwardedEarly => "forwarded_xdp",
+            Self::DropTooBig => "drop_too_big",
+            Self::DropFragmentEarly => "drop_fragment_early",
         }
     }
 

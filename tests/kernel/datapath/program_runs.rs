@@ -211,12 +211,33 @@ fn options_and_extension_headers_are_walked() {
 }
 
 #[test]
-fn a_later_fragment_whose_first_was_never_seen_passes_as_it_is() {
+fn a_later_fragment_whose_first_was_never_seen_is_dropped_where_it_is_for_a_service_and_passes_elsewhere() {
     let directory = BpfDir::new();
     let mut datapath = datapath(&directory);
-    let mut fragment = frame(Protocol::UDP, (CLIENT, 40000), ("10.96.0.7", 80), &[7; 64]);
-    fragment[20..22].copy_from_slice(&185u16.to_be_bytes());
-    assert_eq!(run(&mut datapath, "pod_ingress", &fragment), (PASS, fragment));
+    for (client, service, backend) in [(CLIENT, "10.96.0.7", BACKEND), (CLIENT_V6, "fd00:96::7", BACKEND_V6)]
+    {
+        let fragment = |to: &str| {
+            let mut fragment = frame(Protocol::UDP, (client, 40000), (to, 80), &[7; 64]);
+            if client == CLIENT {
+                fragment[20..22].copy_from_slice(&185u16.to_be_bytes());
+            } else {
+                fragment.splice(54..54, [17, 0, 5, 0xc8, 0, 0, 0, 1]);
+                (fragment[19], fragment[20]) = (fragment[19] + 8, 44);
+            }
+            fragment
+        };
+        for program in ["pod_ingress", "uplink_ingress"] {
+            assert_eq!(run(&mut datapath, program, &fragment(service)).0, SHOT, "{program}");
+            assert_eq!(
+                run(&mut datapath, program, &fragment(backend)),
+                (PASS, fragment(backend)),
+                "{program}"
+            );
+        }
+        // Answers pass, as nothing says of them whose they are.
+        assert_eq!(run(&mut datapath, "pod_egress", &fragment(service)), (PASS, fragment(service)));
+    }
+    assert_eq!(count(&datapath, Counter::DropFragmentEarly), 4);
 }
 
 #[test]

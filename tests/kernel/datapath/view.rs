@@ -45,7 +45,7 @@ fn every_pinned_map_is_listed_and_dumped_with_as_many_elements_as_it_is_said_to_
         assert!(!unknown, "{} is shown as bytes", map.name);
     }
     let map = |name: &str| listed.iter().find(|map| map.name == name).expect("it is listed");
-    assert_eq!(map(maps::FRONTENDS).entries, Some(4));
+    assert_eq!(map(maps::FRONTENDS).entries, Some(6));
     assert_eq!((map(maps::FRONTENDS).kind.as_str(), map(maps::AFFINITY).kind.as_str()), ("hash", "lru_hash"));
     assert_eq!((map(maps::CONNTRACK).entries, map(maps::CONNTRACK).key_bytes), (Some(2), 40));
     assert_eq!(map(maps::COUNTERS).kind, "percpu_array");
@@ -68,7 +68,7 @@ fn elements_are_those_that_were_written_and_names_are_joined() {
     let address = Address::from(backend);
     let backends = elements(&datapath, maps::BACKENDS);
     let with_address = backends.iter().filter(|element| element.addresses().contains(&address)).count();
-    assert_eq!(with_address, 2, "one of each protocol in {backends:?}");
+    assert_eq!(with_address, 3, "one of each protocol in {backends:?}");
     let counted = Element::Counter(Counter::FlowNew as u32, 1);
     assert!(elements(&datapath, maps::COUNTERS).contains(&counted));
 
