@@ -75,6 +75,8 @@ async fn converse(status: &Status, stream: TcpStream) {
     let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
         Ok::<Response<Body>, Infallible>(match request.uri().path() {
             "/metrics" => page(status.metrics().await),
+            // Where kube-proxy says how it works; what is told by it is only that this is none of its ways.
+            "/proxyMode" => text(StatusCode::OK, "ebpf".to_owned()),
             path => text(StatusCode::NOT_FOUND, format!("no such page: {path}\n")),
         })
     });

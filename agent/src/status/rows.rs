@@ -376,12 +376,8 @@ fn plain_row(element: &Element) -> Row {
             let (address, bits) = prefix.to_parts();
             vec![("destinations", json!(format!("{}/{bits}", address.to_ip())))]
         }
-        Element::Sender(place, sender) => {
-            vec![
-                ("place", json!(place)),
-                ("cookie", json!(sender.cookie())),
-                ("several", json!(sender.is_several())),
-            ]
+        Element::Sender(_, to) => {
+            vec![("cookie", json!(to.cookie())), ("several", json!(to.is_several()))]
         }
         Element::Counting(any) => vec![("hasSockets", json!(*any != 0))],
         Element::Beyond(has_flows) => vec![("hasFlows", json!(*has_flows != 0))],

@@ -76,6 +76,8 @@ fn metrics_are_told_over_the_socket_and_a_port() {
     ] {
         assert!(answer.lines().any(|found| found == line), "{line} is not in {answer}");
     }
+    let mode = over_tcp("/proxyMode").expect("the page that kube-proxy has");
+    assert!(mode.starts_with("HTTP/1.1 200 OK\r\n") && mode.ends_with("\r\n\r\nebpf"), "{mode}");
     let agents = agent.get("/metrics").expect("the page");
     let families = |text: &str| text.lines().filter(|line| line.starts_with("# TYPE ")).count();
     assert_eq!(families(&agents), families(&answer));

@@ -347,7 +347,7 @@ fn node(parts: &Parts, index: u8) -> Result<()> {
         "--node-name {name} --node-ip {addresses} --kubeconfig /run/node/agent.kubeconfig --state-dir /run/node/seaway \
          --run-dir /run/seaway --containerd-socket /run/containerd/containerd.sock --cgroup-parent /{name}/kubepods \
          --bpf-dir /sys/fs/bpf/seaway --cni-conf-dir /run/node/cni/net.d --bgp-listen-range {} {} \
-         --tls-cert /run/node/pki/tls.crt --tls-key /run/node/pki/tls.key --client-ca /run/node/pki/ca.crt",
+         --tls-cert /run/node/pki/tls.crt --tls-key /run/node/pki/tls.key --client-ca /run/node/pki/ca.crt          --metrics-bind-address 127.0.0.1:10249",
         layout::FABRIC_CIDR,
         ranges(parts)
     ));

@@ -125,7 +125,7 @@ impl Strategy for EndpointSlices {
         for (i, port) in ports.iter().enumerate() {
             let name = text(port, "/name");
             if !name.is_empty() {
-                errors.all_invalid(&format!("ports[{i}].name"), &name.into(), api::names::port_name(name));
+                errors.dns1123_label(&format!("ports[{i}].name"), at(port, "/name"));
             }
             if names.contains(&name) {
                 errors.duplicate(format!("ports[{i}].name"), &name.into());

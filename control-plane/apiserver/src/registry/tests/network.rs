@@ -380,6 +380,11 @@ fn endpoint_slices_keep_their_address_type() {
         kind.create_errors(wrong),
         ["endpoints[0].addresses[0]: Invalid value: \"fd00::1\": must be a valid IPv4 address"]
     );
+    // As long as a Service's port name may be, which is longer than a container's.
+    let named = |name: &str| with(&slice, json!({ "ports": [{ "name": name, "port": 80 }] }));
+    kind.accepted(named("a-name-of-more-than-15-characters"));
+    let errors = kind.create_errors(named("Http"));
+    assert!(errors.len() == 1 && errors[0].starts_with("ports[0].name: Invalid value"), "{errors:?}");
     let moved = with(&old, json!({ "addressType": "IPv6", "endpoints": [] }));
     assert_eq!(
         kind.update_errors("", moved, &old),
