@@ -94,14 +94,14 @@ struct Association<'a> {
 }
 
 impl Association<'_> {
-    fn from_client(&mut self, tag: u32, chunks: &[u8]) {
+    fn client_sends(&mut self, tag: u32, chunks: &[u8]) {
         let (client, frontend, backend, _) = self.of;
         let sent = frame((client, 40000), (frontend, 80), tag, chunks);
         let wanted = frame((client, 40000), (backend, 8080), tag, chunks);
         assert_eq!(run(self.datapath, "pod_ingress", &sent), (PASS, wanted), "{chunks:?}");
     }
 
-    fn from_backend(&mut self, tag: u32, chunks: &[u8]) {
+    fn backend_sends(&mut self, tag: u32, chunks: &[u8]) {
         let (client, frontend, backend, _) = self.of;
         let sent = frame((backend, 8080), (client, 40000), tag, chunks);
         let wanted = frame((frontend, 80), (client, 40000), tag, chunks);
@@ -110,10 +110,10 @@ impl Association<'_> {
 
     /// Until both sides have said that they know each other.
     fn establish(&mut self) {
-        self.from_client(0, &init_chunk(INIT, TAG_OF_CLIENT, b""));
-        self.from_backend(TAG_OF_CLIENT, &init_chunk(INIT_ACK, TAG_OF_BACKEND, b"\0\x07\0\x08cook"));
-        self.from_client(TAG_OF_BACKEND, &chunk(COOKIE_ECHO, 0, b"cook"));
-        self.from_backend(TAG_OF_CLIENT, &chunk(COOKIE_ACK, 0, b""));
+        self.client_sends(0, &init_chunk(INIT, TAG_OF_CLIENT, b""));
+        self.backend_sends(TAG_OF_CLIENT, &init_chunk(INIT_ACK, TAG_OF_BACKEND, b"\0\x07\0\x08cook"));
+        self.client_sends(TAG_OF_BACKEND, &chunk(COOKIE_ECHO, 0, b"cook"));
+        self.backend_sends(TAG_OF_CLIENT, &chunk(COOKIE_ACK, 0, b""));
         assert_eq!(self.state(), ("established", 210));
     }
 
@@ -131,24 +131,24 @@ fn an_association_is_followed_from_its_begin_to_its_end() {
     let mut datapath = datapath(&directory);
     for of in FAMILIES {
         let mut association = Association { datapath: &mut datapath, of };
-        association.from_client(0, &init_chunk(INIT, TAG_OF_CLIENT, b""));
+        association.client_sends(0, &init_chunk(INIT, TAG_OF_CLIENT, b""));
         assert_eq!(association.state(), ("cookie-wait", 60));
-        association.from_backend(TAG_OF_CLIENT, &init_chunk(INIT_ACK, TAG_OF_BACKEND, b""));
+        association.backend_sends(TAG_OF_CLIENT, &init_chunk(INIT_ACK, TAG_OF_BACKEND, b""));
         assert_eq!(association.state(), ("cookie-wait", 60));
-        association.from_client(TAG_OF_BACKEND, &[chunk(COOKIE_ECHO, 0, b"odd"), data(b"x")].concat());
+        association.client_sends(TAG_OF_BACKEND, &[chunk(COOKIE_ECHO, 0, b"odd"), data(b"x")].concat());
         assert_eq!(association.state(), ("cookie-echoed", 60));
         let acknowledged = [chunk(COOKIE_ACK, 0, b""), chunk(SACK, 0, &[0; 12]), data(b"xy")].concat();
-        association.from_backend(TAG_OF_CLIENT, &acknowledged);
-        association.from_client(TAG_OF_BACKEND, &data(b"xyz"));
-        association.from_client(TAG_OF_BACKEND, &chunk(HEARTBEAT, 0, &[0, 1, 0, 6, 1, 2]));
+        association.backend_sends(TAG_OF_CLIENT, &acknowledged);
+        association.client_sends(TAG_OF_BACKEND, &data(b"xyz"));
+        association.client_sends(TAG_OF_BACKEND, &chunk(HEARTBEAT, 0, &[0, 1, 0, 6, 1, 2]));
         assert_eq!(association.state(), ("established", 210));
         // Behind another chunk too.
         association
-            .from_client(TAG_OF_BACKEND, &[chunk(SACK, 0, &[0; 12]), chunk(SHUTDOWN, 0, &[0; 4])].concat());
+            .client_sends(TAG_OF_BACKEND, &[chunk(SACK, 0, &[0; 12]), chunk(SHUTDOWN, 0, &[0; 4])].concat());
         assert_eq!(association.state(), ("shutdown-sent", 60));
-        association.from_backend(TAG_OF_CLIENT, &chunk(SHUTDOWN_ACK, 0, b""));
+        association.backend_sends(TAG_OF_CLIENT, &chunk(SHUTDOWN_ACK, 0, b""));
         assert_eq!(association.state(), ("shutdown-ack-sent", 60));
-        association.from_client(TAG_OF_BACKEND, &chunk(SHUTDOWN_COMPLETE, 0, b""));
+        association.client_sends(TAG_OF_BACKEND, &chunk(SHUTDOWN_COMPLETE, 0, b""));
         assert_eq!(association.state(), ("closed", 10));
     }
     assert_eq!(count(&datapath, Counter::FlowNew), 2);
@@ -163,20 +163,20 @@ fn only_who_knows_the_tags_ends_an_association() {
         association.establish();
         for tag in [0, 1, TAG_OF_CLIENT] {
             for kind in [ABORT, SHUTDOWN_COMPLETE, SHUTDOWN, SHUTDOWN_ACK] {
-                association.from_client(tag, &chunk(kind, 0, b""));
-                association.from_backend(tag ^ TAG_OF_CLIENT ^ TAG_OF_BACKEND, &chunk(kind, 0, b""));
+                association.client_sends(tag, &chunk(kind, 0, b""));
+                association.backend_sends(tag ^ TAG_OF_CLIENT ^ TAG_OF_BACKEND, &chunk(kind, 0, b""));
             }
             // Data that looks like it.
-            association.from_client(TAG_OF_BACKEND, &data(&chunk(ABORT, 0, b"")));
+            association.client_sends(TAG_OF_BACKEND, &data(&chunk(ABORT, 0, b"")));
         }
         // One that is reflected has the tag of who sends it, and of no one else.
-        association.from_client(TAG_OF_BACKEND, &chunk(ABORT, 1, b""));
+        association.client_sends(TAG_OF_BACKEND, &chunk(ABORT, 1, b""));
         assert_eq!(association.state(), ("established", 210));
-        association.from_client(TAG_OF_CLIENT, &chunk(ABORT, 1, b""));
+        association.client_sends(TAG_OF_CLIENT, &chunk(ABORT, 1, b""));
         assert_eq!(association.state(), ("aborted", 10));
         // The next one on the same ports is another flow.
         association.establish();
-        association.from_backend(TAG_OF_CLIENT, &chunk(ABORT, 0, b"\0\x0c\0\x04"));
+        association.backend_sends(TAG_OF_CLIENT, &chunk(ABORT, 0, b"\0\x0c\0\x04"));
         assert_eq!(association.state(), ("aborted", 10));
     }
     assert_eq!(count(&datapath, Counter::FlowNew), 4);
