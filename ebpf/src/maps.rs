@@ -362,7 +362,7 @@ pub fn may_be_sender(cookie: u64) -> bool {
 #[inline(always)]
 pub fn note_stream(stream: &ConnectedStream) {
     let Some(place) = STREAMS_CONNECTED.get_ptr_mut(ConnectedStream::place(stream.cookie)) else { return };
-    // SAFETY: alive for this run of the program. Another socket writes here at the same time only if it is 65,536 newer:
+    // SAFETY: alive for this run of the program. Another socket writes here at the same time only if it is 32,768 newer:
     // who reads meanwhile, and its own address was mixed, sees at worst a frontend that is not its own.
     unsafe { place.write(*stream) };
 }

@@ -132,7 +132,7 @@ pub const INBOUND_MAX: u32 = 1 << 12;
 pub const OPEN_MAX: u32 = 1 << 14;
 pub const SOCKETS_COUNTED_MAX: u32 = 1 << 14;
 /// Directions of flows that XDP sends on at one time. One without a shortcut is slower, and that is all.
-pub const SHORTCUTS_MAX: u32 = 1 << 15;
+pub const SHORTCUTS_MAX: u32 = 1 << 13;
 /// Routers and backends on the uplink's own network.
 pub const NEIGHBOURS_MAX: u32 = 1 << 9;
 /// Associations whose verification tags are known.

@@ -432,7 +432,7 @@ pub struct ConnectedStream {
 }
 
 impl ConnectedStream {
-    pub const PLACES: u32 = 1 << 16;
+    pub const PLACES: u32 = 1 << 15;
 
     /// Cookies are numbers in the order of the sockets, nearly.
     #[inline(always)]

@@ -76,7 +76,7 @@ fn elements_are_those_that_were_written_and_names_are_joined() {
     assert_eq!(names.by_id[&found.service_id], "default/web");
     assert_eq!(names.by_address.get(&frontend.address).map(String::as_str), Some("default/web"));
     assert_eq!(names.by_address.get(&address), None);
-    assert_eq!(datapath.ids_of("default/web").len(), 4);
+    assert_eq!(datapath.ids_of("default/web").len(), 6);
     assert!(datapath.ids_of("default/we").is_empty());
     assert_eq!(datapath.service_at(&frontend), Some("default/web"));
 }
