@@ -313,7 +313,7 @@ fn sctp_is_balanced_by_its_own_ports_and_endpoints_at_every_kind_of_address() {
         "s-1",
         "s",
         json!([{"name": "sctp", "port": 3868, "protocol": "SCTP"}, {"name": "tcp", "port": 8080}]),
-        json!([{"addresses": ["10.244.0.2"], "nodeName": "n1"}]),
+        json!([{"addresses": ["10.244.0.2"], "nodeName": "node1"}]),
     );
     let services = desired([&sctp], &[slice], &node());
     for (address, port) in [("10.96.0.9", 80), ("192.0.2.9", 80), ("0.0.0.0", 30080)] {

@@ -222,14 +222,8 @@ impl Reconcile for Classes {
             return Ok(Next::Change);
         }
         let ends = class.metadata.deletion_timestamp.is_some();
-        if ends {
-            let volumes = self.cluster.persistent_volumes.all();
-            let claims = self.cluster.persistent_volume_claims.all();
-            if volumes.iter().any(|volume| class_of_volume(volume) == Some(key.name.as_str()))
-                || claims.iter().any(|claim| classes_of_claim(claim).contains(&key.name))
-            {
-                return Ok(Next::Change);
-            }
+        if ends && self.is_used(&key.name).await? {
+            return Ok(Next::Change);
         }
         // This controller's account may update classes, not patch them.
         let mut changed = VolumeAttributesClass::clone(&class);
@@ -242,6 +236,24 @@ impl Reconcile for Classes {
             store.observe(&written);
         }
         Ok(Next::Change)
+    }
+}
+
+impl Classes {
+    /// Whether a volume or a claim names the class: of those that are known here, else of those that the API server has, as
+    /// news of one may be on its way.
+    async fn is_used(&self, name: &str) -> Result<bool> {
+        let of_volume = |volume: &PersistentVolume| class_of_volume(volume) == Some(name);
+        let of_claim = |claim: &PersistentVolumeClaim| classes_of_claim(claim).contains(name);
+        if self.cluster.persistent_volumes.all().iter().any(|volume| of_volume(volume))
+            || self.cluster.persistent_volume_claims.all().iter().any(|claim| of_claim(claim))
+        {
+            return Ok(true);
+        }
+        let volumes = Api::<PersistentVolume>::all(self.cluster.client.clone());
+        let claims = Api::<PersistentVolumeClaim>::all(self.cluster.client.clone());
+        Ok(claims.list(&ListParams::default()).await?.items.iter().any(of_claim)
+            || volumes.list(&ListParams::default()).await?.items.iter().any(of_volume))
     }
 }
 
