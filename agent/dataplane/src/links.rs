@@ -301,9 +301,31 @@ pub fn prepare_host(uplink: &str) -> io::Result<()> {
     write_sysctl_if_present(&format!("ipv6/conf/{uplink}/accept_ra"), "2")?;
     write_sysctl("ipv4/ip_forward", "1")?;
     write_sysctl_if_present("ipv6/conf/all/forwarding", "1")?;
+    for family in ["ipv4", "ipv6"] {
+        if let Err(error) = raise_neighbours(family) {
+            tracing::warn!(%error, family, "the kernel may have no room for the link addresses of all nodes and pods");
+        }
+    }
     // Without that a flow still takes no port that a socket has.
     if let Err(error) = reserve_ports(FORWARD_PORTS) {
         tracing::warn!(%error, "sockets of the node may choose ports that flows through it have");
+    }
+    Ok(())
+}
+
+/// Link addresses that a family's table may hold before the kernel tidies up, before it does so at once, and at most. Its
+/// own 1,024 are for the whole machine, pods' namespaces included: a mesh of 1,000 nodes leaves nothing to pods.
+const NEIGHBOURS: [(&str, u32); 3] = [("gc_thresh3", 65536), ("gc_thresh2", 32768), ("gc_thresh1", 16384)];
+
+/// Only the first namespace has these keys, as there is one table for all.
+fn raise_neighbours(family: &str) -> io::Result<()> {
+    for (key, least) in NEIGHBOURS {
+        let key = format!("{family}/neigh/default/{key}");
+        match fs::read_to_string(format!("/proc/sys/net/{key}")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(now) if now.trim().parse().is_ok_and(|now: u32| now >= least) => {}
+            Ok(_) | Err(_) => write_sysctl(&key, &least.to_string())?,
+        }
     }
     Ok(())
 }

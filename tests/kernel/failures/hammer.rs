@@ -444,6 +444,34 @@ fn await_no_differences(world: &World, nodes: &[Node], when: &str) {
     assert!(same.is_some(), "{when}, seed {}:\n{}", world.seed, last.join("\n"));
 }
 
+/// Room for the link addresses that nodes of a mesh have of each other, while it lasts: the kernel's 1,024 are for all
+/// namespaces together, and an agent raises them only where it is in the first one.
+struct Neighbours(Vec<(String, String)>);
+
+impl Neighbours {
+    fn of(nodes: u64) -> Neighbours {
+        let wanted = 4 * nodes * nodes;
+        let mut before = Vec::new();
+        for key in ["gc_thresh3", "gc_thresh2", "gc_thresh1"] {
+            let path = format!("/proc/sys/net/ipv4/neigh/default/{key}");
+            let now = std::fs::read_to_string(&path).expect("the kernel's limit");
+            if now.trim().parse::<u64>().expect("a number") < wanted {
+                std::fs::write(&path, wanted.to_string()).expect("raising the kernel's limit");
+                before.push((path, now));
+            }
+        }
+        Neighbours(before)
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        for (path, value) in self.0.iter().rev() {
+            let _ = std::fs::write(path, value);
+        }
+    }
+}
+
 fn start(nodes: u64) -> (Server, Vec<Node>, Switch) {
     let switch = Switch::new("192.0.2");
     let server = Server::with(&switch.host(2), &["--block-grace-period", &GRACE.to_string()]);
@@ -487,6 +515,7 @@ fn nodes_hammered_with_pods_while_agents_and_the_api_server_die_and_machines_go_
  {
     let seed = setting("SEAWAY_HAMMER_SEED", SEED);
     let began = Instant::now();
+    let _neighbours = Neighbours::of(setting("SEAWAY_HAMMER_NODES", NODES));
     let (server, mut nodes, _switch) = start(setting("SEAWAY_HAMMER_NODES", NODES));
     let started = began.elapsed();
     let world = World {
