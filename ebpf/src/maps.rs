@@ -12,9 +12,9 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, ConnectedStream,
-    Counter, DropGate, Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node,
-    Prefix, Ranges, Sender, ServiceCount, ServiceId, Shortcut, SlotKey, SocketForward, SocketKey,
-    SocketReverse, SourceAddress, Tuple,
+    Counter, DropGate, Flow, Fragment, FragmentKey, Frontend, FrontendKey, GroupId, LocalPod, Masquerade,
+    Node, Policed, Policing, PolicyFlow, PolicyFlowKey, Prefix, Ranges, Rule, Sender, ServiceCount,
+    ServiceId, Shortcut, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple,
     balancing::{Piece, PieceKey},
     maps::*,
     sctp::Tags,
@@ -194,6 +194,27 @@ pub static NEIGHBOURS: LruHashMap<Address, u64> = LruHashMap::pinned(NEIGHBOURS_
 /// end one. LRU: of one that is forgotten, anybody's word is taken.
 #[map(name = "SCTP_TAGS_1")]
 pub static SCTP_TAGS: LruHashMap<Tuple, Tags> = LruHashMap::pinned(SCTP_TAGS_MAX, 0);
+
+/// Written by the agent after the maps below: whether anything is policed at all, and since when what was judged counts.
+#[map(name = "POLICING_1")]
+static POLICING: Array<Policing> = Array::pinned(1, 0);
+
+/// Written by the agent before a pod is reached, by the index of the host's end of its link.
+#[map(name = "POLICED_1")]
+static POLICED: HashMap<u32, Policed> = HashMap::pinned(POLICED_MAX, BPF_F_NO_PREALLOC);
+
+/// Written by the agent after RULES: who is who.
+#[map(name = "PEERS_1")]
+static PEERS: LpmTrie<Address, GroupId> = LpmTrie::pinned(PEERS_MAX, 0);
+
+/// Written by the agent: what is allowed. The value says nothing.
+#[map(name = "RULES_1")]
+static RULES: LpmTrie<Rule, u32> = LpmTrie::pinned(RULES_MAX, 0);
+
+/// Written here, swept by the agent. Never LRU: a connection that is forgotten would be judged by whoever speaks next.
+#[map(name = "POLICY_FLOWS_1")]
+static POLICY_FLOWS: HashMap<PolicyFlowKey, PolicyFlow> =
+    HashMap::pinned(POLICY_FLOWS_MAX, BPF_F_NO_PREALLOC);
 
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
 #[map(name = "CALLS_1")]

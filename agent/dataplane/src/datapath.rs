@@ -11,7 +11,7 @@ use std::{
 
 use ebpf_common::{
     Address, Backend, BackendId, Counter, FrontendKey, ServiceId,
-    desired::{Service, Services},
+    desired::{Policies, PolicyChanges, Service, Services},
     maps,
 };
 
@@ -24,6 +24,7 @@ use crate::{
     masquerade::{MasqueradeConfig, MasqueradeMaps},
     node::{NodeConfig, NodeMaps},
     pods::{self, PodMap},
+    policies::PolicyMaps,
     programs::{LogLevel, ProgramError, Programs, Role, TcModes, XdpSetting, XdpState},
     services::{Applied, Names, ServiceEntry, ServiceMaps},
     sizes::Sizes,
@@ -81,6 +82,7 @@ pub struct Datapath {
     node: NodeMaps,
     masquerade: MasqueradeMaps,
     pods: PodMap,
+    policies: PolicyMaps,
     flows: Arc<Flows>,
     counters: PinnedCounters,
     service_counts: Arc<ServiceCounts>,
@@ -131,6 +133,7 @@ impl Datapath {
             node: NodeMaps::open(&maps)?,
             masquerade: MasqueradeMaps::open(&maps)?,
             pods: PodMap::open(&maps)?,
+            policies: PolicyMaps::open(&maps)?,
             flows: Arc::new(Flows::open(&maps)?),
             counters: PinnedCounters::open(&maps, maps::COUNTERS)?,
             service_counts: Arc::new(ServiceCounts::open(&maps)?),
@@ -215,6 +218,18 @@ impl Datapath {
         Ok(self.masquerade.set(config)?)
     }
 
+    /// Makes `policies` all that is policed. What an earlier agent said holds until then.
+    pub fn set_policies(&mut self, policies: &Policies) -> Result<(), Error> {
+        self.policies.set(policies)?;
+        Ok(self.pods.police(|address| self.policies.is_policed(address))?)
+    }
+
+    /// Changes what is policed. It is in force when this returns, for connections that are there too.
+    pub fn change_policies(&mut self, changes: &PolicyChanges) -> Result<(), Error> {
+        self.policies.change(changes)?;
+        Ok(self.pods.police(|address| self.policies.is_policed(address))?)
+    }
+
     /// Serves the sockets of all processes in `cgroup`, a directory of the cgroup v2 tree, and below.
     pub fn attach_cgroup(&self, cgroup: &Path) -> Result<(), Error> {
         Ok(self.programs.programs().attach_cgroup(cgroup)?)
@@ -228,17 +243,24 @@ impl Datapath {
     /// Makes `pods`, by address, all that packets are handed over to past the node's stack. Those of an earlier agent
     /// stay until then.
     pub fn set_pods(&mut self, pods: impl IntoIterator<Item = (IpAddr, PodLink)>) -> Result<(), Error> {
+        let pods: Vec<(IpAddr, PodLink)> = pods.into_iter().collect();
+        let links = pods.iter().map(|(address, link)| (Address::from(*address), link.host_index));
+        self.policies.set_links(links)?;
         Ok(self.pods.set(pods)?)
     }
 
     /// Hands packets for these addresses over to the pod. To be called once its link is served and routed to.
     pub fn add_pod(&mut self, addresses: &[IpAddr], link: &PodLink) -> Result<(), Error> {
-        Ok(self.pods.insert(addresses, link)?)
+        let known: Vec<Address> = addresses.iter().map(|address| Address::from(*address)).collect();
+        self.policies.add_link(&known, link.host_index)?;
+        Ok(self.pods.insert(addresses, link, |address| self.policies.is_policed(address))?)
     }
 
     /// Undoes [`Self::add_pod`]. To be called before the routes go. Nothing there is no error.
     pub fn remove_pod(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
-        Ok(self.pods.remove(addresses)?)
+        self.pods.remove(addresses)?;
+        let known: Vec<Address> = addresses.iter().map(|address| Address::from(*address)).collect();
+        Ok(self.policies.remove_link(&known)?)
     }
 
     /// Serves packets that reach Services from beyond this node.

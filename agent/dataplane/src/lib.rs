@@ -19,6 +19,7 @@ mod namespaces;
 mod netlink;
 pub mod node;
 mod pods;
+mod policies;
 pub mod pressure;
 pub mod programs;
 pub mod reaper;

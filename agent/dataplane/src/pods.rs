@@ -22,8 +22,11 @@ pub(crate) struct PodMap {
 impl PodMap {
     pub(crate) fn open(directory: &Path) -> Result<Self, MapError> {
         let map = PinnedMap::<Address, LocalPod>::open(directory, maps::PODS)?;
-        // What the programs write is theirs.
-        let as_written = |pod: LocalPod| LocalPod { has_flows: 0, ..pod };
+        // What the programs write is theirs. Whoever was judged is, until somebody says more.
+        let as_written = |pod: LocalPod| match pod.has_flows & LocalPod::POLICED {
+            0 => LocalPod { has_flows: 0, ..pod },
+            _ => judged(pod),
+        };
         let actual = map.read_all()?.into_iter().map(|(address, pod)| (address, as_written(pod)));
         let pods = Delta::from_actual(actual);
         // Flows of an agent whose programs did not say whose they are.
@@ -40,7 +43,7 @@ impl PodMap {
         let wanted = pods.into_iter().map(|(address, link)| (Address::from(address), local_pod(&link)));
         let wanted: Vec<(Address, LocalPod)> = wanted
             .map(|(address, pod)| match self.pods.actual(&address) {
-                Some(actual) if *actual == pod => (address, pod),
+                Some(actual) if LocalPod { has_flows: 0, ..*actual } == pod => (address, *actual),
                 _ => (address, LocalPod { has_flows: 1, ..pod }),
             })
             .collect();
@@ -48,9 +51,34 @@ impl PodMap {
         self.apply()
     }
 
-    pub(crate) fn insert(&mut self, addresses: &[IpAddr], link: &PodLink) -> Result<(), MapError> {
-        for address in addresses {
-            self.pods.insert_desired(Address::from(*address), local_pod(link));
+    /// `is_policed`: packets for it are judged from the first one on.
+    pub(crate) fn insert(
+        &mut self,
+        addresses: &[IpAddr],
+        link: &PodLink,
+        is_policed: impl Fn(&Address) -> bool,
+    ) -> Result<(), MapError> {
+        for address in addresses.iter().map(|address| Address::from(*address)) {
+            let pod = local_pod(link);
+            let pod = if is_policed(&address) { judged(pod) } else { pod };
+            self.pods.insert_desired(address, pod);
+        }
+        self.apply()
+    }
+
+    /// Says of each pod that is there whether packets for it are judged.
+    pub(crate) fn police(&mut self, is_policed: impl Fn(&Address) -> bool) -> Result<(), MapError> {
+        let changed = |(address, pod): (&Address, &LocalPod)| match (is_policed(address), pod.has_flows) {
+            (true, flags) if flags & LocalPod::POLICED == 0 => Some((*address, judged(*pod))),
+            // Flows that it may have had are known to the programs alone.
+            (false, flags) if flags & LocalPod::POLICED != 0 => {
+                Some((*address, LocalPod { has_flows: 1, ..*pod }))
+            }
+            _ => None,
+        };
+        let changed: Vec<(Address, LocalPod)> = self.pods.desired().iter().filter_map(changed).collect();
+        for (address, pod) in changed {
+            self.pods.insert_desired(address, pod);
         }
         self.apply()
     }
@@ -78,6 +106,10 @@ impl PodMap {
 pub(crate) fn dump(directory: &Path) -> Result<Vec<(IpAddr, u32)>, MapError> {
     let map = PinnedMap::<Address, LocalPod>::open(directory, maps::PODS)?;
     Ok(map.read_all()?.into_iter().map(|(address, pod)| (address.to_ip(), pod.interface_index)).collect())
+}
+
+fn judged(pod: LocalPod) -> LocalPod {
+    LocalPod { has_flows: 1 | LocalPod::POLICED, ..pod }
 }
 
 fn local_pod(link: &PodLink) -> LocalPod {

@@ -1,9 +1,14 @@
 //! What the maps shall say, in plain data: Kubernetes knowledge ends here, kernel knowledge begins.
 
-use alloc::{boxed::Box, collections::BTreeMap, string::String, vec::Vec};
+use alloc::{
+    boxed::Box,
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
 use core::net::{IpAddr, Ipv6Addr};
 
-use crate::{Address, Balancing, FrontendKey, Origin, Port};
+use crate::{Address, Balancing, FrontendKey, GroupId, Origin, Policed, Port, Prefix, RuleKey};
 
 /// All that is balanced: each frontend and where it leads. A node port stands there once for each family, without
 /// address (`FrontendKey::of_any_address`).
@@ -101,5 +106,30 @@ impl Clients {
             Origin::Node => matches!(self, Self::All | Self::Node),
             Origin::Beyond => matches!(self, Self::All | Self::Beyond),
         }
+    }
+}
+
+/// All that is policed on a node. Whoever computes it says what changed, and everything at first.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Policies {
+    /// Who is who, by the longest prefix. `::/0` has IPv4 in it: where it stands, IPv4 stands beside it.
+    pub peers: BTreeMap<Prefix, GroupId>,
+    /// What is allowed.
+    pub rules: BTreeSet<RuleKey>,
+    /// Pods of this node by address. Those that are isolated in no direction are not in it.
+    pub pods: BTreeMap<Address, Policed>,
+}
+
+/// What is to be different; `None` and `false` for what is to be gone.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PolicyChanges {
+    pub peers: Vec<(Prefix, Option<GroupId>)>,
+    pub rules: Vec<(RuleKey, bool)>,
+    pub pods: Vec<(Address, Option<Policed>)>,
+}
+
+impl PolicyChanges {
+    pub const fn is_empty(&self) -> bool {
+        self.peers.is_empty() && self.rules.is_empty() && self.pods.is_empty()
     }
 }

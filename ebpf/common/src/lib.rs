@@ -24,6 +24,7 @@ mod drops;
 pub mod maps;
 mod masquerade;
 mod node;
+mod policy;
 pub mod retired;
 pub mod sctp;
 mod service;
@@ -40,6 +41,9 @@ pub use counter::{Counter, ServiceCount};
 pub use drops::{DropGate, Dropped};
 pub use masquerade::{Masquerade, Prefix};
 pub use node::{LocalPod, Node, Range, Ranges};
+pub use policy::{
+    GroupId, Policed, Policing, PolicyFlow, PolicyFlowKey, Rule, RuleKey, RulesId, policy_flow_key,
+};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendId, ConnectedSocket, ConnectedStream, Frontend, FrontendKey,
     Origin, Sender, ServiceId, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress,

@@ -37,9 +37,14 @@ pub const COUNTING: &str = "COUNTING_1";
 pub const SHORTCUTS: &str = "SHORTCUTS_1";
 pub const NEIGHBOURS: &str = "NEIGHBOURS_1";
 pub const SCTP_TAGS: &str = "SCTP_TAGS_1";
+pub const POLICING: &str = "POLICING_1";
+pub const POLICED: &str = "POLICED_1";
+pub const PEERS: &str = "PEERS_1";
+pub const RULES: &str = "RULES_1";
+pub const POLICY_FLOWS: &str = "POLICY_FLOWS_1";
 
 /// Every map that is pinned.
-pub const ALL: [&str; 36] = [
+pub const ALL: [&str; 41] = [
     FRONTENDS,
     SLOTS,
     BACKENDS,
@@ -76,6 +81,11 @@ pub const ALL: [&str; 36] = [
     SHORTCUTS,
     NEIGHBOURS,
     SCTP_TAGS,
+    POLICING,
+    POLICED,
+    PEERS,
+    RULES,
+    POLICY_FLOWS,
 ];
 
 /// Maps whose contents programs write and which may move while they do, as bits of the constant that programs in between
@@ -137,6 +147,14 @@ pub const SHORTCUTS_MAX: u32 = 1 << 13;
 pub const NEIGHBOURS_MAX: u32 = 1 << 9;
 /// Associations whose verification tags are known.
 pub const SCTP_TAGS_MAX: u32 = 1 << 11;
+/// Links of pods that a policy selects.
+pub const POLICED_MAX: u32 = PODS_MAX;
+/// Addresses and ranges that a rule names. An empty trie costs nothing.
+pub const PEERS_MAX: u32 = 1 << 18;
+/// An empty trie costs nothing.
+pub const RULES_MAX: u32 = 1 << 18;
+/// Connections of policed pods.
+pub const POLICY_FLOWS_MAX: u32 = 1 << 16;
 /// Pieces of tables, 481 of them and 67 kB for each.
 pub const TABLES_MAX: u32 = 1 << 14;
 /// A hundred milliseconds of what 16 CPUs may tell.

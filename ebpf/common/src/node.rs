@@ -98,11 +98,15 @@ pub struct LocalPod {
     /// Hardware addresses as an Ethernet header has them: the pod's, and that of the host's end.
     pub stations: [[u8; 6]; 2],
     /// Not 0 once packets of the pod were translated: then what comes for it may have to be translated back. The agent
-    /// writes it where it cannot know, the programs when they open a flow; nobody takes it back.
+    /// writes it where it cannot know, the programs when they open a flow; nobody takes it back. [`Self::POLICED`] is a bit
+    /// of it, so that one look says whether the pod is reached by the short way.
     pub has_flows: u32,
 }
 
 impl LocalPod {
+    /// In `has_flows`: a policy selects the pod. The agent writes it and takes it back.
+    pub const POLICED: u32 = 2;
+
     pub const fn new(interface_index: u32, stations: [[u8; 6]; 2]) -> Self {
         Self { interface_index, stations, has_flows: 0 }
     }
