@@ -85,7 +85,11 @@ fn start(config: config::Config, journal: Journal) -> anyhow::Result<Ended> {
     // Fails only where a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     config.validate()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_park(allocator::give_back_if_asked)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(async {
         let cancel = CancellationToken::new();
         tokio::spawn(cancel_on_signal(cancel.clone()));
