@@ -36,6 +36,8 @@ use crate::{
     bgp_io, blocks, cni_server, dns_endpoints, growth, health_ports, node_status, reach, stale, status,
 };
 
+/// Where the agent answers questions, in its directory of run time.
+const SOCKET: &str = "agent.sock";
 /// How long peers keep our routes while we restart, and we theirs.
 const RESTART_TIME: Duration = Duration::from_secs(120);
 /// How long after the start old routes are kept for peers that have not come back.
@@ -358,7 +360,7 @@ impl Agent {
             objects: (!self.config.router_only)
                 .then(|| status::Objects { client: self.client.clone(), node: self.services.node() }),
         };
-        let (socket, metrics) = (self.config.run_dir.join("agent.sock"), self.config.metrics_bind_address);
+        let (socket, metrics) = (self.config.run_dir.join(SOCKET), self.config.metrics_bind_address);
         status::start(status, &socket, metrics, cancel.clone())?;
         self.start_node_status(cancel);
         if self.config.router_only {
@@ -760,6 +762,7 @@ fn kubelet_config(config: &Config, network_ready: signal::Receiver<bool>) -> kub
     settings.port = config.kubelet_port;
     settings.max_pods = config.max_pods;
     settings.static_pod_dir = config.static_pod_dir.clone();
+    settings.agent_socket = Some(config.run_dir.join(SOCKET));
     settings.host_resolv_conf = config.resolv_conf.clone();
     settings.server_tls = match (&config.tls_cert, &config.tls_key, &config.client_ca) {
         (Some(cert), Some(key), Some(client_ca)) => {

@@ -145,31 +145,46 @@ fn no_node_has_a_netfilter_rule_and_each_knows_the_others_blocks_by_bgp() {
     }
 }
 
-/// The /26 that an address belongs to.
 #[test]
 fn on_every_node_the_api_the_routes_the_kernel_and_the_maps_agree() {
     let cluster = Cluster::running();
-    let question = ["curl", "-sS", "--unix-socket", "/run/seaway/agent.sock", "http://agent/v1/diff"];
+    // Other tests change Services meanwhile, so that one list may be a change behind the other.
+    let answers = eventually_some(60, "the layers of all nodes to agree", || {
+        let run = cluster.seaway("diff --all-nodes -o json");
+        let answers: Value =
+            serde_json::from_str(&run.stdout).map_err(|error| format!("{error}: {run:?}"))?;
+        if run.code == 0 { Ok(Some(answers)) } else { Err(answers.to_string()) }
+    });
     for node in cluster.nodes() {
-        // Other tests change Services meanwhile, so that one list may be a change behind the other.
-        let answer = eventually_some(30, &format!("the layers of {node} to agree"), || {
-            let run = cluster.on(&node, &question);
-            let answer: Value =
-                serde_json::from_str(&run.stdout).map_err(|error| format!("{error}: {run:?}"))?;
-            let is_empty = |field: &str| answer[field].as_array().is_some_and(Vec::is_empty);
-            if is_empty("differences") && is_empty("unasked") {
-                Ok(Some(answer))
-            } else {
-                Err(answer.to_string())
-            }
-        });
-        let compared = |kind: &str| answer["compared"][kind].as_u64().unwrap_or_default();
+        let compared = |kind: &str| answers[&node]["compared"][kind].as_u64().unwrap_or_default();
         // The API server's own Service and that of DNS, on two protocols.
-        assert!(compared("objects") >= 3 && compared("services") >= 3, "{node}: {answer}");
-        assert!(compared("learned") >= 2, "the other nodes' blocks, {node}: {answer}");
+        assert!(compared("objects") >= 3 && compared("services") >= 3, "{node}: {answers}");
+        assert!(compared("learned") >= 2, "the other nodes' blocks, {node}: {answers}");
     }
 }
 
+#[test]
+fn the_agent_of_any_node_is_asked_from_anywhere_and_what_is_on_the_way_says_why_not() {
+    let cluster = Cluster::running();
+    for node in cluster.nodes() {
+        let status: Value =
+            serde_json::from_str(&cluster.seaway(&format!("status --node {node} -o json")).ok())
+                .expect("JSON");
+        assert_eq!((status["node"].as_str(), status["ready"].as_bool()), (Some(&*node), Some(true)));
+        let peers = cluster.seaway(&format!("peer list --node {node}")).ok();
+        assert!(peers.contains("Established"), "{peers}");
+        let maps = cluster.seaway(&format!("map dump FRONTENDS --limit 2 -o json --node {node}")).ok();
+        assert_eq!(maps.lines().count(), 2, "{maps}");
+    }
+    let unknown = cluster.seaway("status --node nobody").fails();
+    assert!(unknown.contains("nodes \"nobody\" not found"), "{unknown}");
+    let page = cluster
+        .seaway(&format!("why-not 10.0.0.0/8 --peer 192.0.2.250 --node {}", cluster.nodes()[0]))
+        .fails();
+    assert!(page.contains("192.0.2.250"), "{page}");
+}
+
+/// The /26 that an address belongs to.
 fn block_of(address: &str) -> String {
     let bits = u32::from(address.parse::<std::net::Ipv4Addr>().expect("an IPv4 address"));
     format!("{}/26", std::net::Ipv4Addr::from(bits & !0x3f))

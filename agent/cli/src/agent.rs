@@ -1,12 +1,13 @@
-//! The conversation with the agent: HTTP over its unix socket.
+//! The conversation with an agent: HTTP over its unix socket, or by way of the API server and the kubelet of its node.
 
-use std::{io::ErrorKind, ops::ControlFlow, path::PathBuf, time::Duration};
+use std::{fmt, io::ErrorKind, ops::ControlFlow, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
+use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use kube::Client;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -14,15 +15,26 @@ use tokio::net::UnixStream;
 /// How long the agent gets for an answer.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
-pub struct Agent {
-    socket: PathBuf,
+type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+#[derive(Clone)]
+pub enum Agent {
+    /// Of this node.
+    Here { socket: PathBuf },
+    /// Of any node, for who may use its proxy subresource.
+    Of { node: String, client: Client },
+}
+
+impl fmt::Display for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here { socket } => write!(f, "the agent at {}", socket.display()),
+            Self::Of { node, .. } => write!(f, "the agent of {node}"),
+        }
+    }
 }
 
 impl Agent {
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
-    }
-
     /// What the agent says at `path`.
     ///
     /// # Errors
@@ -30,16 +42,11 @@ impl Agent {
     pub async fn ask(&self, path: &str) -> anyhow::Result<Value> {
         let answer = tokio::time::timeout(ANSWER_TIME_MAX, self.exchange(path));
         let Ok(answer) = answer.await else {
-            bail!(
-                "the agent at {} took the question {path} and did not answer in {} s",
-                self.socket.display(),
-                ANSWER_TIME_MAX.as_secs()
-            )
+            bail!("{self} took the question {path} and did not answer in {} s", ANSWER_TIME_MAX.as_secs())
         };
         let (status, body) = answer?;
         if status != StatusCode::OK {
-            let said = String::from_utf8_lossy(&body);
-            bail!("the agent answered {status} to {path}: {}", said.trim());
+            bail!("{}", self.refusal(status, path, &body));
         }
         serde_json::from_slice(&body).with_context(|| format!("the agent's answer to {path} is not JSON"))
     }
@@ -55,18 +62,21 @@ impl Agent {
         mut each: impl FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
     ) -> anyhow::Result<()> {
         let broke = || format!("the agent broke off its answer to {path}");
-        let slow = || anyhow!("the agent at {} did not go on answering {path}", self.socket.display());
+        let slow = || anyhow!("{self} did not go on answering {path}");
         let in_time = tokio::time::timeout(ANSWER_TIME_MAX, self.send(path));
         let (response, _connection) = in_time.await.map_err(|_| slow())??;
         let status = response.status();
         let mut body = response.into_body();
         if status != StatusCode::OK {
-            let said = body.collect().await.with_context(broke)?.to_bytes();
-            bail!("the agent answered {status} to {path}: {}", String::from_utf8_lossy(&said).trim());
+            let said =
+                body.collect().await.map_err(anyhow::Error::from_boxed).with_context(broke)?.to_bytes();
+            bail!("{}", self.refusal(status, path, &said));
         }
         let mut pending = Vec::new();
         while let Some(frame) = tokio::time::timeout(patience, body.frame()).await.map_err(|_| slow())? {
-            let Ok(data) = frame.with_context(broke)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(anyhow::Error::from_boxed).with_context(broke)?.into_data() else {
+                continue;
+            };
             pending.extend_from_slice(&data);
             let Some(end) = pending.iter().rposition(|byte| *byte == b'\n') else { continue };
             let rest = pending.split_off(end + 1);
@@ -88,36 +98,68 @@ impl Agent {
         let (response, _connection) = self.send(path).await?;
         let status = response.status();
         let broke = || format!("the agent broke off its answer to {path}");
-        let body = response.into_body().collect().await.with_context(broke)?.to_bytes();
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(anyhow::Error::from_boxed)
+            .with_context(broke)?
+            .to_bytes();
         Ok((status, body))
     }
 
-    async fn send(&self, path: &str) -> anyhow::Result<(Response<Incoming>, Connection)> {
-        let stream = self.connect().await?;
-        let broke = || format!("the agent broke off its answer to {path}");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(broke)?;
-        let connection = Connection(tokio::spawn(connection));
-        let request = Request::get(path).header(http::header::HOST, "agent").body(Empty::<Bytes>::new());
-        let response = sender.send_request(request?).await.with_context(broke)?;
-        Ok((response, connection))
+    async fn send(&self, path: &str) -> anyhow::Result<(Response<Body>, Option<Connection>)> {
+        match self {
+            Self::Here { socket } => {
+                let stream = connect(socket).await?;
+                let broke = || format!("the agent broke off its answer to {path}");
+                let (mut sender, connection) =
+                    hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(broke)?;
+                let connection = Connection(tokio::spawn(connection));
+                let request = Request::get(path).header(http::header::HOST, "agent");
+                let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await;
+                let response =
+                    response.with_context(broke)?.map(|body| body.map_err(Into::into).boxed_unsync());
+                Ok((response, Some(connection)))
+            }
+            Self::Of { node, client } => {
+                let request = Request::get(format!("/api/v1/nodes/{node}/proxy/seaway{path}"));
+                let response = client.send(request.body(kube::client::Body::empty())?).await;
+                let response = response.context("asking by way of the API server")?;
+                Ok((response.map(|body| body.map_err(Into::into).boxed_unsync()), None))
+            }
+        }
     }
 
-    async fn connect(&self) -> anyhow::Result<UnixStream> {
-        let socket = self.socket.display();
-        match UnixStream::connect(&self.socket).await {
-            Ok(stream) => Ok(stream),
-            Err(error) => match error.kind() {
-                ErrorKind::NotFound => bail!(
-                    "there is no socket at {socket}: the agent does not run on this node, or keeps its socket elsewhere (--socket)"
-                ),
-                ErrorKind::ConnectionRefused => {
-                    bail!("nobody answers at {socket}: the agent that made the socket has stopped")
-                }
-                ErrorKind::PermissionDenied => bail!("no permission to use {socket}: run seaway as root"),
-                _ => Err(error).with_context(|| format!("cannot connect to the agent at {socket}")),
-            },
+    /// What an answer that is none says, be it the agent's or that of somebody on the way.
+    fn refusal(&self, status: StatusCode, path: &str, body: &[u8]) -> String {
+        let said = String::from_utf8_lossy(body);
+        match (self, serde_json::from_slice::<Value>(body)) {
+            (Self::Of { node, .. }, Ok(object)) if object["kind"] == "Status" => {
+                let message = object["message"].as_str().unwrap_or_default();
+                format!("the API server does not ask the agent of {node}: {status}: {message}")
+            }
+            (Self::Of { node, .. }, _) => format!("{node} answered {status} to {path}: {}", said.trim()),
+            (Self::Here { .. }, _) => format!("the agent answered {status} to {path}: {}", said.trim()),
         }
+    }
+}
+
+async fn connect(path: &std::path::Path) -> anyhow::Result<UnixStream> {
+    let socket = path.display();
+    match UnixStream::connect(path).await {
+        Ok(stream) => Ok(stream),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => bail!(
+                "there is no socket at {socket}: the agent does not run on this node, or keeps its socket elsewhere \
+                 (--socket); that of another node is asked by --node"
+            ),
+            ErrorKind::ConnectionRefused => {
+                bail!("nobody answers at {socket}: the agent that made the socket has stopped")
+            }
+            ErrorKind::PermissionDenied => bail!("no permission to use {socket}: run seaway as root"),
+            _ => Err(error).with_context(|| format!("cannot connect to the agent at {socket}")),
+        },
     }
 }
 
@@ -162,7 +204,7 @@ mod tests {
     async fn an_absent_socket_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
-        let complaint = complaint(Agent::new(path.clone())).await;
+        let complaint = complaint(Agent::Here { socket: path.clone() }).await;
         assert!(complaint.contains(&format!("no socket at {}", path.display())), "{complaint}");
         assert!(complaint.contains("the agent does not run"), "{complaint}");
     }
@@ -172,7 +214,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let complaint = complaint(Agent::new(path)).await;
+        let complaint = complaint(Agent::Here { socket: path }).await;
         assert!(complaint.contains("has stopped"), "{complaint}");
     }
 
@@ -188,7 +230,7 @@ mod tests {
             assert!(request[..length].starts_with(b"GET /v1/peers HTTP/1.1\r\n"));
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
-        (folder, Agent::new(path))
+        (folder, Agent::Here { socket: path })
     }
 
     #[tokio::test]

@@ -8,13 +8,20 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
-/// Asks the Seaway agent of this node what it routes, balances and runs.
+/// Asks the Seaway agent of this node, or of another, what it routes, balances and runs.
 #[derive(Debug, Parser)]
 #[command(name = "seaway", version, propagate_version = true)]
 pub struct Arguments {
     /// The agent's socket.
     #[arg(long, global = true, env = "SEAWAY_SOCKET", default_value = "/run/seaway/agent.sock")]
     pub socket: PathBuf,
+    /// Asks the agent of this node by way of the API server and its kubelet, from anywhere: that takes the right to get
+    /// nodes/proxy.
+    #[arg(long, global = true, value_parser = node_name, conflicts_with = "socket")]
+    pub node: Option<String>,
+    /// The API server for --node and --all-nodes; as kubectl finds it where there is none.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// How answers are shown.
     #[arg(short, long, global = true, value_enum, default_value = "table")]
     pub output: Output,
@@ -53,7 +60,11 @@ pub enum Command {
     /// Whether the layers of this node agree: objects of the API, chosen routes (RIB), the agent, the kernel's routes
     /// (FIB) and links, the maps of the datapath (BPF). Ends with 1 where they do not, and with 2 where nothing could be
     /// asked.
-    Diff,
+    Diff {
+        /// Asks all nodes, each of which may differ.
+        #[arg(long, conflicts_with_all = ["node", "socket"])]
+        all_nodes: bool,
+    },
     /// What changed on this node, when and why: sessions, routes, Services, pods, warnings. It goes back to the agent's start,
     /// or 2,048 events.
     Journal {
@@ -114,6 +125,15 @@ impl JournalKind {
             Self::Warning => "warning",
         }
     }
+}
+
+/// As a Node may be called (RFC 1123).
+fn node_name(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return Ok(text.to_owned());
+    }
+    Err("a node's name has lower case letters, digits, - and . only".to_owned())
 }
 
 /// What can stand in a page's name.

@@ -1,10 +1,11 @@
 //! `seaway`: what an engineer asks of a node.
 //!
-//! It asks the agent of this node over its unix socket and prints tables, or the agent's JSON as it is. It knows neither
-//! the kernel nor the API server: what it shows is what the agent acts upon.
+//! It asks the agent of this node over its unix socket, or that of another by way of the API server, and prints tables, or the
+//! agent's JSON as it is. It knows neither the kernel nor the objects of the API: what it shows is what the agent acts upon.
 
 mod agent;
 mod arguments;
+mod cluster;
 mod commands;
 mod names;
 mod table;
@@ -13,13 +14,15 @@ use std::io::Write;
 
 use clap::Parser;
 
-use crate::{agent::Agent, arguments::Arguments};
+use crate::{
+    agent::Agent,
+    arguments::{Arguments, Command},
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
-    let agent = Agent::new(arguments.socket);
-    match commands::run(&agent, arguments.command, arguments.output).await {
+    match answer(arguments).await {
         Ok(answer) => {
             // A reader that has seen enough, such as head, is no error.
             let _ = std::io::stdout().write_all(answer.text.as_bytes());
@@ -30,4 +33,17 @@ async fn main() -> std::process::ExitCode {
             std::process::ExitCode::from(2)
         }
     }
+}
+
+async fn answer(arguments: Arguments) -> anyhow::Result<commands::Answer> {
+    let Arguments { socket, node, kubeconfig, output, command } = arguments;
+    if let Command::Diff { all_nodes: true } = command {
+        let client = cluster::client(kubeconfig.as_deref()).await?;
+        return commands::diff_of_all(&client, output).await;
+    }
+    let agent = match node {
+        None => Agent::Here { socket },
+        Some(node) => Agent::Of { node, client: cluster::client(kubeconfig.as_deref()).await? },
+    };
+    commands::run(&agent, command, output).await
 }

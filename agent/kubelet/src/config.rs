@@ -38,6 +38,8 @@ pub struct Config {
     pub port: u16,
     /// Without it there is no server: logs and exec do not work then.
     pub server_tls: Option<ServerTls>,
+    /// Where the agent of the node answers questions about its network, which this kubelet hands on.
+    pub agent_socket: Option<PathBuf>,
     pub max_pods: u32,
     /// Labels put on the Node when it registers, besides the well-known ones.
     pub node_labels: BTreeMap<String, String>,
@@ -68,6 +70,7 @@ impl Config {
             cluster_domain: "cluster.local".to_owned(),
             port: 10250,
             server_tls: None,
+            agent_socket: None,
             max_pods: 110,
             node_labels: BTreeMap::new(),
             network_ready,

@@ -1,8 +1,9 @@
-//! The kubelet's HTTPS server: logs, exec, attach, port-forward and the list of pods, for the apiserver.
+//! The kubelet's HTTPS server: logs, exec, attach, port-forward, the list of pods, and what the agent says, for the apiserver.
 //!
 //! Every client shows a certificate of the cluster's CA; only the apiserver's own and `system:masters` get further
 //! than the health check.
 
+mod agent;
 mod exec;
 mod forward;
 mod log;
@@ -55,8 +56,8 @@ impl Refusal {
         Self { status, message: message.into() }
     }
 
-    pub fn bad_request(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, message)
+    pub fn bad_request(message: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message.to_string())
     }
 
     pub fn internal(error: impl std::fmt::Display) -> Self {
@@ -274,6 +275,7 @@ fn route(state: Arc<State>, request: Request<Incoming>, path: &str) -> BoxFuture
             }
             ["metrics"] | ["metrics", "resource"] if method == Method::GET => stats::metrics(&state).await,
             ["stats", "summary"] if method == Method::GET => stats::summary(&state).await,
+            ["seaway", ..] if method == Method::GET => agent::serve(&state, &request).await,
             _ => Err(not_found(&request)),
         }
     })

@@ -74,6 +74,13 @@ impl Cluster {
         command
     }
 
+    /// `seaway ARGUMENTS`, split at spaces, on no node: what is asked goes by way of the API server.
+    #[track_caller]
+    pub fn seaway(&self, arguments: &str) -> Run {
+        let mut command = Command::new(self.xtask.with_file_name("seaway"));
+        run(command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments.split_whitespace()), "")
+    }
+
     /// `kubectl apply -f -` in a namespace.
     #[track_caller]
     pub fn apply(&self, namespace: &str, manifest: &str) -> String {

@@ -31,37 +31,79 @@ pub fn differs(answer: &Value) -> anyhow::Result<bool> {
 }
 
 pub fn text(answer: &Value, wide: bool) -> anyhow::Result<String> {
-    let mut diff: Diff = read(answer)?;
-    diff.differences.sort_by(|one, other| (&one.between, &one.what).cmp(&(&other.between, &other.what)));
+    let diff: Diff = read(answer)?;
     let mut text = String::new();
     if !diff.differences.is_empty() {
-        let mut table = Table::new(&["BETWEEN", "KIND", "WHAT", "WANTED", "FOUND"], &[], "");
-        for difference in &diff.differences {
-            let or_nothing = |text: &str| if text.is_empty() { "nothing" } else { text }.to_owned();
-            table.row([
-                difference.between.join(" and "),
-                difference.kind.clone(),
-                difference.what.clone(),
-                or_nothing(&difference.wanted),
-                or_nothing(&difference.found),
-            ]);
-        }
+        let mut table = Table::new(&COLUMNS, &[], "");
+        diff.in_order().into_iter().for_each(|difference| table.row(difference.cells()));
         text.push_str(&table.render(wide));
     }
-    let compared: Vec<String> = COMPARED
-        .iter()
-        .filter_map(|(name, what)| Some(format!("{} {what}", diff.compared.get(*name)?)))
-        .collect();
-    let result = match diff.differences.len() {
-        0 => "no difference".to_owned(),
-        1 => "1 difference".to_owned(),
-        count => format!("{count} differences"),
-    };
-    text.push_str(&format!("Compared {}: {result}.\n", compared.join(", ")));
+    text.push_str(&format!("{}\n", diff.summary()));
     for reason in &diff.unasked {
         text.push_str(&format!("Not compared: {reason}\n"));
     }
     Ok(text)
+}
+
+/// The answers of several nodes, by their names.
+pub fn text_of_all(answers: &Value, wide: bool) -> anyhow::Result<String> {
+    let diffs: BTreeMap<String, Diff> = read(answers)?;
+    let mut text = String::new();
+    if diffs.values().any(|diff| !diff.differences.is_empty()) {
+        let mut table = Table::new(&["NODE", "BETWEEN", "KIND", "WHAT", "WANTED", "FOUND"], &[], "");
+        for (node, diff) in &diffs {
+            for difference in diff.in_order() {
+                let [between, kind, what, wanted, found] = difference.cells();
+                table.row([node.clone(), between, kind, what, wanted, found]);
+            }
+        }
+        text.push_str(&table.render(wide));
+    }
+    for (node, diff) in &diffs {
+        if !diff.compared.is_empty() {
+            text.push_str(&format!("{node}: {}\n", diff.summary()));
+        }
+        for reason in &diff.unasked {
+            text.push_str(&format!("{node}: not compared: {reason}\n"));
+        }
+    }
+    let good = diffs.values().filter(|diff| diff.differences.is_empty() && diff.unasked.is_empty()).count();
+    text.push_str(&format!("{good} of {} nodes agree with themselves and the API.\n", diffs.len()));
+    Ok(text)
+}
+
+const COLUMNS: [&str; 5] = ["BETWEEN", "KIND", "WHAT", "WANTED", "FOUND"];
+
+impl Diff {
+    fn in_order(&self) -> Vec<&Difference> {
+        let mut differences: Vec<&Difference> = self.differences.iter().collect();
+        differences.sort_by(|one, other| (&one.between, &one.what).cmp(&(&other.between, &other.what)));
+        differences
+    }
+
+    fn summary(&self) -> String {
+        let compared =
+            COMPARED.iter().filter_map(|(name, what)| Some(format!("{} {what}", self.compared.get(*name)?)));
+        let result = match self.differences.len() {
+            0 => "no difference".to_owned(),
+            1 => "1 difference".to_owned(),
+            count => format!("{count} differences"),
+        };
+        format!("Compared {}: {result}.", compared.collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Difference {
+    fn cells(&self) -> [String; 5] {
+        let or_nothing = |text: &str| if text.is_empty() { "nothing" } else { text }.to_owned();
+        [
+            self.between.join(" and "),
+            self.kind.clone(),
+            self.what.clone(),
+            or_nothing(&self.wanted),
+            or_nothing(&self.found),
+        ]
+    }
 }
 
 /// In the order in which a packet's way is made.
@@ -116,5 +158,29 @@ mod tests {
         assert!(differs(&answer).unwrap());
         let silent = json!({ "compared": {}, "differences": [], "unasked": ["the node: x"] });
         assert!(differs(&silent).unwrap());
+    }
+
+    #[test]
+    fn of_many_nodes_each_is_named_and_one_that_is_silent_does_not_agree() {
+        let answers = json!({
+            "node-b": { "compared": { "routes": 3 }, "unasked": [], "differences": [
+                { "between": ["agent", "FIB"], "kind": "route", "what": "10.244.1.0/26", "wanted": "via 192.0.2.2",
+                  "found": "" },
+            ] },
+            "node-a": { "compared": { "routes": 2 }, "differences": [], "unasked": [] },
+            "node-c": { "compared": {}, "differences": [], "unasked": ["the agent of node-c does not answer"] },
+        });
+        let text = text_of_all(&answers, false).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("NODE ") && lines[1].starts_with("node-b "), "{text}");
+        assert_eq!(
+            lines[2..],
+            [
+                "node-a: Compared 2 routes of the kernel: no difference.",
+                "node-b: Compared 3 routes of the kernel: 1 difference.",
+                "node-c: not compared: the agent of node-c does not answer",
+                "1 of 3 nodes agree with themselves and the API.",
+            ]
+        );
     }
 }

@@ -16,7 +16,9 @@ mod why_not;
 
 use std::{io::Write, ops::ControlFlow};
 
-use serde_json::Value;
+use futures::{StreamExt, stream};
+use kube::Client;
+use serde_json::{Map, Value, json};
 
 use crate::{
     agent::{ANSWER_TIME_MAX, Agent},
@@ -24,6 +26,7 @@ use crate::{
         BlockCommand, Command, FlowCommand, JournalKind, MapCommand, Output, PeerCommand, PodCommand,
         RouteCommand, ServiceCommand,
     },
+    cluster,
 };
 
 /// What is printed, and whether it is what was hoped for.
@@ -36,7 +39,7 @@ pub struct Answer {
 pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Result<Answer> {
     let mut is_good = true;
     let text = match command {
-        Command::Diff => {
+        Command::Diff { all_nodes: _ } => {
             let found = agent.ask("/v1/diff").await?;
             is_good = !diff::differs(&found)?;
             shown(found, output, diff::text)
@@ -88,6 +91,25 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
         Command::Counters => listed(agent, "/v1/counters", output, counters::list).await,
     }?;
     Ok(Answer { text, is_good })
+}
+
+/// Nodes that are asked at one time.
+const NODES_AT_ONCE: usize = 16;
+
+/// Asks every node whether its layers agree. One that does not answer is told as such, and is no agreement.
+pub async fn diff_of_all(client: &Client, output: Output) -> anyhow::Result<Answer> {
+    let asked = cluster::nodes(client).await?.into_iter().map(|node| async {
+        let agent = Agent::Of { node: node.clone(), client: client.clone() };
+        let unasked = |error| json!({ "compared": {}, "differences": [], "unasked": [format!("{error:#}")] });
+        let found = agent.ask("/v1/diff").await;
+        (node, found.unwrap_or_else(unasked))
+    });
+    let found: Map<String, Value> = stream::iter(asked).buffered(NODES_AT_ONCE).collect().await;
+    let mut is_good = true;
+    for diff in found.values() {
+        is_good &= !diff::differs(diff)?;
+    }
+    Ok(Answer { text: shown(Value::Object(found), output, diff::text_of_all)?, is_good })
 }
 
 /// Reads lines into `table`, or prints them as they come where JSON is wanted. Of more than `limit`, which is 0 for no
