@@ -3,6 +3,7 @@
 mod advertised;
 mod bad_input;
 mod dual_stack;
+mod evicted;
 mod exposed;
 mod failures;
 mod health;

@@ -1,11 +1,47 @@
 //! The kubelet's own check of a pod before it runs: the scheduler may have been late, or absent. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
+use crate::eviction::signals::Condition;
+use crate::eviction::{self, pods};
 use crate::pod::{self, Bound};
 use crate::status::Failure;
+
+const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
+
+/// Whether a node under `pressure` takes `pod`. Short of memory alone, it takes all that asked for some, and others that
+/// tolerate it; critical pods are always taken.
+pub fn under_pressure(pod: &Pod, pressure: &BTreeSet<Condition>) -> Result<(), Failure> {
+    let default_spec = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default_spec);
+    let only_memory = pressure.iter().all(|condition| *condition == Condition::Memory);
+    let admitted = || pod::qos_class(spec) != "BestEffort" || tolerates_memory_pressure(spec);
+    if pressure.is_empty() || pods::is_critical(pod) || (only_memory && admitted()) {
+        return Ok(());
+    }
+    let conditions = eviction::list(pressure);
+    let message = format!("Pod was rejected: The node had condition: {conditions}. ");
+    Err(Failure::new(eviction::REASON, message))
+}
+
+fn tolerates_memory_pressure(spec: &PodSpec) -> bool {
+    spec.tolerations.iter().flatten().any(|toleration| {
+        let matches = |given: &Option<String>, wanted: &str| {
+            given.as_deref().is_none_or(|g| g.is_empty() || g == wanted)
+        };
+        // The taint has no value.
+        let operator = match toleration.operator.as_deref() {
+            Some("Exists") => true,
+            None | Some("" | "Equal") => {
+                toleration.key.is_some() && toleration.value.as_deref().unwrap_or_default().is_empty()
+            }
+            Some(_) => false,
+        };
+        matches(&toleration.effect, "NoSchedule") && matches(&toleration.key, MEMORY_PRESSURE) && operator
+    })
+}
 
 /// Whether `pod` fits the node beside `others`, pods that are here already.
 pub fn check<'a>(
@@ -16,9 +52,8 @@ pub fn check<'a>(
 ) -> Result<(), Failure> {
     let default_spec = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default_spec);
-    let fail = |reason: &str, message: String| {
-        Err(Failure { reason: reason.to_owned(), message: format!("Pod was rejected: {message}") })
-    };
+    let fail =
+        |reason: &str, message: String| Err(Failure::new(reason, format!("Pod was rejected: {message}")));
     let selects = |(key, value): (&String, &String)| labels.get(key) == Some(value);
     if !spec.node_selector.iter().flatten().all(selects) {
         let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
@@ -110,5 +145,43 @@ mod tests {
         assert_eq!(reason(&port("a", "", 80), &[port("b", "10.0.0.1", 80)]).as_deref(), Some("NodePorts"));
         assert_eq!(reason(&port("a", "10.0.0.2", 80), &[port("b", "10.0.0.1", 80)]), None);
         assert_eq!(reason(&port("a", "", 81), &[port("b", "", 80)]), None);
+    }
+
+    #[test]
+    fn a_node_under_pressure_takes_what_it_must_and_what_it_can() {
+        let all = [Condition::Memory, Condition::Disk, Condition::Pid];
+        let refused = |pod: &Pod, pressure: &[Condition]| {
+            under_pressure(pod, &pressure.iter().copied().collect()).err().map(|failure| failure.message)
+        };
+        let best_effort = || json!({"containers": [{"name": "c"}]});
+        let plain = pod("a", best_effort());
+        assert_eq!(refused(&plain, &[]), None);
+        let message = "Pod was rejected: The node had condition: [MemoryPressure]. ";
+        assert_eq!(refused(&plain, &[Condition::Memory]).as_deref(), Some(message));
+        let asking = cpu("a", "1");
+        assert_eq!(refused(&asking, &[Condition::Memory]), None);
+        for condition in [Condition::Disk, Condition::Pid] {
+            assert!(
+                refused(&asking, &[condition]).is_some()
+                    && refused(&asking, &[condition, Condition::Memory]).is_some()
+            );
+        }
+        let mut spec = best_effort();
+        spec["priority"] = json!(2_000_000_000);
+        assert_eq!(refused(&pod("a", spec), &all), None);
+        for (toleration, taken) in [
+            (json!({"key": MEMORY_PRESSURE, "operator": "Exists"}), true),
+            (json!({"key": MEMORY_PRESSURE, "effect": "NoSchedule"}), true),
+            (json!({"operator": "Exists"}), true),
+            (json!({"key": MEMORY_PRESSURE, "operator": "Exists", "effect": "NoExecute"}), false),
+            (json!({"key": MEMORY_PRESSURE, "value": "x"}), false),
+            (json!({"key": "node.kubernetes.io/disk-pressure", "operator": "Exists"}), false),
+        ] {
+            let mut spec = best_effort();
+            spec["tolerations"] = json!([toleration]);
+            let tolerant = pod("a", spec);
+            assert_eq!(refused(&tolerant, &[Condition::Memory]).is_none(), taken, "{toleration}");
+            assert!(refused(&tolerant, &[Condition::Disk]).is_some());
+        }
     }
 }

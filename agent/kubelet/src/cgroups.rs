@@ -113,6 +113,16 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Processes and threads of the pod; 0 where the kernel does not count them.
+    pub fn processes(&self, spec: &PodSpec, uid: &str) -> u64 {
+        let file = format!("{}/pids.current", self.pod_path(spec, uid));
+        let counted = self
+            .hierarchies
+            .iter()
+            .filter_map(|hierarchy| fs::read_to_string(hierarchy.at(&file)).ok()?.trim().parse::<u64>().ok());
+        counted.max().unwrap_or(0)
+    }
+
     /// UIDs of pods that have a cgroup.
     pub fn known_uids(&self) -> Vec<String> {
         let mut uids = Vec::new();

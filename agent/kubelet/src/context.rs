@@ -1,17 +1,20 @@
 //! What all workers of one kubelet share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_cri::v1 as cri_api;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 
 use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::configuration::Configuration;
 use crate::cri::Runtime;
 use crate::downward::Facts;
 use crate::env::ServiceLinks;
+use crate::eviction::signals::Condition;
 use crate::images::Images;
 use crate::pod;
 use crate::recorder::Recorder;
@@ -46,6 +49,7 @@ pub struct Capacity {
 pub struct Context {
     pub client: kube::Client,
     pub config: Config,
+    pub configuration: Configuration,
     pub runtime: Runtime,
     pub images: Images,
     pub volumes: Volumes,
@@ -54,6 +58,8 @@ pub struct Context {
     pub services: Arc<dyn ServiceLinks>,
     pub owners: Owners,
     pub capacity: Capacity,
+    /// What the node is short of, or was lately.
+    pub pressure: watch::Sender<BTreeSet<Condition>>,
     /// Addresses of the node as text, primary first.
     pub host_ips: Vec<String>,
 }

@@ -107,6 +107,14 @@ impl Runtime {
         Ok(bounded(QUERY, self.runtime.clone().status(request)).await?.status.unwrap_or_default())
     }
 
+    /// The image of sandboxes, if the runtime tells it, as containerd does.
+    pub async fn sandbox_image(&self) -> Result<Option<String>> {
+        let request = timed(QUERY, api::StatusRequest { verbose: true });
+        let info = bounded(QUERY, self.runtime.clone().status(request)).await?.info;
+        let config = info.get("config").and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+        Ok(config.and_then(|config| Some(config["sandboxImage"].as_str()?.to_owned())))
+    }
+
     pub async fn run_pod_sandbox(
         &self,
         config: api::PodSandboxConfig,
@@ -240,6 +248,19 @@ impl Runtime {
     pub async fn list_container_stats(&self) -> Result<Vec<api::ContainerStats>> {
         let request = timed(QUERY, api::ListContainerStatsRequest { filter: None });
         Ok(bounded(QUERY, self.runtime.clone().list_container_stats(request)).await?.stats)
+    }
+
+    /// The file systems that images are on.
+    pub async fn image_fs_info(&self) -> Result<Vec<api::FilesystemUsage>> {
+        let request = timed(QUERY, api::ImageFsInfoRequest {});
+        Ok(bounded(QUERY, self.images.clone().image_fs_info(request)).await?.image_filesystems)
+    }
+
+    /// Removes an image with all its names. One that is gone counts as removed.
+    pub async fn remove_image(&self, id: &str) -> Result<()> {
+        let image = api::ImageSpec { image: id.to_owned(), ..Default::default() };
+        let request = timed(CHANGE, api::RemoveImageRequest { image: Some(image) });
+        gone_is_done(bounded(CHANGE, self.images.clone().remove_image(request)).await)
     }
 
     pub async fn list_images(&self) -> Result<Vec<api::Image>> {

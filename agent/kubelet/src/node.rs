@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::context::{Capacity, Context};
+use crate::eviction::signals::{Condition, Settings, Signal};
 use crate::recorder::Type;
 use crate::status::time;
 
@@ -31,23 +32,24 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(300);
 const LEASE_SECONDS: i32 = 40;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const IMAGES_MAX: usize = 50;
-/// Upstream's default hard eviction threshold, kept free of pods.
-const MEMORY_RESERVED_BYTES: i128 = 100 << 20;
-const DISK_FREE_PERCENT_MIN: u64 = 5;
-
-/// Measures what the node has.
-pub fn capacity(config: &Config) -> Capacity {
+/// Measures what the node has. What hard eviction thresholds keep free is not for pods.
+pub fn capacity(config: &Config, eviction: &Settings) -> Capacity {
     let cpus = cpus();
     let memory_bytes = meminfo("MemTotal");
     let storage = i128::from(disk(&config.state_dir).map_or(0, |disk| disk.total_bytes));
     let pods = i128::from(config.max_pods);
     let allocatable_milli = BTreeMap::from([
         ("cpu".to_owned(), cpus * 1000),
-        ("memory".to_owned(), (memory_bytes - MEMORY_RESERVED_BYTES).max(0) * 1000),
-        ("ephemeral-storage".to_owned(), storage * 9 / 10 * 1000),
+        ("memory".to_owned(), allocatable(eviction, Signal::MemoryAvailable, memory_bytes) * 1000),
+        ("ephemeral-storage".to_owned(), allocatable(eviction, Signal::NodefsAvailable, storage) * 1000),
         ("pods".to_owned(), pods * 1000),
     ]);
     Capacity { memory_bytes, allocatable_milli }
+}
+
+fn allocatable(eviction: &Settings, signal: Signal, capacity: i128) -> i128 {
+    let reserved = eviction.reserved(signal, u64::try_from(capacity).unwrap_or(0));
+    (capacity - i128::from(reserved)).max(0)
 }
 
 fn cpus() -> i128 {
@@ -56,22 +58,40 @@ fn cpus() -> i128 {
 }
 
 /// A line of /proc/meminfo, in bytes.
-fn meminfo(name: &str) -> i128 {
+pub fn meminfo(name: &str) -> i128 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let kilobytes: i128 = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
     kilobytes * 1024
 }
 
-struct Disk {
-    total_bytes: u64,
-    available_bytes: u64,
+/// A file system. Inodes are 0 where it makes them as it needs them.
+pub struct Disk {
+    pub total_bytes: u64,
+    /// Free for others than root.
+    pub available_bytes: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
 }
 
-fn disk(path: &Path) -> Option<Disk> {
+pub fn disk(path: &Path) -> Option<Disk> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     let unit = stat.fragment_size();
-    Some(Disk { total_bytes: stat.blocks() * unit, available_bytes: stat.blocks_available() * unit })
+    Some(Disk {
+        total_bytes: stat.blocks() * unit,
+        available_bytes: stat.blocks_available() * unit,
+        inodes: stat.files(),
+        inodes_free: stat.files_free(),
+    })
+}
+
+/// Process ids that are taken, by threads too, and how many there may be.
+pub fn processes() -> Option<(u64, u64)> {
+    let limit = |path| first_line(path).parse::<u64>().ok();
+    let most = [limit("/proc/sys/kernel/pid_max"), limit("/proc/sys/kernel/threads-max")];
+    let load = first_line("/proc/loadavg");
+    let taken = load.split(' ').nth(3)?.split('/').nth(1)?.parse().ok()?;
+    Some((taken, most.into_iter().flatten().min()?))
 }
 
 fn quantities(config: &Config, memory: i128, storage: i128, cpus: i128) -> BTreeMap<String, Quantity> {
@@ -122,6 +142,7 @@ pub async fn run(
     let mut reporter =
         Reporter { context, current, last_sent: None, was_ready: None, runtime: String::new() };
     let mut network = reporter.context.config.network_ready.clone();
+    let mut pressure = reporter.context.pressure.subscribe();
     let lease = tokio::spawn(renew_lease(reporter.context.clone(), reporter.current.subscribe()));
     loop {
         let mut wait = INTERVAL;
@@ -133,6 +154,7 @@ pub async fn run(
             () = cancel.cancelled() => break,
             () = tokio::time::sleep(wait) => {}
             Ok(()) = network.changed() => {}
+            Ok(()) = pressure.changed() => {}
         }
     }
     lease.abort();
@@ -217,7 +239,9 @@ impl Reporter {
         let config = &context.config;
         let storage = i128::from(disk(&config.state_dir).map_or(0, |disk| disk.total_bytes));
         let memory = context.capacity.memory_bytes;
-        let kept = (memory - MEMORY_RESERVED_BYTES).max(0);
+        let eviction = &context.configuration.eviction;
+        let memory_kept = allocatable(eviction, Signal::MemoryAvailable, memory);
+        let storage_kept = allocatable(eviction, Signal::NodefsAvailable, storage);
         let mut addresses: Vec<NodeAddress> = context
             .host_ips
             .iter()
@@ -227,7 +251,7 @@ impl Reporter {
         NodeStatus {
             addresses: Some(addresses),
             capacity: Some(quantities(config, memory, storage, cpus())),
-            allocatable: Some(quantities(config, kept, storage * 9 / 10, cpus())),
+            allocatable: Some(quantities(config, memory_kept, storage_kept, cpus())),
             conditions: Some(self.conditions(node).await),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
@@ -298,13 +322,7 @@ impl Reporter {
     }
 
     async fn conditions(&mut self, node: &Node) -> Vec<NodeCondition> {
-        let low_memory = meminfo("MemAvailable") < MEMORY_RESERVED_BYTES;
-        let low_disk = disk(&self.context.config.state_dir)
-            .is_some_and(|disk| disk.available_bytes < disk.total_bytes / 100 * DISK_FREE_PERCENT_MIN);
-        let pids: u64 = first_line("/proc/sys/kernel/pid_max").parse().unwrap_or(u64::MAX);
-        let load = first_line("/proc/loadavg");
-        let tasks = load.split(' ').nth(3).and_then(|part| part.split('/').nth(1)?.parse::<u64>().ok());
-        let low_pids = tasks.unwrap_or(0) > pids / 100 * 95;
+        let pressure = self.context.pressure.borrow().clone();
         let pick = |bad: bool, yes: (&'static str, &'static str), no: (&'static str, &'static str)| {
             let (reason, message) = if bad { yes } else { no };
             (bad, reason, message.to_owned())
@@ -314,7 +332,7 @@ impl Reporter {
             (
                 "MemoryPressure",
                 pick(
-                    low_memory,
+                    pressure.contains(&Condition::Memory),
                     ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
                     ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
                 ),
@@ -322,7 +340,7 @@ impl Reporter {
             (
                 "DiskPressure",
                 pick(
-                    low_disk,
+                    pressure.contains(&Condition::Disk),
                     ("KubeletHasDiskPressure", "kubelet has disk pressure"),
                     ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
                 ),
@@ -330,7 +348,7 @@ impl Reporter {
             (
                 "PIDPressure",
                 pick(
-                    low_pids,
+                    pressure.contains(&Condition::Pid),
                     ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
                     ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
                 ),
@@ -501,7 +519,7 @@ mod tests {
         let (_, ready) = watch::channel(true);
         let mut config = Config::new("n", vec![], ready);
         config.state_dir = "/".into();
-        let capacity = capacity(&config);
+        let capacity = capacity(&config, &Settings::default());
         assert!(capacity.memory_bytes > 0 && capacity.allocatable_milli["cpu"] >= 1000);
         assert!(capacity.allocatable_milli["ephemeral-storage"] > 0);
     }

@@ -94,6 +94,8 @@ pub struct Memory {
     pub network_ready: bool,
     /// The phase is Failed or Succeeded and stays so.
     pub terminal: bool,
+    /// Once the pod has ended, its containers and sandboxes are not kept for whoever asks for logs.
+    pub reclaim: bool,
     pub ending: Option<Ending>,
     pub torn_down: bool,
     pub busy: BTreeSet<Op>,
@@ -181,10 +183,11 @@ pub fn plan(spec: &PodSpec, actual: &Actual, memory: &Memory, now: Timestamp) ->
     let entries = pod::entries(spec);
     let mut plan = Plan::default();
     if let Some(ending) = &memory.ending {
-        wind_down(&entries, actual, memory, ending.deadline, ending.deleted, &mut plan, now);
+        let remove = ending.deleted || memory.reclaim;
+        wind_down(&entries, actual, memory, ending.deadline, remove, &mut plan, now);
     } else if memory.terminal || is_finished(spec, &entries, actual, memory) {
         let grace = spec.termination_grace_period_seconds.unwrap_or(30).max(1);
-        wind_down(&entries, actual, memory, after(now, seconds(grace)), false, &mut plan, now);
+        wind_down(&entries, actual, memory, after(now, seconds(grace)), memory.reclaim, &mut plan, now);
     } else {
         live(spec, &entries, actual, memory, &mut plan, now);
     }
@@ -237,7 +240,7 @@ fn wind_down(
     actual: &Actual,
     memory: &Memory,
     deadline: Timestamp,
-    deleted: bool,
+    remove_all: bool,
     plan: &mut Plan,
     now: Timestamp,
 ) {
@@ -271,7 +274,7 @@ fn wind_down(
         }
         return;
     }
-    if deleted {
+    if remove_all {
         for sandbox in &actual.sandboxes {
             remove(Action::RemoveSandbox { id: sandbox.id.clone() }, &sandbox.id, memory, plan, now);
         }

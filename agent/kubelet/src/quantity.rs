@@ -17,6 +17,39 @@ pub fn ceil_div(value: i128, divisor: i128) -> i128 {
     value.div_euclid(divisor) + i128::from(value.rem_euclid(divisor) != 0)
 }
 
+/// Bytes as Kubernetes prints them: `10Mi` where they are whole, else in digits.
+pub fn bytes(value: u64) -> String {
+    with_suffix(value, 1024, ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"])
+}
+
+/// A count as Kubernetes prints it: `20k` where it is whole, else in digits.
+pub fn count(value: u64) -> String {
+    with_suffix(value, 1000, ["", "k", "M", "G", "T", "P", "E"])
+}
+
+fn with_suffix(mut value: u64, step: u64, suffixes: [&str; 7]) -> String {
+    let mut place = 0;
+    while value != 0 && value.is_multiple_of(step) && place + 1 < suffixes.len() {
+        value /= step;
+        place += 1;
+    }
+    format!("{value}{}", suffixes[place])
+}
+
+/// Whether the suffix is one of powers of two.
+pub fn is_binary(quantity: &Quantity) -> bool {
+    quantity.0.ends_with('i')
+}
+
+/// Whole units of well-formed text.
+///
+/// # Errors
+/// The text is no quantity, is negative or beyond 64 bits.
+pub fn parse_units(text: &str) -> Result<u64, String> {
+    let milli = parse(text).ok_or_else(|| format!("{text:?} is not a quantity such as 100Mi"))?;
+    u64::try_from(ceil_div(milli, 1000)).map_err(|_| format!("{text:?} is out of range"))
+}
+
 fn parse(text: &str) -> Option<i128> {
     let text = text.trim();
     let split =
@@ -90,5 +123,19 @@ mod tests {
             assert_eq!(milli(&Quantity(text.to_owned())), expected, "{text}");
         }
         assert_eq!(units(&Quantity("1100m".into())), 2);
+    }
+
+    #[test]
+    fn amounts_print_as_kubernetes_prints_them() {
+        for (value, as_bytes, as_count) in [
+            (0, "0", "0"),
+            (1000, "1000", "1k"),
+            (1024, "1Ki", "1024"),
+            (10 << 20, "10Mi", "10485760"),
+            (1025, "1025", "1025"),
+            (2_000_000, "2000000", "2M"),
+        ] {
+            assert_eq!((bytes(value).as_str(), count(value).as_str()), (as_bytes, as_count));
+        }
     }
 }

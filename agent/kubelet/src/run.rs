@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admission;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
+use crate::configuration::Configuration;
 use crate::context::{Context, Owners};
 use crate::cri::{self, Runtime};
 use crate::env::ServiceLinks;
+use crate::eviction::Evictor;
 use crate::images::Images;
 use crate::node;
 use crate::objects::Objects;
@@ -81,10 +83,16 @@ pub async fn run(
     }
     let (changed_objects, objects_receiver) = mpsc::unbounded_channel();
     let (events_sender, events) = mpsc::unbounded_channel();
-    let context = Arc::new(make_context(&client, config, runtime.clone(), changed_objects, services));
+    let configuration = Configuration::load(&config.state_dir)?;
+    let context =
+        Arc::new(make_context(&client, config, configuration, runtime.clone(), changed_objects, services));
     context.cgroups.prepare_node();
     let (node_sender, node) = watch::channel(None);
     let pods = PodTable::default();
+    let (orders, orders_receiver) = mpsc::unbounded_channel();
+    let mut evictor = Evictor::new(context.clone(), pods.clone(), orders);
+    // The conditions are known before the first pod is admitted.
+    evictor.look().await;
     let mut tasks = JoinSet::new();
     if let Some(tls) = context.config.server_tls.clone() {
         let server = server::Server::bind(context.clone(), pods.clone(), &tls).await?;
@@ -92,6 +100,7 @@ pub async fn run(
     }
     tasks.spawn(runtime_events::watch(runtime, channel, events_sender));
     tasks.spawn(node::run(context.clone(), node_sender, cancel.clone()));
+    tasks.spawn(evictor.run());
     let runner = Runner {
         context,
         node,
@@ -103,7 +112,7 @@ pub async fn run(
         synced: false,
         cancel: cancel.clone(),
     };
-    runner.run(events, objects_receiver).await;
+    runner.run(events, objects_receiver, orders_receiver).await;
     tasks.shutdown().await;
     Ok(())
 }
@@ -134,6 +143,7 @@ async fn wait_for_runtime(runtime: &Runtime, config: &Config, cancel: &Cancellat
 fn make_context(
     client: &kube::Client,
     config: Config,
+    configuration: Configuration,
     runtime: Runtime,
     changed_objects: mpsc::UnboundedSender<String>,
     services: Arc<dyn ServiceLinks>,
@@ -153,9 +163,11 @@ fn make_context(
         recorder: Recorder::start(client.clone(), config.node_name.clone()),
         services,
         owners: Owners::default(),
-        capacity: node::capacity(&config),
+        capacity: node::capacity(&config, &configuration.eviction),
+        pressure: watch::Sender::default(),
         host_ips: config.node_ips.iter().map(ToString::to_string).collect(),
         config,
+        configuration,
     }
 }
 
@@ -180,6 +192,7 @@ impl Runner {
         mut self,
         mut events: mpsc::UnboundedReceiver<Event>,
         mut objects: mpsc::UnboundedReceiver<String>,
+        mut orders: mpsc::UnboundedReceiver<(String, Message)>,
     ) {
         let selector = format!("spec.nodeName={}", self.context.config.node_name);
         let api = Api::<Pod>::all(self.context.client.clone());
@@ -198,6 +211,7 @@ impl Runner {
                 },
                 Some(event) = events.recv() => self.runtime_event(event),
                 Some(uid) = objects.recv() => self.tell(&uid, Message::Objects),
+                Some((uid, message)) = orders.recv() => self.tell(&uid, message),
                 Ok(()) = network.changed() => {
                     let ready = *network.borrow_and_update();
                     self.tell_all(&Message::Network(ready));
@@ -288,6 +302,9 @@ impl Runner {
     }
 
     fn admit(&self, pod: &Pod) -> Option<crate::status::Failure> {
+        if let Err(failure) = admission::under_pressure(pod, &self.context.pressure.borrow()) {
+            return Some(failure);
+        }
         let node = self.node.borrow().clone();
         let labels = node.and_then(|node| node.metadata.labels.clone());
         let labels = match labels {

@@ -22,6 +22,9 @@ const READY: &str = "Ready";
 const CONTAINERS_READY: &str = "ContainersReady";
 const SCHEDULED: &str = "PodScheduled";
 const OWNED: [&str; 5] = [READY_TO_START, INITIALIZED, READY, CONTAINERS_READY, SCHEDULED];
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+/// Why the kubelet sets it; other writers have other reasons.
+const TERMINATION_BY_KUBELET: &str = "TerminationByKubelet";
 const EXIT_CODE_LOST: i32 = 137;
 
 /// Why a container does not run, in the words of `containerStatuses[].state.waiting`.
@@ -36,6 +39,15 @@ pub struct Waiting {
 pub struct Failure {
     pub reason: String,
     pub message: String,
+    /// The node is the cause, and not the pod: it gets the condition `DisruptionTarget`.
+    pub disrupts: bool,
+}
+
+impl Failure {
+    /// One that the pod itself is the cause of.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason: reason.into(), message: message.into(), disrupts: false }
+    }
 }
 
 /// Everything beside pod and previous status that the status is made from.
@@ -495,8 +507,28 @@ fn conditions(
     }
     // What others wrote stays as they wrote it.
     let others = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.extend(others.filter(|condition| !OWNED.contains(&condition.type_.as_str())).cloned());
+    let disrupted = view.failure.filter(|failure| failure.disrupts);
+    let others = others.filter(|condition| {
+        let kind = condition.type_.as_str();
+        !OWNED.contains(&kind) && (disrupted.is_none() || kind != DISRUPTION_TARGET)
+    });
+    conditions.extend(others.cloned());
+    conditions.extend(disrupted.map(|failure| disruption(pod, previous, failure, now)));
     status.conditions = Some(conditions);
+}
+
+fn disruption(pod: &Pod, previous: &PodStatus, failure: &Failure, now: Timestamp) -> PodCondition {
+    let old = previous.conditions.iter().flatten();
+    let mut old = old.filter(|condition| condition.type_ == DISRUPTION_TARGET && condition.status == "True");
+    PodCondition {
+        type_: DISRUPTION_TARGET.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(TERMINATION_BY_KUBELET.to_owned()),
+        message: Some(failure.message.clone()),
+        last_transition_time: old.next().map_or(Some(time(now)), |old| old.last_transition_time.clone()),
+        observed_generation: pod.metadata.generation,
+        ..PodCondition::default()
+    }
 }
 
 /// The strategic merge patch that makes the API's status this one. `uid` makes it miss a pod of the same name that
@@ -516,7 +548,10 @@ pub fn patch(uid: &str, previous: &PodStatus, status: &PodStatus) -> Value {
             fields.entry(field).or_insert(Value::Null);
         }
         if let Some(Value::Array(conditions)) = fields.get_mut("conditions") {
-            conditions.retain(|c| c["type"].as_str().is_some_and(|kind| OWNED.contains(&kind)));
+            conditions.retain(|c| {
+                let kind = c["type"].as_str().unwrap_or_default();
+                OWNED.contains(&kind) || (kind == DISRUPTION_TARGET && c["reason"] == TERMINATION_BY_KUBELET)
+            });
             for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
                 for field in ["reason", "message"] {
                     condition.entry(field).or_insert(Value::Null);

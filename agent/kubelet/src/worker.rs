@@ -4,6 +4,7 @@
 //! stays in `Memory::busy` until it is done. Only this task changes the memory.
 
 mod adopt;
+mod evict;
 mod ops;
 mod publish;
 
@@ -50,6 +51,19 @@ pub enum Message {
     /// A ConfigMap or Secret of the pod changed.
     Objects,
     Network(bool),
+    /// The pod has to go.
+    Evict(Eviction),
+    /// What is left here of a pod that has ended is not to be kept; told when it is gone.
+    Reclaim(CancellationToken),
+}
+
+/// Why a pod has to go, and how soon.
+#[derive(Clone, Debug)]
+pub struct Eviction {
+    pub failure: Failure,
+    pub grace: Duration,
+    /// Told when the pod's containers and volumes are gone.
+    pub done: CancellationToken,
 }
 
 pub struct Worker {
@@ -78,6 +92,9 @@ pub struct Worker {
     publisher: publish::Publisher,
     status: PodStatus,
     object_gone: bool,
+    /// Who waits until nothing of the pod runs, and until nothing of it is left.
+    await_end: Vec<CancellationToken>,
+    await_removal: Vec<CancellationToken>,
     wake_at: Option<Timestamp>,
     finished: bool,
 }
@@ -129,6 +146,8 @@ impl Worker {
             ending: CancellationToken::new(),
             ops: JoinSet::new(),
             object_gone: false,
+            await_end: Vec::new(),
+            await_removal: Vec::new(),
             wake_at: None,
             finished: false,
         };
@@ -197,6 +216,11 @@ impl Worker {
             Message::Network(ready) => {
                 self.memory.network_ready = ready;
                 self.memory.retry_at.remove(&Op::Sandbox);
+            }
+            Message::Evict(eviction) => self.evict(eviction),
+            Message::Reclaim(done) => {
+                self.memory.reclaim |= self.memory.terminal;
+                self.await_removal.push(done);
             }
         }
     }
@@ -271,6 +295,7 @@ impl Worker {
         }
         self.refresh_volumes(now);
         self.publish(&plan, now);
+        self.tell_waiting(&plan);
         self.finish(&plan);
     }
 
@@ -307,7 +332,7 @@ impl Worker {
             self.memory.ending = Some(Ending { deadline: now + Duration::from_secs(grace), deleted: false });
             let message = "Pod was active on the node longer than the specified deadline";
             self.context.recorder.pod(&self.pod, Type::Normal, "DeadlineExceeded", message);
-            self.failure = Some(Failure { reason: "DeadlineExceeded".into(), message: message.into() });
+            self.failure = Some(Failure::new("DeadlineExceeded", message));
         }
         if self.memory.ending.is_some() {
             self.ending.cancel();

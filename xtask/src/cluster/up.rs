@@ -341,6 +341,7 @@ fn node(parts: &Parts, index: u8) -> Result<()> {
     plugins(parts, &folder)?;
     registry_config(&folder)?;
     std::fs::write(folder.join("containerd.toml"), containerd_config()).context("writing containerd.toml")?;
+    kubelet_config(&folder)?;
     let containerd = run::which("containerd").context("containerd is not on this machine")?;
     let addresses = parts.arguments.ip_family.host_addresses(address);
     let agent = words(&format!(
@@ -384,6 +385,16 @@ fn plugins(parts: &Parts, folder: &Path) -> Result<()> {
     std::fs::copy(parts.binary("seaway-cni"), bin.join("seaway-cni")).context("copying seaway-cni")?;
     std::fs::copy("/usr/lib/cni/loopback", bin.join("loopback")).context("copying /usr/lib/cni/loopback")?;
     Ok(())
+}
+
+/// The nodes share this machine's disk, which may be fuller than a node's should be, and their images come from nowhere else.
+fn kubelet_config(folder: &Path) -> Result<()> {
+    let folder = folder.join("seaway");
+    std::fs::create_dir_all(&folder).context("making the agent's folder")?;
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+        evictionHard: {memory.available: 100Mi, nodefs.available: 1Gi, imagefs.available: 1Gi}\n\
+        imageGCHighThresholdPercent: 100\n";
+    std::fs::write(folder.join("kubelet.yaml"), text).context("writing kubelet.yaml")
 }
 
 fn containerd_config() -> &'static str {

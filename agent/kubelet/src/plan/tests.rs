@@ -263,6 +263,18 @@ fn deletion_kills_sidecars_after_the_others_and_removes_the_sandbox_last() {
 }
 
 #[test]
+fn what_is_left_of_a_pod_that_has_ended_is_kept_until_the_node_needs_its_disk() {
+    let mut world = World::new(TWO);
+    world.settle();
+    world.end(false);
+    assert!(world.settle().ended);
+    assert_eq!((world.actual.sandboxes.len(), world.actual.containers.len()), (1, 2));
+    world.memory.reclaim = true;
+    assert!(world.settle().ended);
+    assert!(world.actual.sandboxes.is_empty());
+}
+
+#[test]
 fn a_kill_under_way_is_repeated_only_when_the_deadline_shrinks() {
     let mut world = World::new(TWO);
     world.settle();

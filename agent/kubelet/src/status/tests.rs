@@ -168,13 +168,38 @@ fn a_running_container_that_the_runtime_lost_is_terminated_with_an_unknown_statu
 
 #[test]
 fn a_refused_pod_is_failed_with_the_reason() {
-    let failure = Failure { reason: "OutOfcpu".into(), message: "too little".into() };
+    let failure = Failure::new("OutOfcpu", "too little");
     let view = View { failure: Some(&failure), ..View::for_tests() };
     let status = compute(&pod(ONE), &PodStatus::default(), &view, at(100));
     assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some("Failed"), Some("OutOfcpu")));
     assert_eq!(status.container_statuses, None);
     let later = compute(&pod(ONE), &status, &View::for_tests(), at(200));
     assert_eq!(later, status);
+}
+
+#[test]
+fn a_pod_evicted_for_the_nodes_sake_is_a_target_of_disruption_and_one_for_its_own_is_not() {
+    let mut failure = Failure::new("Evicted", "The node was low on resource: memory. ");
+    let exited = actual(vec![container("a", State::Exited, 137, 0)]);
+    let seen = |failure: Option<&Failure>, previous: &PodStatus, second| {
+        let mut pod = pod(ONE);
+        pod.status = Some(previous.clone());
+        let view = View { actual: &exited, failure, ended: true, ..View::for_tests() };
+        let status = compute(&pod, previous, &view, at(second));
+        let sent = patch("u", previous, &status)["status"]["conditions"].as_array().unwrap().clone();
+        let sent = sent.into_iter().filter(|c| c["type"] == "DisruptionTarget").count();
+        (status, sent)
+    };
+    let running = PodStatus { phase: Some("Running".into()), ..PodStatus::default() };
+    let (own, sent) = seen(Some(&failure), &running, 100);
+    assert_eq!((own.phase.as_deref(), own.reason.as_deref(), sent), (Some("Failed"), Some("Evicted"), 0));
+    failure.disrupts = true;
+    let (first, sent) = seen(Some(&failure), &running, 100);
+    let target = condition(&first, "DisruptionTarget");
+    assert_eq!((target.status.as_str(), target.reason.as_deref()), ("True", Some("TerminationByKubelet")));
+    assert_eq!((target.message.as_ref(), sent), (first.message.as_ref(), 1));
+    assert_eq!(seen(Some(&failure), &first, 200), (first.clone(), 1), "said once");
+    assert_eq!(seen(None, &first, 300), (first.clone(), 1), "and kept by the next kubelet");
 }
 
 #[test]

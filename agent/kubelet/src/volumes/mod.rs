@@ -9,6 +9,7 @@ mod disk;
 pub mod payload;
 pub mod subpath;
 mod token;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,11 @@ impl Volumes {
 
     fn memory_dir(&self, uid: &str) -> PathBuf {
         self.run_dir.join("pods").join(uid)
+    }
+
+    /// Where the emptyDir of that name is.
+    pub fn empty_dir(&self, uid: &str, name: &str) -> PathBuf {
+        self.pod_dir(uid).join("volumes/empty-dir").join(name)
     }
 
     /// Makes all volumes, or brings those from the API up to date. May be repeated. The error is the sentence of a
@@ -148,7 +154,7 @@ impl Volumes {
 
     async fn place(&self, pod: &Pod, spec: &PodSpec, volume: &Volume) -> Result<PathBuf, String> {
         if let Some(source) = &volume.empty_dir {
-            let path = self.pod_dir(pod::uid(pod)).join("volumes/empty-dir").join(&volume.name);
+            let path = self.empty_dir(pod::uid(pod), &volume.name);
             let (at, source, group) = (path.clone(), source.clone(), fs_group(spec));
             blocking(move || disk::empty_dir(&at, &source, group)).await?;
             return Ok(path);
