@@ -79,12 +79,20 @@ fn a_pod_that_fills_more_than_it_may_is_evicted_and_its_service_refuses() {
             conditions.iter().all(|condition| condition["type"] != "DisruptionTarget"),
             "its own fault: {status}"
         );
-        let row = namespace.kubectl(&format!("get pod {name} --no-headers")).ok();
-        assert!(row.contains("Evicted"), "{row}");
         let events =
             namespace.kubectl(&format!("get events --field-selector involvedObject.name={name}")).ok();
         assert!(events.contains("Evicted") && events.contains(message.trim_end()), "{events}");
     }
+    eventually(20, "nothing of an evicted pod to be kept but its status", || {
+        let text = namespace.kubectl("logs layer");
+        let gone = text.stderr.contains("unable to retrieve container logs");
+        if gone { Ok(()) } else { Err(format!("{text:?}")) }
+    });
+    let status: Value = cluster.json("-n evicted get pod layer");
+    assert_eq!(
+        status["status"]["containerStatuses"][0]["state"]["terminated"]["reason"], "Error",
+        "{status}"
+    );
     eventually(20, "the Service to have no endpoint and to refuse", || {
         let slices: Value = cluster.json("-n evicted get endpointslices -l kubernetes.io/service-name=full");
         let items = slices["items"].as_array().cloned().unwrap_or_default();

@@ -178,7 +178,7 @@ impl Evictor {
     async fn evict(&mut self, orders: Vec<Order>) {
         let mut tokens = Vec::new();
         for order in orders {
-            tracing::info!(uid = order.uid, message = order.message, "evicting a pod");
+            tracing::info!(uid = order.uid, why = order.message, "evicting a pod");
             let done = CancellationToken::new();
             let failure =
                 Failure { reason: REASON.to_owned(), message: order.message, disrupts: order.disrupts };

@@ -62,7 +62,7 @@ pub enum Message {
 pub struct Eviction {
     pub failure: Failure,
     pub grace: Duration,
-    /// Told when the pod's containers and volumes are gone.
+    /// Told when the pod's containers, volumes and logs are gone.
     pub done: CancellationToken,
 }
 
@@ -92,9 +92,9 @@ pub struct Worker {
     publisher: publish::Publisher,
     status: PodStatus,
     object_gone: bool,
-    /// Who waits until nothing of the pod runs, and until nothing of it is left.
-    await_end: Vec<CancellationToken>,
+    /// Who waits until nothing of the pod is left here.
     await_removal: Vec<CancellationToken>,
+    logs_removed: bool,
     wake_at: Option<Timestamp>,
     finished: bool,
 }
@@ -119,6 +119,7 @@ impl Worker {
         let memory = Memory {
             network_ready,
             terminal: pod::is_terminal_phase(status.phase.as_deref()) || failure.is_some(),
+            reclaim: evict::is_evicted(&status),
             restarts_before: adopt::restarts_before(&status),
             ..Memory::default()
         };
@@ -146,8 +147,8 @@ impl Worker {
             ending: CancellationToken::new(),
             ops: JoinSet::new(),
             object_gone: false,
-            await_end: Vec::new(),
             await_removal: Vec::new(),
+            logs_removed: false,
             wake_at: None,
             finished: false,
         };
@@ -218,10 +219,7 @@ impl Worker {
                 self.memory.retry_at.remove(&Op::Sandbox);
             }
             Message::Evict(eviction) => self.evict(eviction),
-            Message::Reclaim(done) => {
-                self.memory.reclaim |= self.memory.terminal;
-                self.await_removal.push(done);
-            }
+            Message::Reclaim(done) => self.reclaim(done),
         }
     }
 
@@ -295,7 +293,7 @@ impl Worker {
         }
         self.refresh_volumes(now);
         self.publish(&plan, now);
-        self.tell_waiting(&plan);
+        self.end_reclaim(&plan);
         self.finish(&plan);
     }
 

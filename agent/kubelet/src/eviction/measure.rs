@@ -101,13 +101,11 @@ impl Meter {
         pods: &[Arc<Pod>],
     ) -> crate::cri::Result<HashMap<String, PodUsage>> {
         let stats = latest(context.runtime.list_container_stats().await?);
-        let trees: Vec<(Arc<Pod>, Vec<(Part, Tree)>)> =
-            pods.iter().map(|pod| (pod.clone(), trees(context, pod))).collect();
-        self.walk(trees.iter().flat_map(|(_, trees)| trees.iter().map(|(_, tree)| tree.clone())).collect())
-            .await;
+        let trees: Vec<Vec<(Part, Tree)>> = pods.iter().map(|pod| trees(context, pod)).collect();
+        self.walk(trees.iter().flatten().map(|(_, tree)| tree.clone()).collect()).await;
         let mut usages = HashMap::new();
-        for (pod, trees) in trees {
-            let uid = pod::uid(&pod).to_owned();
+        for (pod, trees) in pods.iter().zip(trees) {
+            let uid = pod::uid(pod).to_owned();
             let mut usage = PodUsage::default();
             if let Some(containers) = stats.get(&uid) {
                 usage.containers.extend(containers.values().map(container));

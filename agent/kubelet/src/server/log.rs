@@ -116,8 +116,12 @@ async fn choose(
     };
     let pod_name = pod::name(pod);
     let Some(chosen) = chosen else {
+        let ended = container_state(pod, name).and_then(|state| state.terminated.as_ref());
         return Err(Refusal::bad_request(if previous {
             format!("previous terminated container \"{name}\" in pod \"{pod_name}\" not found")
+        } else if let Some(id) = ended.and_then(|ended| ended.container_id.as_ref()) {
+            // It was removed for its disk.
+            format!("unable to retrieve container logs for {id}")
         } else {
             let reason = waiting_reason(pod, name);
             format!("container \"{name}\" in pod \"{pod_name}\" is waiting to start: {reason}")

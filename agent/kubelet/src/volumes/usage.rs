@@ -154,4 +154,11 @@ mod tests {
         }
         assert_eq!(tree(root.path()).unwrap().inodes, DEPTH + 1);
     }
+
+    #[test]
+    fn a_file_system_is_asked_as_a_whole() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(file_system(root.path()).unwrap().bytes > 0);
+        assert!(file_system(&root.path().join("none")).is_err());
+    }
 }

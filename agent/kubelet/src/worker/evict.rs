@@ -1,20 +1,29 @@
 //! The end of a pod that has to go, and of what is left of one that has ended.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodStatus;
+use tokio_util::sync::CancellationToken;
 
 use super::{Eviction, Worker};
+use crate::eviction;
 use crate::plan::{Ending, Plan};
-use crate::pod;
 use crate::recorder::Type;
 use crate::runtime_config;
 
+/// Whether the status is that of an evicted pod, of which nothing is kept.
+pub fn is_evicted(status: &PodStatus) -> bool {
+    status.phase.as_deref() == Some("Failed") && status.reason.as_deref() == Some(eviction::REASON)
+}
+
 impl Worker {
-    /// Ends the pod. One that has ended already stays as it is; one that is being deleted gets less time.
+    /// Ends the pod and removes what it leaves. One that has ended already stays as it is; one that is being deleted gets less
+    /// time.
     pub(super) fn evict(&mut self, eviction: Eviction) {
-        self.await_end.push(eviction.done);
         if self.memory.terminal {
-            return;
+            return eviction.done.cancel();
         }
+        self.await_removal.push(eviction.done);
+        self.memory.reclaim = true;
         let deadline = Timestamp::now() + eviction.grace;
         let current = self.memory.ending.take();
         self.memory.ending = Some(Ending {
@@ -28,23 +37,32 @@ impl Worker {
         }
     }
 
-    /// Lets go who waits for the pod's end, or for the removal of what is left.
-    pub(super) fn tell_waiting(&mut self, plan: &Plan) {
-        let removed = self.actual.sandboxes.is_empty() && self.actual.containers.is_empty();
-        if plan.ended {
-            self.await_end.drain(..).for_each(|done| done.cancel());
+    /// Removes what is left of a pod that has ended, if it is not to be kept.
+    pub(super) fn reclaim(&mut self, done: CancellationToken) {
+        self.memory.reclaim |= self.memory.terminal;
+        if self.memory.reclaim {
+            self.await_removal.push(done);
+        } else {
+            done.cancel();
         }
-        if self.await_removal.is_empty() || (self.memory.reclaim && !(plan.ended && removed)) {
+    }
+
+    /// Once containers and volumes are gone, the logs go too, and who waits for that is told.
+    pub(super) fn end_reclaim(&mut self, plan: &Plan) {
+        let gone = plan.ended && self.actual.sandboxes.is_empty() && self.actual.containers.is_empty();
+        if !self.memory.reclaim || !gone || (self.logs_removed && self.await_removal.is_empty()) {
             return;
         }
-        if self.memory.reclaim {
-            let logs = runtime_config::log_dir(&self.context.config, &self.pod);
-            if let Err(error) = std::fs::remove_dir_all(&logs)
+        self.logs_removed = true;
+        let waiting = std::mem::take(&mut self.await_removal);
+        let logs = runtime_config::log_dir(&self.context.config, &self.pod);
+        tokio::spawn(async move {
+            if let Err(error) = tokio::fs::remove_dir_all(&logs).await
                 && error.kind() != std::io::ErrorKind::NotFound
             {
-                tracing::debug!(pod = pod::display(&self.pod), %error, "logs not removed");
+                tracing::debug!(logs = %logs.display(), %error, "logs not removed");
             }
-        }
-        self.await_removal.drain(..).for_each(|done| done.cancel());
+            waiting.iter().for_each(CancellationToken::cancel);
+        });
     }
 }
