@@ -23,13 +23,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cel", &["api"]),
     ("cni", &[]),
     ("proxy", &["ebpf-common"]),
+    ("policy", &["ebpf-common"]),
     ("dataplane", &["ebpf-common"]),
     ("kubelet", &[]),
     ("dns", &[]),
     ("cli", &[]),
     (
         "agent",
-        &["bgp", "bfd", "ipam", "proxy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"],
+        &["bgp", "bfd", "ipam", "proxy", "policy", "dataplane", "kubelet", "dns", "cni", "ebpf-common", "calico"],
     ),
     ("apiserver", &["api", "calico", "cel"]),
     ("scheduler", &["api"]),
@@ -44,7 +45,7 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates of decisions: no runtime, no kernel, no clock.
-const PURE: &[&str] = &["ebpf-common", "bgp", "bfd", "ipam", "proxy", "api", "calico", "cel"];
+const PURE: &[&str] = &["ebpf-common", "bgp", "bfd", "ipam", "proxy", "policy", "api", "calico", "cel"];
 const IMPURE_DEPENDENCIES: &[&str] = &["tokio", "rtnetlink", "nix", "kube", "hyper"];
 /// Calls that read a clock, which pure crates take as an argument.
 const CLOCKS: &[&str] = &["Instant::now()", "SystemTime::now()", "Timestamp::now()"];
