@@ -158,6 +158,12 @@ impl Server {
             tracing::warn!(pod, "ADD: {problem}");
             Refusal::new(Reason::NotAsItShouldBe, problem)
         })?;
+        let policies = self.network.policies();
+        let is_isolated = policies.await_pod(&request.pod_namespace, &request.pod_name, &pod_uid);
+        tokio::runtime::Handle::current().block_on(is_isolated).map_err(|obstacle| {
+            tracing::warn!(pod, "ADD: {obstacle}");
+            Refusal::new(Reason::Unavailable, obstacle)
+        })?;
         let attached = self.attach(&request, &wants, &netns)?;
         self.network.reach().await_routes(&attached.addresses);
         let microseconds = started.elapsed().as_micros();

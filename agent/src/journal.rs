@@ -34,7 +34,7 @@ pub(crate) use note;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Entry {
     pub time: Timestamp,
-    /// peer, route, service, pod, node or warning.
+    /// peer, route, service, pod, policy, node or warning.
     pub kind: String,
     pub what: String,
     pub change: String,

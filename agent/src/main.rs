@@ -29,6 +29,7 @@ mod metrics;
 mod network;
 mod node_status;
 mod persist;
+mod policies;
 mod pools;
 mod reach;
 mod routing;

@@ -32,6 +32,7 @@ use crate::allocations::Allocations;
 use crate::bgp_io;
 use crate::config::Config;
 use crate::journal::{self, note};
+use crate::policies::Policies;
 use crate::pools::Supply;
 use crate::reach::Reach;
 
@@ -105,6 +106,7 @@ pub struct Network {
     state: Mutex<State>,
     datapath: Option<Mutex<Datapath>>,
     pod_links: Option<PodLinks>,
+    policies: Arc<Policies>,
     xdp: OnceLock<XdpState>,
     reaper: Reaper,
     bgp: bgp_io::Handle,
@@ -120,6 +122,7 @@ impl Network {
         config: &Config,
         supply: Supply,
         datapath: Option<Datapath>,
+        policies: Arc<Policies>,
         bgp: bgp_io::Handle,
     ) -> anyhow::Result<Network> {
         let wired = !Links::open()?.pods()?.is_empty();
@@ -165,6 +168,7 @@ impl Network {
             masquerade: config.masquerade(),
             state: Mutex::new(state),
             pod_links,
+            policies,
             xdp: OnceLock::new(),
             reaper,
             datapath: datapath.map(Mutex::new),
@@ -225,6 +229,9 @@ impl Network {
             let pods = local_pods(&allocations, &state.index_by_attachment);
             lock(datapath).set_pods(pods).context("telling the datapath the node's pods")?;
         }
+        for Allocation { owner, .. } in &allocations {
+            self.policies.attach(&owner.pod_namespace, &owner.pod_name, allocations.iter());
+        }
         // An address that leads to no Service must not be sent to a router that sends it back. Where somebody else
         // serves Services, these may need a route.
         if self.datapath.is_some() {
@@ -275,6 +282,14 @@ impl Network {
         if let Some(pod_links) = &self.pod_links {
             pod_links.attach(link.host_index)?;
         }
+        let (namespace, name) = (&request.pod_namespace, &request.pod_name);
+        self.policies.attach(namespace, name, self.state().allocator.allocations());
+        if let Err(error) = self.policies.apply(|| self.datapath()) {
+            if self.policies.isolates(addresses) {
+                return Err(error).context("writing the pod's NetworkPolicies to the datapath");
+            }
+            tracing::warn!(error = crate::watch::chain(&error), "NetworkPolicies of other pods");
+        }
         let mut state = self.state();
         let key = (request.container_id.clone(), request.interface.clone());
         state.index_by_attachment.insert(key, link.host_index);
@@ -311,7 +326,7 @@ impl Network {
             if !released.is_empty() {
                 self.save(&mut state)?;
             }
-            self.forget(&released);
+            self.forget(&released, &state.allocator);
             for allocation in &released {
                 let (owner, address) = (&allocation.owner, allocation.address);
                 note!(
@@ -405,12 +420,23 @@ impl Network {
     }
 
     /// Nothing is handed over to these pods any more. What fails stays due, and keeps no route from being withdrawn.
-    fn forget(&self, pods: &[Allocation]) {
+    fn forget(&self, pods: &[Allocation], allocator: &Allocator) {
         let Some(datapath) = &self.datapath else { return };
         let addresses: Vec<IpAddr> = pods.iter().map(|pod| pod.address).collect();
         if let Err(error) = lock(datapath).remove_pod(&addresses) {
             tracing::warn!(error = crate::watch::chain(&error), "telling the datapath that pods are gone");
         }
+        for Allocation { owner, .. } in pods {
+            self.policies.attach(&owner.pod_namespace, &owner.pod_name, allocator.allocations());
+        }
+        if let Err(error) = self.policies.apply(|| Some(lock(datapath))) {
+            tracing::warn!(error = crate::watch::chain(&error), "NetworkPolicies of pods that are gone");
+        }
+    }
+
+    /// What isolates the node's pods.
+    pub fn policies(&self) -> &Arc<Policies> {
+        &self.policies
     }
 
     /// Takes what the speaker selected. No next hop: the destinations are gone.

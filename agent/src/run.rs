@@ -27,6 +27,7 @@ use crate::health::{Family, Health};
 use crate::journal::{Journal, note};
 use crate::metrics::Metrics;
 use crate::network::Network;
+use crate::policies::{self, Policies};
 use crate::pools::{PodPool, Pools};
 use crate::routing::{self, Identity, Routing};
 use crate::services::{Links, Services};
@@ -99,6 +100,8 @@ pub async fn run(config: Config, journal: Journal, cancel: CancellationToken) ->
     let metrics = Arc::new(Metrics::new(config.metrics_services));
     let mut services = Services::new(node, &config.cluster_domain, health.clone(), metrics.clone());
     let mut events = follow(&client, &config);
+    let policies = Arc::new(Policies::open(config.state_dir.join("policies.json"))?);
+    let follower = (!config.router_only).then(|| policies::Follower::new(client.clone(), policies.clone()));
     let (datapath, for_later) = if config.router_only {
         (None, Vec::new())
     } else {
@@ -106,10 +109,14 @@ pub async fn run(config: Config, journal: Journal, cancel: CancellationToken) ->
         (Some(datapath), for_later)
     };
     let mut pools = Pools::open(&config)?;
-    let network = Arc::new(Network::open(&config, pools.tell(), datapath, bgp.clone())?);
+    let network = Arc::new(Network::open(&config, pools.tell(), datapath, policies, bgp.clone())?);
     let addresses = Addresses::open(&config, pools, client.clone())?;
     let of_services = (services, health, metrics);
     let mut agent = Agent::new(config, (routing, identity), network, bgp, client, of_services, addresses);
+    if let Some(follower) = follower {
+        let (network, wishes) = (agent.network.clone(), agent.addresses.wishes.clone());
+        follower.start(network, wishes, agent.blocks_changed.clone(), cancel.clone());
+    }
     agent.start(journal, &cancel).await?;
     for_later.into_iter().for_each(|event| agent.event(event));
     let bgp = agent.bgp.clone();
@@ -681,6 +688,8 @@ impl Agent {
         }
         let reason = if !self.services.applied() {
             "Services are not in the datapath yet"
+        } else if !self.network.policies().is_set() {
+            "NetworkPolicies are not in the datapath yet"
         } else if self.network.awaits_block() {
             "no address block is confirmed for this node yet"
         } else {

@@ -5,6 +5,8 @@
 //! /v1/why-not?prefix=&peer=      why a BGP peer is told of a destination, or is not
 //! /v1/diff                       where API, speaker, agent, kernel and maps do not agree
 //! /v1/journal?kind=&about=&limit= what changed, and why
+//! /v1/policies                   NetworkPolicies that select pods of this node
+//! /v1/policies/NAMESPACE/POD     how a pod is isolated, and what is allowed
 //! /v1/flows /v1/maps/NAME        one JSON object per line
 //! /v1/drops                      the same, as they occur
 //! ```
@@ -18,6 +20,7 @@ mod flow;
 mod hosts;
 mod metrics;
 mod pieces;
+mod policies;
 mod query;
 mod rows;
 
@@ -146,6 +149,16 @@ impl Status {
             "/v1/maps" => self.maps().await,
             "/v1/flows" => return lines(self.flows(request.uri().query()).map(pieces::stream)),
             "/v1/drops" => return lines(self.drops.follow()),
+            "/v1/policies" => match self.policies() {
+                Ok(value) => value,
+                Err((code, error)) => return text(code, error + "\n"),
+            },
+            path if path.starts_with("/v1/policies/") => {
+                match self.policies_of(&path["/v1/policies/".len()..]) {
+                    Ok(value) => value,
+                    Err((code, error)) => return text(code, error + "\n"),
+                }
+            }
             path => match path.strip_prefix("/v1/maps/") {
                 Some(map) => return lines(self.dump(map, request.uri().query()).map(pieces::stream)),
                 None => return text(StatusCode::NOT_FOUND, format!("no such page: {path}\n")),

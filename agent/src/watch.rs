@@ -10,6 +10,7 @@ use kube::{Api, Resource};
 use proxy::ObjectName;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -28,12 +29,13 @@ pub fn spawn<K, E>(
     config: watcher::Config,
     sender: mpsc::Sender<E>,
     wrap: fn(watcher::Event<K>) -> E,
-) where
+) -> AbortHandle
+where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Default,
     E: Send + 'static,
 {
-    tokio::spawn(async move {
+    let following = tokio::spawn(async move {
         let kind = K::plural(&K::DynamicType::default()).into_owned();
         let mut stream = watcher(api.clone(), config.clone().streaming_lists()).boxed();
         let mut streams_lists = true;
@@ -68,6 +70,7 @@ pub fn spawn<K, E>(
             }
         }
     });
+    following.abort_handle()
 }
 
 /// `sendInitialEvents` is invalid where the server has not the feature WatchList.

@@ -16,6 +16,7 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch as signal;
 
 use crate::persist;
 use crate::pools::{PodPool, Supply, family};
@@ -64,6 +65,8 @@ pub struct Wishes {
     client: Client,
     file: PathBuf,
     heard: Mutex<Heard>,
+    /// How often namespaces were told of; 0 until they all were.
+    namespaces_told: signal::Sender<u64>,
 }
 
 /// Lists under way.
@@ -76,7 +79,7 @@ pub struct Listings {
 impl Wishes {
     pub fn open(client: Client, file: PathBuf) -> anyhow::Result<Wishes> {
         let heard = persist::read_unflushed(&file)?.unwrap_or_default();
-        Ok(Wishes { client, file, heard: Mutex::new(heard) })
+        Ok(Wishes { client, file, heard: Mutex::new(heard), namespaces_told: signal::Sender::new(0) })
     }
 
     pub fn pod(&self, listings: &mut Listings, event: watcher::Event<PartialObjectMeta<Pod>>) {
@@ -94,6 +97,18 @@ impl Wishes {
     pub fn namespace(&self, listings: &mut Listings, event: watcher::Event<PartialObjectMeta<Namespace>>) {
         let Some(change) = listings.namespaces.change(event) else { return };
         self.change(|heard| &mut heard.namespaces, change, |it| (it.name_any(), Facts::of(it)));
+        self.namespaces_told.send_modify(|times| *times += 1);
+    }
+
+    /// Changes with the namespaces; 0 until all are known.
+    pub fn namespaces_told(&self) -> signal::Receiver<u64> {
+        self.namespaces_told.subscribe()
+    }
+
+    /// The labels of all namespaces, by their names.
+    pub fn each_namespace(&self, mut each: impl FnMut(&str, &BTreeMap<String, String>)) {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.namespaces.iter().for_each(|(name, facts)| each(name, &facts.labels));
     }
 
     fn change<K>(

@@ -65,7 +65,7 @@ pub enum Command {
         #[arg(long, conflicts_with_all = ["node", "socket"])]
         all_nodes: bool,
     },
-    /// What changed on this node, when and why: sessions, routes, Services, pods, warnings. It goes back to the agent's start,
+    /// What changed on this node, when and why: sessions, routes, Services, pods, policies, warnings. It goes back to the agent's start,
     /// or 2,048 events.
     Journal {
         /// Only events of this kind.
@@ -93,6 +93,9 @@ pub enum Command {
     /// Pods of this node and their links.
     #[command(subcommand)]
     Pod(PodCommand),
+    /// NetworkPolicies, as they are in force on this node.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// What the datapath has counted.
     Counters,
     /// How many packets were dropped, by reason, or the drops as they occur.
@@ -110,6 +113,7 @@ pub enum JournalKind {
     Route,
     Service,
     Pod,
+    Policy,
     Node,
     Warning,
 }
@@ -121,6 +125,7 @@ impl JournalKind {
             Self::Route => "route",
             Self::Service => "service",
             Self::Pod => "pod",
+            Self::Policy => "policy",
             Self::Node => "node",
             Self::Warning => "warning",
         }
@@ -176,6 +181,23 @@ pub enum ServiceCommand {
     Show {
         name: String,
         #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Those that select pods of this node.
+    List {
+        /// Only those of this namespace.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
+    /// How a pod of this node is isolated, by which policies, and what is allowed from and to whom.
+    Show {
+        #[arg(value_parser = word)]
+        pod: String,
+        #[arg(short, long, default_value = "default", value_parser = word)]
         namespace: String,
     },
 }

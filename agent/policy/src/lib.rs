@@ -220,7 +220,17 @@ impl Policer {
         self.namespaces.0.get(namespace).is_some_and(|here| !here.policies.is_empty())
     }
 
+    /// The namespaces that have policies.
+    pub fn policed_namespaces(&self) -> impl Iterator<Item = &str> {
+        let policed = self.namespaces.0.iter().filter(|(_, here)| !here.policies.is_empty());
+        policed.map(|(name, _)| &**name)
+    }
+
     pub fn insert_namespace(&mut self, name: &str, labels: &BTreeMap<String, String>) {
+        let known = self.namespaces.0.get(name).and_then(|here| here.labels.as_ref());
+        if known.is_some_and(|known| known.iter().eq(labels.iter().map(|(a, b)| (a.as_str(), b.as_str())))) {
+            return;
+        }
         let of = labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         self.set_namespace(name, Some(Labels::new(of)));
     }

@@ -116,7 +116,7 @@ impl Network {
                     "the API server has another owner for addresses of this node; their pods are cut off"
                 );
                 state.set_own(*block, None);
-                self.forget(pods);
+                self.forget(pods, &state.allocator);
                 for allocation in pods {
                     state.set_own(allocation.address.into(), None);
                 }

@@ -107,6 +107,9 @@ impl Status {
         let written = tokio::task::spawn_blocking(move || {
             write_network(&mut text, &network);
             network.reach().write(&mut text);
+            if network.datapath().is_some() {
+                network.policies().write(&mut text);
+            }
             metrics.write(&network, &mut text);
             text.finish()
         });

@@ -9,6 +9,7 @@ mod journal;
 mod map;
 mod peer;
 mod pod;
+mod policy;
 mod route;
 mod service;
 mod status;
@@ -24,7 +25,7 @@ use crate::{
     agent::{ANSWER_TIME_MAX, Agent},
     arguments::{
         BlockCommand, Command, FlowCommand, JournalKind, MapCommand, Output, PeerCommand, PodCommand,
-        RouteCommand, ServiceCommand,
+        PolicyCommand, RouteCommand, ServiceCommand,
     },
     cluster,
 };
@@ -78,6 +79,13 @@ pub async fn run(agent: &Agent, command: Command, output: Output) -> anyhow::Res
         Command::Pod(PodCommand::List { namespace }) => {
             let found = pod::of_namespace(agent.ask("/v1/pods").await?, namespace.as_deref());
             shown(found, output, pod::list)
+        }
+        Command::Policy(PolicyCommand::List { namespace }) => {
+            let found = policy::of_namespace(agent.ask("/v1/policies").await?, namespace.as_deref());
+            shown(found, output, policy::list)
+        }
+        Command::Policy(PolicyCommand::Show { pod, namespace }) => {
+            listed(agent, &format!("/v1/policies/{namespace}/{pod}"), output, policy::show).await
         }
         Command::Drop { follow: true } => drops::follow(agent, output).await,
         Command::Drop { follow: false } => {
