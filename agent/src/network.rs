@@ -134,16 +134,7 @@ impl Network {
             .and_then(|mut links| links.uplink(config.node_ip()))
             .with_context(|| format!("--node-ip {}", config.node_ip()))?;
         let pod_links = datapath.as_ref().map(Datapath::pod_links);
-        let reaper = Reaper::start({
-            // A link takes its programs along; detaching them before would cost more RCU grace periods.
-            let pod_links = pod_links.clone();
-            move |index| {
-                if let Some(Err(error)) = pod_links.as_ref().map(|pod_links| pod_links.detach(index)) {
-                    tracing::warn!(error = crate::watch::chain(&error), "forgetting a pod's link");
-                }
-            }
-        })
-        .context("starting the thread that deletes links")?;
+        let reaper = start_reaper(pod_links.clone()).context("starting the thread that deletes links")?;
         let state = State {
             allocator,
             is_unsaved: false,
@@ -624,6 +615,15 @@ impl State {
             }
         }
     }
+}
+
+/// A link takes its programs along; detaching them before would cost more RCU grace periods.
+fn start_reaper(pod_links: Option<PodLinks>) -> std::io::Result<Reaper> {
+    Reaper::start(move |index| {
+        if let Some(Err(error)) = pod_links.as_ref().map(|pod_links| pod_links.detach(index)) {
+            tracing::warn!(error = crate::watch::chain(&error), "forgetting a pod's link");
+        }
+    })
 }
 
 fn note_learned(next_hops: &NextHops, prefixes: &[Prefix]) {

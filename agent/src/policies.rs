@@ -37,7 +37,7 @@ use crate::wishes::Wishes;
 use pod::PodObject;
 
 /// How long after the start what was known last does not count, where it would let a pod be added: the API server has so
-/// long to say what it is now.
+/// long to say what it is now, unless it does not answer at all.
 const HEARING_TIME: Duration = Duration::from_secs(2);
 /// How long an ADD waits for what is not known yet. The kubelet tries again.
 const ADD_WAIT: Duration = Duration::from_secs(3);
@@ -68,6 +68,8 @@ struct State {
     /// What could not be read of a policy, as it was told.
     problems: BTreeMap<ObjectName, Vec<String>>,
     kept: Option<Kept>,
+    /// The API server did not answer since the start, once or more.
+    is_unheard: bool,
 }
 
 /// What is on disk.
@@ -93,6 +95,7 @@ impl Policies {
             errors: 0,
             problems: BTreeMap::new(),
             kept,
+            is_unheard: false,
         };
         let changed = signal::Sender::new(());
         Ok(Policies { state: Mutex::new(state), file, started_at: Instant::now(), changed })
@@ -147,7 +150,8 @@ impl Policies {
         let state = self.lock();
         if !state.is_set {
             let was_free = state.kept.as_ref().is_some_and(|kept| !kept.namespaces.contains(namespace));
-            let is_free = was_free && self.started_at.elapsed() >= HEARING_TIME;
+            let is_silent = state.is_unheard || self.started_at.elapsed() >= HEARING_TIME;
+            let is_free = was_free && is_silent;
             return (!is_free).then(|| "NetworkPolicies are not in the datapath yet".to_owned());
         }
         if !state.policer.has_policies(namespace) {
@@ -392,7 +396,13 @@ impl Follower {
     pub fn new(client: Client, policies: Arc<Policies>) -> Follower {
         let (sender, events) = watch::channel();
         let all = watcher::Config::default().any_semantic();
-        watch::spawn(Api::<NetworkPolicy>::all(client.clone()), all, sender, |event| event);
+        let unheard = policies.clone();
+        let failed = move || {
+            unheard.lock().is_unheard = true;
+            unheard.changed.send_replace(());
+        };
+        let all_policies = Api::<NetworkPolicy>::all(client.clone());
+        watch::spawn_telling(all_policies, all, sender, |event| event, failed);
         Follower { client, policies, events, pods: None }
     }
 

@@ -35,6 +35,22 @@ where
     K::DynamicType: Default,
     E: Send + 'static,
 {
+    spawn_telling(api, config, sender, wrap, || {})
+}
+
+/// As [`spawn`], and tells whenever the server did not answer.
+pub fn spawn_telling<K, E>(
+    api: Api<K>,
+    config: watcher::Config,
+    sender: mpsc::Sender<E>,
+    wrap: fn(watcher::Event<K>) -> E,
+    failed: impl Fn() + Send + 'static,
+) -> AbortHandle
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Default,
+    E: Send + 'static,
+{
     let following = tokio::spawn(async move {
         let kind = K::plural(&K::DynamicType::default()).into_owned();
         let mut stream = watcher(api.clone(), config.clone().streaming_lists()).boxed();
@@ -61,6 +77,7 @@ where
                     stream = watcher(api.clone(), config.clone()).boxed();
                 }
                 Err(error) => {
+                    failed();
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(kind, error = chain(&error), "watch failed; keeping what is known");
                     }

@@ -82,6 +82,10 @@ fn what_was_known_last_counts_only_where_nothing_is_heard() {
     policies.started_at -= HEARING_TIME;
     assert_eq!(policies.obstacle("default", "web", ""), None);
     assert!(policies.obstacle("walled", "web", "").is_some());
+    policies.started_at += HEARING_TIME;
+    assert!(policies.obstacle("default", "web", "").is_some());
+    policies.lock().is_unheard = true;
+    assert_eq!(policies.obstacle("default", "web", ""), None);
 }
 
 #[test]

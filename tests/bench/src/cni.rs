@@ -181,6 +181,8 @@ impl Node {
         fs::create_dir(&state).context("making the agent's folder")?;
         fs::write(state.join("ipam.json"), serde_json::to_vec(&allocator()?)?)
             .context("writing ipam.json")?;
+        // No API server says that there are no NetworkPolicies.
+        fs::write(state.join("policies.json"), r#"{"namespaces": []}"#).context("writing policies.json")?;
         fs::write(folder.join("kubeconfig"), KUBECONFIG).context("writing the kubeconfig")?;
         let kubepods = ground.cgroup_from_root(&ground.cgroup("kubepods")?)?;
         let mut command = agent_command(options, folder, ("node", NODE_IP), &kubepods);

@@ -85,6 +85,8 @@ impl Agent {
         }
         if !path.join("kubeconfig").exists() {
             fs::write(path.join("kubeconfig"), KUBECONFIG).expect("the kubeconfig");
+            // Nobody will tell it: what was known last is that there are none.
+            fs::write(path.join("state/policies.json"), r#"{"namespaces": []}"#).expect("a file");
         }
         let (name, address) = (name.to_owned(), address.to_owned());
         Agent { name, address, folder, bpf: BpfDir::new(), process: None }

@@ -17,6 +17,7 @@ mod links;
 mod messages;
 pub mod peers;
 mod plugin;
+mod policies;
 mod pools;
 mod reach;
 mod restarts;

@@ -364,7 +364,7 @@ fn tell(policer: &mut Policer, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 50, ..ProptestConfig::default() })]
 
     #[test]
     fn steps_come_to_what_is_computed_at_once_and_to_what_the_objects_say(
