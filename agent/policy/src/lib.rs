@@ -391,9 +391,9 @@ impl Policer {
             return self.namespaces.tidy(&namespace);
         };
         let (identity, is_gone, said) = (known.identity, known.is_gone, known.addresses.clone());
-        let of = |addresses: &Box<[Address]>| match addresses.is_empty() {
+        let of = |addresses: &[Address]| match addresses.is_empty() {
             true => (said.clone(), Claim { identity, is_local: false }),
-            false => (addresses.clone(), Claim { identity, is_local: true }),
+            false => (addresses.into(), Claim { identity, is_local: true }),
         };
         let ((before, before_claim), (now_claimed, claim)) = (of(&before), of(&now));
         self.claim(&now_claimed, claim);

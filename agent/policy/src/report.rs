@@ -203,10 +203,13 @@ fn port_text(port: &Ports, direction: Direction, own: &[NamedPort]) -> String {
     }
 }
 
+/// `namespace/name` and addresses.
+type PodsByIdentity = HashMap<IdentityId, Vec<(String, Vec<IpAddr>)>>;
+
 /// The pods of each identity, looked for when they are asked for.
 struct Names<'a> {
     policer: &'a Policer,
-    by_identity: Option<HashMap<IdentityId, Vec<(String, Vec<IpAddr>)>>>,
+    by_identity: Option<PodsByIdentity>,
 }
 
 impl Names<'_> {
@@ -230,8 +233,8 @@ impl Names<'_> {
     }
 }
 
-fn pods_by_identity(policer: &Policer) -> HashMap<IdentityId, Vec<(String, Vec<IpAddr>)>> {
-    let mut by_identity: HashMap<IdentityId, Vec<(String, Vec<IpAddr>)>> = HashMap::new();
+fn pods_by_identity(policer: &Policer) -> PodsByIdentity {
+    let mut by_identity = PodsByIdentity::new();
     for (namespace, here) in &policer.namespaces.0 {
         for (name, pod) in &here.pods {
             let local = policer.local.get(&crate::PodName(namespace.clone(), name.clone()));

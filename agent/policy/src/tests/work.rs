@@ -1,5 +1,3 @@
-use std::time::{Duration, Instant};
-
 use serde_json::json;
 
 use super::*;
@@ -54,16 +52,6 @@ fn cluster() -> Policer {
     policer
 }
 
-/// The least of several, as others use the processor too.
-fn fastest(mut work: impl FnMut(usize)) -> Duration {
-    let time = |n| {
-        let started = Instant::now();
-        work(n);
-        started.elapsed()
-    };
-    (0..20).map(time).min().unwrap_or_default()
-}
-
 #[test]
 fn one_pod_more_or_less_among_ten_thousand_is_little_work() {
     let mut policer = cluster();
@@ -71,34 +59,29 @@ fn one_pod_more_or_less_among_ten_thousand_is_little_work() {
     assert!(told.pods.len() == HERE && told.peers.len() > 1_000, "{} peers", told.peers.len());
 
     let before = policer.identities.comparisons;
-    let elsewhere = fastest(|n| {
-        let n = PODS + n;
+    for n in PODS..PODS + 20 {
         policer.insert_pod(&namespace(n), &format!("p{n}"), &nth(n));
         assert!(policer.update().peers.len() <= 1);
-    });
-    assert_eq!(policer.identities.comparisons, before, "they are like others");
-    for n in 0..20 {
-        policer.remove_pod(&namespace(PODS + n), &format!("p{}", PODS + n));
+    }
+    for n in PODS..PODS + 20 {
+        policer.remove_pod(&namespace(n), &format!("p{n}"));
         policer.update();
     }
     assert_eq!(*policer.policies(), told, "all is as it was");
+    for n in HERE..HERE + 20 {
+        for addresses in [&[ip(&address(n))][..], &[]] {
+            policer.attach(&namespace(n), &format!("p{n}"), addresses);
+            let changes = policer.update();
+            assert!(changes.pods.len() == 1 && changes.peers.len() <= 1, "{changes:?}");
+        }
+    }
+    assert_eq!(policer.identities.comparisons, before, "they are like others");
 
-    let new = fastest(|n| {
+    for n in 0..20 {
         let unlike = Pod { labels: labels(&format!("app=a1,n={n}")), ..nth(PODS + n) };
         policer.insert_pod(&namespace(n), &format!("new{n}"), &unlike);
         assert_eq!(policer.update().peers.len(), 1);
-    });
+    }
     let each = (policer.identities.comparisons - before) / 20;
     assert!(each <= POLICIES as u64 + 10, "{each} comparisons for a pod that is like no other");
-
-    let here = fastest(|n| {
-        let name = format!("p{}", HERE + n);
-        policer.attach(&namespace(HERE + n), &name, &[ip(&address(HERE + n))]);
-        assert_eq!(policer.update().pods.len(), 1);
-        policer.attach(&namespace(HERE + n), &name, &[]);
-        assert_eq!(policer.update().pods.len(), 1);
-    });
-    println!("a pod elsewhere {elsewhere:?}, one like no other {new:?}, one here, there and gone {here:?}");
-    let most = Duration::from_millis(if cfg!(debug_assertions) { 10 } else { 1 });
-    assert!(elsewhere < most && new < most && here < most, "{elsewhere:?} {new:?} {here:?}");
 }
