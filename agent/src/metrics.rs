@@ -94,6 +94,7 @@ impl Metrics {
     pub fn swept(&self, swept: Swept) {
         let mut observed = lock(&self.observed);
         observed.entries.insert(maps::CONNTRACK.to_owned(), (swept.seen - swept.deleted) as u64);
+        observed.entries.insert(maps::POLICY_FLOWS.to_owned(), swept.policy_flows as u64);
         observed.flows = Some(swept.census);
     }
 
@@ -117,6 +118,7 @@ impl Metrics {
     fn count_maps(&self, directory: &Path) -> Result<(), MapError> {
         for Room { map, .. } in pressure::rooms(directory)? {
             let is_known_otherwise = map == maps::CONNTRACK
+                || map == maps::POLICY_FLOWS
                 || map == maps::SERVICE_COUNTS
                 || pressure::WRITTEN_BY_AGENT.contains(&map.as_str());
             if !is_known_otherwise {

@@ -59,7 +59,9 @@ pub const OTHERS: i32 = i32::MIN;
 pub const ON_ANOTHER_NODE: i32 = i32::MIN + 1;
 /// A datagram that has to be noted.
 pub const FOREIGN: i32 = i32::MIN + 2;
-const LONG_WAY: i32 = i32::MIN + 3;
+/// It is for a pod of this node that is policed.
+pub const POLICED: i32 = i32::MIN + 3;
+const LONG_WAY: i32 = i32::MIN + 4;
 
 /// Hands the packet over and returns the action, or one of the constants above; `None` where it has to go the long way.
 #[inline(always)]
@@ -132,6 +134,7 @@ fn receiver(
         Some(_) if hops <= 1 => Err(LONG_WAY),
         Some(_) if is_beyond && protocol == Protocol::UDP.0 && masquerade::is_foreign(source) => Err(FOREIGN),
         Some(pod) if pod.has_flows == 0 => Ok(pod),
+        Some(pod) if pod.has_flows & LocalPod::POLICED != 0 => Err(POLICED),
         None if maps::is_in_pod_ranges(destination) => Err(ON_ANOTHER_NODE),
         _ => Err(OTHERS),
     }

@@ -23,6 +23,9 @@ pub enum Error {
     SourceRange = Counter::DropSourceRange as u32,
     TooBig = Counter::DropTooBig as u32,
     FragmentEarly = Counter::DropFragmentEarly as u32,
+    PolicyIngress = Counter::DropPolicyIngress as u32,
+    PolicyEgress = Counter::DropPolicyEgress as u32,
+    PolicyFull = Counter::DropPolicyFull as u32,
 }
 
 impl Error {
@@ -50,6 +53,9 @@ impl Error {
             Self::SourceRange => Counter::DropSourceRange.name(),
             Self::TooBig => Counter::DropTooBig.name(),
             Self::FragmentEarly => Counter::DropFragmentEarly.name(),
+            Self::PolicyIngress => Counter::DropPolicyIngress.name(),
+            Self::PolicyEgress => Counter::DropPolicyEgress.name(),
+            Self::PolicyFull => Counter::DropPolicyFull.name(),
         }
     }
 

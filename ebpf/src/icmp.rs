@@ -48,9 +48,9 @@ pub fn relay(ctx: &TcContext, entering: bool) -> Result<Verdict, Error> {
     };
     // Only who sent a packet is told of its fate.
     if !parse(ctx, &mut quoting) || quoting.destination != quoting.tuple.source {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
-    let Some(found) = conntrack::find(&quoting.tuple.reversed()) else { return Ok(Verdict::Pass) };
+    let Some(found) = conntrack::find(&quoting.tuple.reversed()) else { return Ok(Verdict::PASS) };
     // SAFETY: an element of the map, alive for this run of the program.
     let flow = unsafe { &*found };
     let translated_here = if flow.turns_around() {
@@ -60,7 +60,7 @@ pub fn relay(ctx: &TcContext, entering: bool) -> Result<Verdict, Error> {
         (flow.is_forward() != flow.is_masqueraded()) == entering
     };
     if !translated_here {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     maps::count(Counter::IcmpTranslated);
     if flow.is_forwarded() {
@@ -72,8 +72,56 @@ pub fn relay(ctx: &TcContext, entering: bool) -> Result<Verdict, Error> {
     } else if flow.is_hairpin() {
         packet::turn_around(ctx).map(Verdict::Return)
     } else {
-        Ok(Verdict::Pass)
+        Ok(Verdict::PASS)
     }
+}
+
+/// What an ICMP message is to who judges it.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    /// Its identifier is in the packet's tuple.
+    Echo,
+    Error,
+    /// Discovery of neighbours and of who listens to groups, which ends at a link (RFC 4861, RFC 2710, RFC 3810).
+    Neighbours,
+    Other,
+}
+
+/// Looks into a whole ICMP message.
+#[inline(always)]
+pub fn message(ctx: &TcContext, packet: &mut Packet) -> Message {
+    let is_v4 = packet.is_v4;
+    let Ok(header) = load::<[u8; HEADER_BYTES]>(ctx, packet.transport) else { return Message::Other };
+    let identifier = Port::from_network([header[IDENTIFIER_AT], header[IDENTIFIER_AT + 1]]);
+    match (is_v4, header[0]) {
+        (true, 8) | (false, 128) => packet.tuple.source_port = identifier,
+        (true, 0) | (false, 129) => packet.tuple.destination_port = identifier,
+        (true, 3 | 11 | 12) | (false, 1..=4) => return Message::Error,
+        (false, 130..=137 | 143) => return Message::Neighbours,
+        _ => return Message::Other,
+    }
+    Message::Echo
+}
+
+/// The tuple of the packet that an error quotes, where the error came to who sent that, and whether it is from who should have
+/// got it.
+#[inline(never)]
+pub fn quoted(ctx: &TcContext, tuple: &mut Tuple, is_from_peer: &mut bool) -> bool {
+    let mut quoting = Quoting {
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        tuple: *tuple,
+        is_v4: false,
+        icmp: 0,
+        transport: 0,
+    };
+    if !parse(ctx, &mut quoting) || quoting.destination != quoting.tuple.source {
+        return false;
+    }
+    *tuple = quoting.tuple;
+    *is_from_peer = quoting.source == quoting.tuple.destination;
+    true
 }
 
 /// Where an echo's identifier is in its header.

@@ -10,6 +10,8 @@
 //! | uplink_xdp | XDP on the node's uplink | known flows between clients and backends that are both beyond the node |
 //! | masquerade, unmasquerade | called by those of the uplink | pods' traffic to hosts outside of the cluster, and back |
 //! | relay_entering, relay_leaving | called by those of tc | ICMP errors about packets that were translated |
+//! | judged, towards_client | called by those of policy | as pod_ingress and pod_egress, for pods that a policy selects |
+//! | police, police_final, police_rest, police_entering | called by those of tc | what such pods send and get is allowed, or dropped |
 //! | answer | called by those of tc that packets enter by | resets and ICMP errors, for packets that nobody takes |
 //!
 //! The socket programs are an optimisation, and so is XDP: with them off, tc serves the same flows.
@@ -28,6 +30,7 @@ mod maps;
 mod masquerade;
 mod nat;
 mod packet;
+mod policy;
 mod sctp;
 mod service;
 mod xdp;
@@ -39,7 +42,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 
-use ebpf_common::{Call, Origin};
+use ebpf_common::{Call, LocalPod, Origin};
 
 use crate::{connect::Family, error::Error, nat::Verdict};
 
@@ -101,15 +104,22 @@ pub fn sock_release(ctx: SockContext) -> i32 {
 
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
+    if policy::is_at_policed(&ctx) {
+        return go_on(&ctx, Call::Police);
+    }
     if let Some(action) = nat::untranslated(&ctx, Origin::Node) {
         return action;
     }
-    ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Node))
+    ingress_verdict(&ctx, nat::towards_backend::<false>(&ctx, Origin::Node))
 }
 
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
-    if !nat::may_be_for_client(&ctx) {
+    let flows = nat::flows_of_receiver(&ctx);
+    if flows & LocalPod::POLICED != 0 && policy::is_at_policed(&ctx) {
+        return go_on(&ctx, Call::PoliceEntering);
+    }
+    if flows & LocalPod::FLOWS == 0 {
         return TC_ACT_UNSPEC;
     }
     tc_verdict(&ctx, nat::towards_client(&ctx))
@@ -120,7 +130,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     if let Some(action) = nat::untranslated(&ctx, Origin::Beyond) {
         return action;
     }
-    ingress_verdict(&ctx, nat::towards_backend(&ctx, Origin::Beyond))
+    ingress_verdict(&ctx, nat::towards_backend::<false>(&ctx, Origin::Beyond))
 }
 
 #[classifier]
@@ -155,6 +165,36 @@ pub fn relay_leaving(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+pub fn police(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, policy::police(&ctx))
+}
+
+#[classifier]
+pub fn police_final(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, policy::police_final(&ctx))
+}
+
+#[classifier]
+pub fn police_rest(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, policy::police_rest(&ctx))
+}
+
+#[classifier]
+pub fn police_entering(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, policy::police_entering(&ctx))
+}
+
+#[classifier]
+pub fn judged(ctx: TcContext) -> i32 {
+    ingress_verdict(&ctx, nat::towards_backend::<true>(&ctx, Origin::Node))
+}
+
+#[classifier]
+pub fn towards_client(ctx: TcContext) -> i32 {
+    tc_verdict(&ctx, nat::towards_client(&ctx))
+}
+
+#[classifier]
 pub fn answer(ctx: TcContext) -> i32 {
     tc_verdict(&ctx, answer::answer(&ctx))
 }
@@ -185,15 +225,17 @@ fn socket_verdict(result: Result<(), Error>) -> i32 {
 #[inline(always)]
 fn tc_verdict(ctx: &TcContext, result: Result<Verdict, Error>) -> i32 {
     match result {
-        // Others on the same hook go on with the packet.
-        Ok(Verdict::Pass) => TC_ACT_UNSPEC,
         Ok(Verdict::Return(action)) => action,
-        Ok(Verdict::Continue(call)) => {
-            maps::call(ctx, call);
-            TC_ACT_UNSPEC
-        }
+        Ok(Verdict::Continue(call)) => go_on(ctx, call),
         Err(error) => drop_for(ctx, error),
     }
+}
+
+/// Another program goes on with the packet. Where there is none, it passes unless it was to be judged.
+#[inline(always)]
+fn go_on(ctx: &TcContext, call: Call) -> i32 {
+    maps::call(ctx, call);
+    if call.is_needed() { TC_ACT_SHOT as i32 } else { TC_ACT_UNSPEC }
 }
 
 /// Where packets enter, their senders may be told why one goes no further.

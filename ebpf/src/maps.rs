@@ -13,8 +13,9 @@ use aya_ebpf::{
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, Call, ConnectedSocket, ConnectedStream,
     Counter, DropGate, Flow, Fragment, FragmentKey, Frontend, FrontendKey, GroupId, LocalPod, Masquerade,
-    Node, Policed, Policing, PolicyFlow, PolicyFlowKey, Prefix, Ranges, Rule, Sender, ServiceCount,
-    ServiceId, Shortcut, SlotKey, SocketForward, SocketKey, SocketReverse, SourceAddress, Tuple,
+    Node, Policed, Policing, PolicyFlow, PolicyFlowKey, Port, Prefix, Protocol, Ranges, Rule, RuleKey,
+    RulesId, Sender, ServiceCount, ServiceId, Shortcut, SlotKey, SocketForward, SocketKey, SocketReverse,
+    SourceAddress, Tuple,
     balancing::{Piece, PieceKey},
     maps::*,
     sctp::Tags,
@@ -213,7 +214,7 @@ static RULES: LpmTrie<Rule, u32> = LpmTrie::pinned(RULES_MAX, 0);
 
 /// Written here, swept by the agent. Never LRU: a connection that is forgotten would be judged by whoever speaks next.
 #[map(name = "POLICY_FLOWS_1")]
-static POLICY_FLOWS: HashMap<PolicyFlowKey, PolicyFlow> =
+pub static POLICY_FLOWS: HashMap<PolicyFlowKey, PolicyFlow> =
     HashMap::pinned(POLICY_FLOWS_MAX, BPF_F_NO_PREALLOC);
 
 /// Filled by the agent before a program that calls is attached. While it is pinned, the kernel keeps what is in it.
@@ -246,10 +247,10 @@ pub fn is_node_address(address: &Address) -> bool {
 #[inline(always)]
 pub fn note_client(address: &Address) {
     let Some(pod) = PODS.get_ptr_mut(address) else { return };
-    // SAFETY: alive for this run of the program; a word that only ever becomes 1.
+    // SAFETY: alive for this run of the program; a word, of which programs set this bit only.
     unsafe {
-        if (*pod).has_flows == 0 {
-            (*pod).has_flows = 1;
+        if (*pod).has_flows & LocalPod::FLOWS == 0 {
+            (*pod).has_flows |= LocalPod::FLOWS;
         }
     }
 }
@@ -397,6 +398,34 @@ pub fn connected_stream(cookie: u64) -> Option<&'static ConnectedStream> {
 pub fn local_pod(address: &Address) -> Option<&'static LocalPod> {
     // SAFETY: alive for this run of the program; values are replaced as a whole, never written in place.
     unsafe { PODS.get(address) }
+}
+
+#[inline(always)]
+pub fn policing() -> Option<&'static Policing> {
+    POLICING.get(0)
+}
+
+/// What isolates the pod with this link; `None` where nothing does.
+#[inline(always)]
+pub fn policed(interface_index: u32) -> Option<&'static Policed> {
+    // SAFETY: alive for this run of the program; values are replaced as a whole.
+    unsafe { POLICED.get(interface_index) }
+}
+
+#[inline(always)]
+pub fn group_of(peer: &Address) -> GroupId {
+    PEERS.get(Key::new(Prefix::ADDRESS_BITS, *peer)).copied().unwrap_or(GroupId::UNKNOWN)
+}
+
+/// Whether the rules allow this to peers of the group, or to everybody.
+#[inline(always)]
+pub fn allows(rules: RulesId, group: GroupId, protocol: Protocol, port: Port) -> bool {
+    let mut sought = Key::new(RuleKey::ALL_BITS, Rule::new(rules, group, protocol, port));
+    if group != GroupId::UNKNOWN && RULES.get(&sought).is_some() {
+        return true;
+    }
+    sought.data.group = GroupId::EVERYBODY;
+    RULES.get(&sought).is_some()
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@
 //! hours of silence, is over. Other protocols, and echo messages in fragments, are not translated.
 
 use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
-use ebpf_common::{Address, Call, Counter, Direction, Flow, Masquerade, Protocol, Tuple};
+use ebpf_common::{Address, Call, Counter, Direction, Flow, LocalPod, Masquerade, Protocol, Tuple};
 
 use crate::{
     conntrack,
@@ -73,7 +73,7 @@ pub fn may_concern(ctx: &TcContext) -> bool {
 pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
     let packet = packet::read(ctx)?;
     match packet.part {
-        Part::Other => return Ok(Verdict::Pass),
+        Part::Other => return Ok(Verdict::PASS),
         Part::Later => return nat::later_fragment(ctx, packet, false),
         Part::Icmp => {
             if !matches!(icmp::parse_echo(ctx, packet), Echo::Request) {
@@ -82,7 +82,7 @@ pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
         }
         Part::Whole | Part::First => {}
     }
-    let Some(masquerade) = maps::masquerade() else { return Ok(Verdict::Pass) };
+    let Some(masquerade) = maps::masquerade() else { return Ok(Verdict::PASS) };
     if let Some(found) = conntrack::find(&packet.tuple) {
         // SAFETY: an element of the map, alive for this run of the program.
         let flow = unsafe { &*found };
@@ -90,24 +90,24 @@ pub fn leave(ctx: &TcContext) -> Result<Verdict, Error> {
             return nat::of_service(ctx, packet, found);
         }
         if !flow.is_forward() {
-            return Ok(Verdict::Pass);
+            return Ok(Verdict::PASS);
         }
         if !conntrack::is_over(flow, packet) {
             conntrack::touch(ctx, found, packet);
-            return translate(ctx, packet, flow, false).map(|()| Verdict::Pass);
+            return translate(ctx, packet, flow, false).map(|()| Verdict::PASS);
         }
         conntrack::remove(&packet.tuple, flow);
     }
     let mut source = Address::UNSPECIFIED;
     if !is_begun_here(packet) || !is_for_outside(&packet.tuple, masquerade, &mut source) {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     let mut flow = Flow::masqueraded(Direction::Forward, packet.tuple, 0);
     conntrack::open_masqueraded(ctx, &packet.tuple, &source, masquerade, &mut flow)?;
     maps::count(Counter::FlowNew);
     maps::count(Counter::Masqueraded);
     conntrack::note_first(ctx, packet);
-    translate(ctx, packet, &flow, false).map(|()| Verdict::Pass)
+    translate(ctx, packet, &flow, false).map(|()| Verdict::PASS)
 }
 
 /// Whether a packet of no known flow begins one.
@@ -166,7 +166,7 @@ fn is_for_outside(tuple: &Tuple, masquerade: &Masquerade, source: &mut Address) 
 pub fn come_back(ctx: &TcContext) -> Result<Verdict, Error> {
     let packet = packet::read(ctx)?;
     match packet.part {
-        Part::Other | Part::Later => return Ok(Verdict::Pass),
+        Part::Other | Part::Later => return Ok(Verdict::PASS),
         Part::Icmp => {
             if !matches!(icmp::parse_echo(ctx, packet), Echo::Reply) {
                 return Ok(Verdict::Continue(Call::RelayEntering));
@@ -174,20 +174,21 @@ pub fn come_back(ctx: &TcContext) -> Result<Verdict, Error> {
         }
         Part::Whole | Part::First => {}
     }
-    let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::Pass) };
+    let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::PASS) };
     // SAFETY: an element of the map, alive for this run of the program.
     let flow = unsafe { &*found };
     if !flow.is_masqueraded() || flow.is_forward() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     conntrack::touch(ctx, found, packet);
     translate(ctx, packet, flow, true)?;
     match nat::local_pod(packet, &flow.translated.destination) {
         // The pod may know its peer as a Service: then its edge translates once more.
+        Some(pod) if pod.has_flows & LocalPod::POLICED != 0 => Ok(Verdict::Continue(Call::PoliceFinal)),
         Some(pod) if pod.has_flows == 0 || conntrack::find(&flow.translated).is_none() => {
             Ok(Verdict::Return(nat::hand_over(ctx, packet.is_v4, pod)))
         }
-        _ => Ok(Verdict::Pass),
+        _ => Ok(Verdict::PASS),
     }
 }
 

@@ -14,7 +14,10 @@
 //! A forwarded packet has an address of this node as its source, in one direction at least. The kernel takes that for a
 //! forgery where packets are forwarded, so they go past its forwarding.
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, programs::TcContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
 use aya_log_ebpf::debug;
 use ebpf_common::{
     Address, Backend, Call, Counter, Direction, Flow, Fragment, FrontendKey, LocalPod, Origin,
@@ -22,7 +25,7 @@ use ebpf_common::{
 
 use crate::{
     answer, conntrack,
-    deliver::{self, FOREIGN, ON_ANOTHER_NODE, OTHERS},
+    deliver::{self, FOREIGN, ON_ANOTHER_NODE, OTHERS, POLICED},
     error::Error,
     maps::{self, FRAGMENTS},
     masquerade,
@@ -31,12 +34,16 @@ use crate::{
 };
 
 pub enum Verdict {
-    /// The packet goes on, changed or not.
-    Pass,
-    /// The action that a helper asked for.
+    /// An action, such as a helper asked for.
     Return(i32),
     /// Another program goes on with the packet, as it came.
     Continue(Call),
+}
+
+impl Verdict {
+    /// The packet goes on, changed or not; others on the same hook go on with it. Not a case of its own, as what that leaves
+    /// undefined may be a pointer, with which the verifier lets nobody calculate.
+    pub const PASS: Self = Self::Return(TC_ACT_UNSPEC);
 }
 
 /// A packet for a pod of this node none of whose flows is translated: it is handed over as it is, and nothing is looked
@@ -52,6 +59,10 @@ pub fn untranslated(ctx: &TcContext, origin: Origin) -> Option<i32> {
     match (action, origin) {
         // From here, as the stack has no room for one more call there.
         (ON_ANOTHER_NODE, Origin::Node) => Some(packet::route(ctx)),
+        (POLICED, _) => {
+            maps::call(ctx, Call::Police);
+            Some(TC_ACT_SHOT as i32)
+        }
         (OTHERS | ON_ANOTHER_NODE, _) => None,
         (action, _) => Some(action),
     }
@@ -67,31 +78,39 @@ fn hand_over_untranslated(ctx: &TcContext, is_beyond: bool) -> i32 {
     match maps::local_pod(&destination) {
         Some(_) if is_beyond && masquerade::is_foreign_datagram(ctx, &head) => FOREIGN,
         Some(pod) if pod.has_flows == 0 => packet::hand_over(ctx, &mut head, destination.is_v4(), pod),
+        Some(pod) if pod.has_flows & LocalPod::POLICED != 0 => POLICED,
         None if maps::is_in_pod_ranges(&destination) => ON_ANOTHER_NODE,
         _ => OTHERS,
     }
 }
 
-/// Whether a packet that leaves for a pod may have to be translated.
+/// What may have to be done with a packet that leaves for a pod, as `has_flows` says it.
 #[inline(never)]
-pub fn may_be_for_client(ctx: &TcContext) -> bool {
-    let Ok(head) = packet::load(ctx, 0) else { return true };
-    let Some(destination) = packet::destination(ctx, &head) else { return true };
-    maps::local_pod(&destination).is_none_or(|pod| pod.has_flows != 0)
+pub fn flows_of_receiver(ctx: &TcContext) -> u32 {
+    let Ok(head) = packet::load(ctx, 0) else { return u32::MAX };
+    let Some(destination) = packet::destination(ctx, &head) else { return u32::MAX };
+    maps::local_pod(&destination).map_or(u32::MAX, |pod| pod.has_flows)
 }
 
+/// `JUDGED` is of what a policed pod sends: then nothing goes on before it was judged.
 #[inline(always)]
-pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error> {
+pub fn towards_backend<const JUDGED: bool>(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error> {
     let packet = packet::read(ctx)?;
     match packet.part {
-        Part::Other => return Ok(Verdict::Pass),
+        Part::Other | Part::Icmp if JUDGED => return Ok(Verdict::Continue(Call::PoliceRest)),
+        Part::Other => return Ok(Verdict::PASS),
         Part::Icmp => {
             return Ok(Verdict::Continue(match origin {
                 Origin::Node => Call::RelayEntering,
                 Origin::Beyond => Call::Unmasquerade,
             }));
         }
-        Part::Later => return later_fragment(ctx, packet, true),
+        Part::Later => {
+            return match later_fragment(ctx, packet, true)? {
+                Verdict::Return(TC_ACT_UNSPEC) if JUDGED => Ok(Verdict::Continue(Call::PoliceRest)),
+                verdict => Ok(verdict),
+            };
+        }
         Part::Whole | Part::First => {}
     }
     if let Some(found) = conntrack::find(&packet.tuple) {
@@ -107,9 +126,9 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
         } else if flow.is_forward() || flow.turns_around() {
             conntrack::touch(ctx, found, packet);
             translate(ctx, packet, flow, true)?;
-            return finish(ctx, packet, flow, origin);
+            return finish::<JUDGED>(ctx, packet, flow, origin);
         } else {
-            return answered(ctx, packet, found);
+            return if JUDGED { Ok(to_judge(packet)) } else { answered(ctx, packet, found) };
         }
     }
     let mut key =
@@ -120,7 +139,7 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     service::select(&mut key, origin, &client, port as u32, &mut selected)?;
     let Some(backend) = &selected else {
         service::stray(&packet.tuple.destination)?;
-        return Ok(deliver(ctx, packet, &packet.tuple.destination, origin));
+        return Ok(deliver::<JUDGED>(ctx, packet, &packet.tuple.destination, origin));
     };
     match origin {
         Origin::Node => maps::note_client(&packet.tuple.source),
@@ -139,13 +158,13 @@ pub fn towards_backend(ctx: &TcContext, origin: Origin) -> Result<Verdict, Error
     conntrack::note_first(ctx, packet);
     log_new(ctx, packet, backend);
     translate(ctx, packet, &flow, true)?;
-    finish(ctx, packet, &flow, origin)
+    finish::<JUDGED>(ctx, packet, &flow, origin)
 }
 
 /// A backend's answer is translated at its client's edge: here, where it is handed over to the client from here.
 #[inline(always)]
 fn answered(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<Verdict, Error> {
-    let Some(pod) = local_pod(packet, &packet.tuple.destination) else { return Ok(Verdict::Pass) };
+    let Some(pod) = local_pod(packet, &packet.tuple.destination) else { return Ok(Verdict::PASS) };
     conntrack::touch(ctx, found, packet);
     // SAFETY: an element of the map, alive for this run of the program.
     translate(ctx, packet, unsafe { &*found }, false)?;
@@ -158,9 +177,26 @@ pub fn local_pod(packet: &Packet, destination: &Address) -> Option<&'static Loca
     if matches!(packet.part, Part::Whole) { maps::local_pod(destination) } else { None }
 }
 
+/// Its addresses are those behind Services.
 #[inline(always)]
-fn deliver(ctx: &TcContext, packet: &Packet, destination: &Address, origin: Origin) -> Verdict {
+fn to_judge(packet: &Packet) -> Verdict {
+    Verdict::Continue(if matches!(packet.part, Part::Whole) { Call::PoliceFinal } else { Call::PoliceRest })
+}
+
+#[inline(always)]
+fn deliver<const JUDGED: bool>(
+    ctx: &TcContext,
+    packet: &Packet,
+    destination: &Address,
+    origin: Origin,
+) -> Verdict {
+    if JUDGED {
+        return to_judge(packet);
+    }
     if let Some(pod) = local_pod(packet, destination) {
+        if pod.has_flows & LocalPod::POLICED != 0 {
+            return Verdict::Continue(Call::PoliceFinal);
+        }
         return Verdict::Return(hand_over(ctx, packet.is_v4, pod));
     }
     if matches!(origin, Origin::Node)
@@ -169,7 +205,7 @@ fn deliver(ctx: &TcContext, packet: &Packet, destination: &Address, origin: Orig
     {
         return Verdict::Return(packet::route(ctx));
     }
-    Verdict::Pass
+    Verdict::PASS
 }
 
 #[inline(never)]
@@ -189,12 +225,12 @@ fn is_beyond(origin: Origin, backend: &Backend) -> bool {
 pub fn towards_client(ctx: &TcContext) -> Result<Verdict, Error> {
     let packet = packet::read(ctx)?;
     match packet.part {
-        Part::Other => return Ok(Verdict::Pass),
+        Part::Other => return Ok(Verdict::PASS),
         Part::Icmp => return Ok(Verdict::Continue(Call::RelayLeaving)),
         Part::Later => return later_fragment(ctx, packet, false),
         Part::Whole | Part::First => {}
     }
-    let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::Pass) };
+    let Some(found) = conntrack::find(&packet.tuple) else { return Ok(Verdict::PASS) };
     of_service(ctx, packet, found)
 }
 
@@ -204,10 +240,10 @@ pub fn of_service(ctx: &TcContext, packet: &Packet, found: *mut Flow) -> Result<
     // SAFETY: an element of the map, alive for this run of the program.
     let flow = unsafe { &*found };
     if flow.is_forward() || flow.turns_around() {
-        return Ok(Verdict::Pass);
+        return Ok(Verdict::PASS);
     }
     conntrack::touch(ctx, found, packet);
-    translate(ctx, packet, flow, false).map(|()| Verdict::Pass)
+    translate(ctx, packet, flow, false).map(|()| Verdict::PASS)
 }
 
 #[inline(never)]
@@ -230,12 +266,17 @@ pub fn translate(ctx: &TcContext, packet: &Packet, flow: &Flow, entering: bool) 
 }
 
 #[inline(always)]
-fn finish(ctx: &TcContext, packet: &Packet, flow: &Flow, origin: Origin) -> Result<Verdict, Error> {
+fn finish<const JUDGED: bool>(
+    ctx: &TcContext,
+    packet: &Packet,
+    flow: &Flow,
+    origin: Origin,
+) -> Result<Verdict, Error> {
     if flow.is_forwarded() {
         return Ok(Verdict::Return(packet::send_on(ctx)));
     }
     if !flow.is_hairpin() {
-        return Ok(deliver(ctx, packet, &flow.translated.destination, origin));
+        return Ok(deliver::<JUDGED>(ctx, packet, &flow.translated.destination, origin));
     }
     maps::count(Counter::Hairpin);
     packet::turn_around(ctx).map(Verdict::Return)
@@ -248,7 +289,7 @@ pub fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Resul
     // SAFETY: copied at once.
     let Some(fragment) = unsafe { FRAGMENTS.get(packet.fragment_key(entering)) }.copied() else {
         let is_lost = entering && is_of_services_only(&packet.tuple.destination);
-        return if is_lost { Err(Error::FragmentEarly) } else { Ok(Verdict::Pass) };
+        return if is_lost { Err(Error::FragmentEarly) } else { Ok(Verdict::PASS) };
     };
     if fragment.is_forwarded() {
         packet::take_hop(ctx, packet.is_v4)?;
@@ -259,7 +300,7 @@ pub fn later_fragment(ctx: &TcContext, packet: &Packet, entering: bool) -> Resul
     } else if fragment.is_hairpin() {
         packet::turn_around(ctx).map(Verdict::Return)
     } else {
-        Ok(Verdict::Pass)
+        Ok(Verdict::PASS)
     }
 }
 

@@ -39,9 +39,9 @@ pub enum Part {
     First,
     /// Has no ports.
     Later,
-    /// A whole ICMP message of either version, of which nothing else is known.
+    /// A whole ICMP message of either version, of which nothing but addresses and the protocol is known.
     Icmp,
-    /// None of these, and nothing else is known of it.
+    /// None of these. Of IP, addresses and the protocol are known.
     Other,
 }
 
@@ -130,6 +130,12 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     let first = header[0].to_ne_bytes();
     let second = header[1].to_ne_bytes();
     let protocol = Protocol(header[2].to_ne_bytes()[1]);
+    let header_bytes = (first[0] & 0x0f) as usize * 4;
+    packet.tuple.source = Address::from_v4_word(header[3]);
+    packet.tuple.destination = Address::from_v4_word(header[4]);
+    packet.tuple.protocol = protocol;
+    packet.is_v4 = true;
+    packet.transport = ETHERNET_BYTES + header_bytes;
     if protocol.0 == ICMP && second[2] & 0x3f == 0 && second[3] == 0 {
         packet.part = Part::Icmp;
         return Ok(());
@@ -137,7 +143,6 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
     if !protocol.has_ports() {
         return Ok(());
     }
-    let header_bytes = (first[0] & 0x0f) as usize * 4;
     if header_bytes < 20 {
         return Err(Error::Malformed);
     }
@@ -148,12 +153,7 @@ fn parse_v4(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
         (0, true) => Part::First,
         _ => Part::Later,
     };
-    packet.tuple.source = Address::from_v4_word(header[3]);
-    packet.tuple.destination = Address::from_v4_word(header[4]);
-    packet.tuple.protocol = protocol;
-    packet.is_v4 = true;
     packet.identification = u16::from_ne_bytes([second[0], second[1]]) as u32;
-    packet.transport = ETHERNET_BYTES + header_bytes;
     Ok(())
 }
 
@@ -194,20 +194,20 @@ fn parse_v6(ctx: &TcContext, packet: &mut Packet) -> Result<(), Error> {
             _ => break,
         }
     }
+    let protocol = Protocol(next);
+    packet.tuple.source = Address::from_words([header[2], header[3], header[4], header[5]]);
+    packet.tuple.destination = Address::from_words([header[6], header[7], header[8], header[9]]);
+    packet.tuple.protocol = protocol;
+    packet.transport = transport;
     if next == ICMP_V6 && matches!(part, Part::Whole) {
         packet.part = Part::Icmp;
         return Ok(());
     }
-    let protocol = Protocol(next);
     if !protocol.has_ports() {
         return Ok(());
     }
     packet.part = part;
-    packet.tuple.source = Address::from_words([header[2], header[3], header[4], header[5]]);
-    packet.tuple.destination = Address::from_words([header[6], header[7], header[8], header[9]]);
-    packet.tuple.protocol = protocol;
     packet.identification = identification;
-    packet.transport = transport;
     Ok(())
 }
 

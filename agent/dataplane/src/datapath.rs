@@ -246,7 +246,11 @@ impl Datapath {
         let pods: Vec<(IpAddr, PodLink)> = pods.into_iter().collect();
         let links = pods.iter().map(|(address, link)| (Address::from(*address), link.host_index));
         self.policies.set_links(links)?;
-        Ok(self.pods.set(pods)?)
+        self.pods.set(pods, |address| self.policies.is_policed(address))?;
+        if self.policies.is_said() {
+            self.pods.police(|address| self.policies.is_policed(address))?;
+        }
+        Ok(())
     }
 
     /// Hands packets for these addresses over to the pod. To be called once its link is served and routed to.
@@ -357,6 +361,7 @@ impl Datapath {
         let mut entries = self.services.map_entries().to_vec();
         entries.push((maps::NODE_ADDRESSES, self.node.address_count()));
         entries.push((maps::PODS, self.pods.count()));
+        entries.extend(self.policies.map_entries());
         entries
     }
 

@@ -9,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ebpf_common::{Backend, BackendId, Flow, Protocol, Tuple, maps, sctp::State, timeout_seconds};
+use ebpf_common::{
+    Backend, BackendId, Flow, PolicyFlow, PolicyFlowKey, Protocol, Tuple, maps, sctp::State, timeout_seconds,
+};
 
 use crate::{
     census::{Census, FlowState},
@@ -29,6 +31,8 @@ pub struct Swept {
     pub deleted: usize,
     /// Flows that are left.
     pub census: Census,
+    /// Connections of policed pods that are left.
+    pub policy_flows: usize,
 }
 
 /// A flow from its client's side.
@@ -94,6 +98,8 @@ pub struct Flows {
     open: PinnedMap<BackendId, i64>,
     /// Sockets, by cookie, that are connected to a backend whose connections are counted.
     sockets: PinnedMap<u64, BackendId>,
+    /// Connections of policed pods that were allowed.
+    policy_flows: PinnedMap<PolicyFlowKey, PolicyFlow>,
 }
 
 impl Flows {
@@ -104,7 +110,8 @@ impl Flows {
         let backends = PinnedMap::open(directory, maps::BACKENDS)?;
         let open = PinnedMap::open(directory, maps::OPEN)?;
         let sockets = PinnedMap::open(directory, maps::SOCKETS_COUNTED)?;
-        Ok(Self { directory: directory.to_owned(), map, backends, open, sockets })
+        let policy_flows = PinnedMap::open(directory, maps::POLICY_FLOWS)?;
+        Ok(Self { directory: directory.to_owned(), map, backends, open, sockets, policy_flows })
     }
 
     /// Every flow, at `now_ns` of CLOCK_MONOTONIC.
@@ -154,7 +161,22 @@ impl Flows {
             }
         }
         self.recount(&all)?;
-        Ok(Swept { seen, deleted: seen - all.len(), census: Census::of(&all) })
+        let policy_flows = self.sweep_policy_flows(now_ns)?;
+        Ok(Swept { seen, deleted: seen - all.len(), census: Census::of(&all), policy_flows })
+    }
+
+    /// Forgets connections of policed pods. Returns how many are left.
+    fn sweep_policy_flows(&self, now_ns: u64) -> Result<usize, MapError> {
+        let all = self.policy_flows.read_all()?;
+        let mut left = all.len();
+        for (key, flow) in all {
+            let idle = now_ns.saturating_sub(flow.last_seen_ns) / NS_PER_SECOND;
+            if idle >= flow.timeout_seconds(&key) && self.policy_flows.get(&key)? == Some(flow) {
+                self.policy_flows.remove(&key)?;
+                left -= 1;
+            }
+        }
+        Ok(left)
     }
 
     /// Counts the connections of backends anew, from the sockets and the flows that there are. What opens or closes

@@ -51,6 +51,27 @@ impl Namespaces {
         Ok(found)
     }
 
+    /// Opens a netlink socket in each network namespace that something leads to, one after the other.
+    ///
+    /// # Errors
+    /// Where the thread that enters them panicked.
+    pub(crate) fn visit(family: libc::c_int, mut visitor: impl FnMut(Socket) + Send) -> io::Result<()> {
+        std::thread::scope(|scope| {
+            let visiting = scope.spawn(move || {
+                let mut seen = HashSet::new();
+                for place in mounts().into_iter().chain(processes()) {
+                    let Ok(metadata) = fs::metadata(&place) else { continue };
+                    if seen.insert((metadata.dev(), metadata.ino()))
+                        && let Ok((_, socket)) = enter(&place, family)
+                    {
+                        visitor(socket);
+                    }
+                }
+            });
+            visiting.join().map_err(|_| io::Error::other("the thread that enters namespaces panicked"))
+        })
+    }
+
     /// To be called on a thread of its own: it changes the thread's namespace.
     fn search(&mut self, family: libc::c_int, wanted: &BTreeSet<u64>, found: &mut BTreeMap<u64, Socket>) {
         for cookie in wanted {

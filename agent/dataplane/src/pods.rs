@@ -38,13 +38,18 @@ impl PodMap {
         Ok(Self { map, pods })
     }
 
-    /// Makes `pods` all that there are. Of one that an earlier agent did not write, nobody knows whether it has flows.
-    pub(crate) fn set(&mut self, pods: impl IntoIterator<Item = (IpAddr, PodLink)>) -> Result<(), MapError> {
+    /// Makes `pods` all that there are; `is_policed` as of [`Self::insert`]. Of one that an earlier agent did not write, nobody knows whether it has flows.
+    pub(crate) fn set(
+        &mut self,
+        pods: impl IntoIterator<Item = (IpAddr, PodLink)>,
+        is_policed: impl Fn(&Address) -> bool,
+    ) -> Result<(), MapError> {
         let wanted = pods.into_iter().map(|(address, link)| (Address::from(address), local_pod(&link)));
         let wanted: Vec<(Address, LocalPod)> = wanted
             .map(|(address, pod)| match self.pods.actual(&address) {
                 Some(actual) if LocalPod { has_flows: 0, ..*actual } == pod => (address, *actual),
-                _ => (address, LocalPod { has_flows: 1, ..pod }),
+                _ if is_policed(&address) => (address, judged(pod)),
+                _ => (address, LocalPod { has_flows: LocalPod::FLOWS, ..pod }),
             })
             .collect();
         self.pods.set_desired(wanted);
@@ -60,7 +65,12 @@ impl PodMap {
     ) -> Result<(), MapError> {
         for address in addresses.iter().map(|address| Address::from(*address)) {
             let pod = local_pod(link);
-            let pod = if is_policed(&address) { judged(pod) } else { pod };
+            let pod = match self.pods.actual(&address) {
+                _ if !is_policed(&address) => pod,
+                // Nothing was translated yet.
+                None => LocalPod { has_flows: LocalPod::POLICED, ..pod },
+                Some(_) => judged(pod),
+            };
             self.pods.insert_desired(address, pod);
         }
         self.apply()
@@ -72,7 +82,7 @@ impl PodMap {
             (true, flags) if flags & LocalPod::POLICED == 0 => Some((*address, judged(*pod))),
             // Flows that it may have had are known to the programs alone.
             (false, flags) if flags & LocalPod::POLICED != 0 => {
-                Some((*address, LocalPod { has_flows: 1, ..*pod }))
+                Some((*address, LocalPod { has_flows: LocalPod::FLOWS, ..*pod }))
             }
             _ => None,
         };
@@ -109,7 +119,7 @@ pub(crate) fn dump(directory: &Path) -> Result<Vec<(IpAddr, u32)>, MapError> {
 }
 
 fn judged(pod: LocalPod) -> LocalPod {
-    LocalPod { has_flows: 1 | LocalPod::POLICED, ..pod }
+    LocalPod { has_flows: LocalPod::FLOWS | LocalPod::POLICED, ..pod }
 }
 
 fn local_pod(link: &PodLink) -> LocalPod {

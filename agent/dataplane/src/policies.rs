@@ -2,9 +2,15 @@
 //!
 //! Rules are there before the peers that they name, and both before a pod is isolated by them; what is gone goes in the
 //! opposite order. So a connection that is judged meanwhile is judged by the old rules, the new ones, or both together, and
-//! never by none. Then the generation is raised, and all connections are judged anew at their next packet.
+//! never by none. Then the generation is raised, and all connections are judged anew at their next packet. Those that a pod
+//! has when a policy selects it for the first time are read from its sockets ([`present`]).
 
-use std::{collections::HashMap, path::Path};
+mod present;
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+};
 
 use ebpf_common::{
     Address, GroupId, Policed, Policing, Prefix, RuleKey,
@@ -22,6 +28,7 @@ const INDEX: u32 = 0;
 
 #[derive(Debug)]
 pub(crate) struct PolicyMaps {
+    directory: PathBuf,
     policing: PinnedMap<u32, Policing>,
     policed_map: PinnedMap<u32, Policed>,
     peers_map: PinnedMap<Prefix, GroupId>,
@@ -51,6 +58,7 @@ impl PolicyMaps {
         }
         let rules = rules_map.keys(maps::RULES_MAX)?.into_iter().map(|key| (key, 0));
         Ok(Self {
+            directory: directory.to_owned(),
             generation: policing.get(&INDEX)?.unwrap_or_default().generation,
             policed: Delta::from_actual(policed_map.read_all()?),
             peers: Delta::from_actual(peers),
@@ -71,7 +79,7 @@ impl PolicyMaps {
         self.rules.set_desired(policies.rules.iter().map(|key| (*key, 0)));
         self.pods = policies.pods.iter().map(|(address, policed)| (*address, *policed)).collect();
         self.is_said = true;
-        self.apply()
+        self.apply_with_present()
     }
 
     pub(crate) fn change(&mut self, changes: &PolicyChanges) -> Result<(), MapError> {
@@ -94,7 +102,7 @@ impl PolicyMaps {
                 None => self.pods.remove(address),
             };
         }
-        self.apply()
+        self.apply_with_present()
     }
 
     /// Whether packets for the pod with this address are judged.
@@ -108,7 +116,7 @@ impl PolicyMaps {
         links: impl IntoIterator<Item = (Address, u32)>,
     ) -> Result<(), MapError> {
         self.links = links.into_iter().collect();
-        if self.is_said { self.apply() } else { Ok(()) }
+        if self.is_said { self.apply_with_present() } else { Ok(()) }
     }
 
     /// To be called before the pod is reached. A link that the kernel reuses has nothing of the one before.
@@ -127,6 +135,35 @@ impl PolicyMaps {
             self.links.remove(address);
         }
         if self.is_said { self.apply() } else { Ok(()) }
+    }
+
+    /// Whether anything was said of policies since an earlier agent.
+    pub(crate) const fn is_said(&self) -> bool {
+        self.is_said
+    }
+
+    /// The elements of each map.
+    pub(crate) fn map_entries(&self) -> [(&'static str, usize); 3] {
+        [
+            (maps::POLICED, self.policed.actual_count()),
+            (maps::PEERS, self.peers.actual_count()),
+            (maps::RULES, self.rules.actual_count()),
+        ]
+    }
+
+    /// Pods that nothing isolated so far, and that may have connections. They are looked for once more behind the change: what
+    /// began in between is there then.
+    fn apply_with_present(&mut self) -> Result<(), MapError> {
+        let is_new = |address: &&Address| {
+            self.links.get(*address).is_some_and(|link| self.policed.actual(link).is_none())
+        };
+        let pods: HashSet<Address> = self.pods.keys().filter(is_new).copied().collect();
+        if pods.is_empty() {
+            return self.apply();
+        }
+        present::note(&self.directory, &pods)?;
+        self.apply()?;
+        present::note(&self.directory, &pods)
     }
 
     /// A pod's addresses have one link, and are isolated alike.
@@ -152,7 +189,8 @@ impl PolicyMaps {
         let lengths =
             [rules.len(), peers.len(), policed.len(), links_gone.len(), peers_gone.len(), rules_gone.len()];
         if lengths != [0; 6] {
-            self.generation = self.generation.wrapping_add(1);
+            // 0 is that of connections that were never judged.
+            self.generation = self.generation.wrapping_add(1).max(1);
             let links = self.policed.actual_count() as u32;
             self.policing.insert(&INDEX, &Policing { generation: self.generation, links })?;
         }

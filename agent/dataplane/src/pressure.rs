@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Maps whose elements only the agent writes and deletes.
-pub const WRITTEN_BY_AGENT: [&str; 8] = [
+pub const WRITTEN_BY_AGENT: [&str; 11] = [
     maps::FRONTENDS,
     maps::SLOTS,
     maps::BACKENDS,
@@ -23,6 +23,9 @@ pub const WRITTEN_BY_AGENT: [&str; 8] = [
     maps::TABLES,
     maps::NODE_ADDRESSES,
     maps::PODS,
+    maps::POLICED,
+    maps::PEERS,
+    maps::RULES,
 ];
 
 /// A pinned map that can be full.

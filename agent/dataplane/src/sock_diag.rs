@@ -1,10 +1,10 @@
-//! Socket diagnosis (sock_diag(7)) of UDP: which sockets of a namespace are connected, and ending one of them.
+//! Socket diagnosis (sock_diag(7)): which sockets of a namespace are connected, and ending one of UDP.
 //!
 //! Layouts are those of `struct inet_diag_req_v2` and `struct inet_diag_msg` in linux/inet_diag.h.
 
 use std::io;
 
-use ebpf_common::{Address, Port};
+use ebpf_common::{Address, Port, Protocol};
 
 use crate::netlink::{DUMP, Message, Received, Socket};
 
@@ -47,6 +47,48 @@ pub(crate) fn connected(socket: &mut Socket, family: Family) -> io::Result<Vec<F
     Ok(answers.iter().filter_map(|answer| found(answer, family)).collect())
 }
 
+/// A socket of TCP or UDP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct End {
+    pub(crate) own: (Address, Port),
+    /// `None` where it listens.
+    pub(crate) peer: Option<(Address, Port)>,
+}
+
+/// The sockets of one family in the namespace of `socket` that talk to somebody, and those of TCP that listen.
+///
+/// # Errors
+/// ENOENT where the kernel has no diagnosis of the protocol.
+pub(crate) fn ends(socket: &mut Socket, family: Family, protocol: Protocol) -> io::Result<Vec<End>> {
+    const LISTENING: u8 = 10;
+    // From TCP_ESTABLISHED to TCP_CLOSING, but for TCP_TIME_WAIT and TCP_CLOSE.
+    const TALKING: u32 = CONNECTED | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+    let states = if protocol == Protocol::TCP { TALKING | 1 << LISTENING } else { CONNECTED };
+    let mut octets = vec![family as u8, protocol.0, 0, 0];
+    octets.extend(states.to_ne_bytes());
+    octets.extend([0; ID_BYTES]);
+    let answers = socket.query(Message::new(SOCK_DIAG_BY_FAMILY, DUMP, &octets))?;
+    let end = |answer: &Received| {
+        let found = found(answer, family)?;
+        let is_listening = answer.body.get(1) == Some(&LISTENING);
+        let own = (address(&found.id, OWN_AT, family), Port::from_network([found.id[0], found.id[1]]));
+        Some(End { own, peer: (!is_listening).then_some(found.peer) })
+    };
+    Ok(answers.iter().filter_map(end).collect())
+}
+
+/// Where addresses are in a `struct inet_diag_sockid`.
+const OWN_AT: usize = 4;
+const PEER_AT: usize = 20;
+
+fn address(id: &[u8; ID_BYTES], at: usize, family: Family) -> Address {
+    let word = |at: usize| u32::from_ne_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
+    match family {
+        Family::V4 => Address::from_v4_word(word(at)),
+        Family::V6 => Address::from_words([word(at), word(at + 4), word(at + 8), word(at + 12)]),
+    }
+}
+
 /// Ends the socket: its owner's calls fail with ECONNABORTED. Not where it is another socket by now.
 ///
 /// # Errors
@@ -73,13 +115,9 @@ fn found(answer: &Received, family: Family) -> Option<Found> {
     }
     let id: [u8; ID_BYTES] = answer.body.get(4..4 + ID_BYTES)?.try_into().ok()?;
     let word = |at: usize| u32::from_ne_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
-    let address = match family {
-        Family::V4 => Address::from_v4_word(word(20)),
-        Family::V6 => Address::from_words([word(20), word(24), word(28), word(32)]),
-    };
     Some(Found {
         cookie: u64::from(word(40)) | u64::from(word(44)) << 32,
-        peer: (address, Port::from_network([id[2], id[3]])),
+        peer: (address(&id, PEER_AT, family), Port::from_network([id[2], id[3]])),
         family,
         id,
     })

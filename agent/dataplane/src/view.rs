@@ -13,9 +13,9 @@ use std::{
 use aya::Pod;
 use ebpf_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Bucket, ConnectedSocket, ConnectedStream, DropGate,
-    Flow, Fragment, FragmentKey, Frontend, FrontendKey, LocalPod, Masquerade, Node, Prefix, Ranges, Sender,
-    ServiceCount, ServiceId, Shortcut, SlotKey, SocketForward, SocketKey, SocketReverse, SourceRangeKey,
-    Tuple,
+    Flow, Fragment, FragmentKey, Frontend, FrontendKey, GroupId, LocalPod, Masquerade, Node, Policed,
+    Policing, PolicyFlow, Prefix, Ranges, RuleKey, Sender, ServiceCount, ServiceId, Shortcut, SlotKey,
+    SocketForward, SocketKey, SocketReverse, SourceRangeKey, Tuple,
     balancing::{Piece, PieceKey},
     maps, sctp,
 };
@@ -116,6 +116,13 @@ pub enum Element {
     Neighbour(Address, u64),
     /// What a client sends, and the verification tags of its association.
     SctpTags(Tuple, sctp::Tags),
+    Policing(Policing),
+    /// The link of a pod, and what isolates that.
+    Policed(u32, Policed),
+    Peer(Prefix, GroupId),
+    Rule(RuleKey),
+    /// What a policed pod sends of a connection that was allowed.
+    PolicyFlow(Tuple, PolicyFlow),
     Bytes(Vec<u8>, Vec<u8>),
 }
 
@@ -134,7 +141,9 @@ impl Element {
                 vec![tuple.source, tuple.destination, flow.translated.source, flow.translated.destination]
             }
             Self::Fragment(key, value) => vec![key.source, key.destination, value.source, value.destination],
-            Self::Inbound(tuple, _) | Self::SctpTags(tuple, _) => vec![tuple.source, tuple.destination],
+            Self::Inbound(tuple, _) | Self::SctpTags(tuple, _) | Self::PolicyFlow(tuple, _) => {
+                vec![tuple.source, tuple.destination]
+            }
             Self::Shortcut(tuple, to) => vec![tuple.source, tuple.destination, to.source, to.destination],
             Self::Node(node) => vec![node.source_v4, node.source_v6],
             Self::NodeAddress(address)
@@ -158,6 +167,10 @@ impl Element {
             | Self::ServiceCount(..)
             | Self::Masquerade(_)
             | Self::Unmasqueraded(_)
+            | Self::Policing(_)
+            | Self::Policed(..)
+            | Self::Peer(..)
+            | Self::Rule(_)
             | Self::Bytes(..) => Vec::new(),
         }
     }
@@ -213,6 +226,11 @@ impl Element {
             maps::INBOUND => both(key, value, Self::Inbound),
             maps::SHORTCUTS => both(key, value, Self::Shortcut),
             maps::NEIGHBOURS => both(key, value, Self::Neighbour),
+            maps::POLICING => read(value).map(Self::Policing),
+            maps::POLICED => both(key, value, Self::Policed),
+            maps::PEERS => both(key, value, Self::Peer),
+            maps::RULES => read(key).map(Self::Rule),
+            maps::POLICY_FLOWS => both(key, value, Self::PolicyFlow),
             _ => None,
         };
         known.unwrap_or_else(|| Self::Bytes(key.to_vec(), value.to_vec()))

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use dataplane::services::Names;
 use dataplane::view::Element;
 use ebpf_common::{
-    Address, Backend, BackendId, Call, Counter, Flow, Frontend, FrontendKey, Origin, Port, Range, ServiceId,
-    Shortcut, SourceRangeKey, Tuple,
+    Address, Backend, BackendId, Call, Counter, Flow, Frontend, FrontendKey, GroupId, LocalPod, Origin,
+    PolicyFlow, Port, Range, RuleKey, ServiceId, Shortcut, SourceRangeKey, Tuple,
     balancing::{PIECE_PLACES, PIECES, PLACES, Piece, PieceKey},
     sctp,
 };
@@ -167,7 +167,8 @@ impl<'a> Joins<'a> {
                 ("name", self.name(address)),
                 ("interfaceIndex", json!(pod.interface_index)),
                 ("hardwareAddress", json!(pod.stations[0].map(|octet| format!("{octet:02x}")).join(":"))),
-                ("hasFlows", json!(pod.has_flows != 0)),
+                ("hasFlows", json!(pod.has_flows & LocalPod::FLOWS != 0)),
+                ("policed", json!(pod.has_flows & LocalPod::POLICED != 0)),
             ],
             Element::Buckets(buckets) => return (0..).zip(buckets).map(bucket_row).collect(),
             Element::DropGates(gates) => return (0..).zip(gates).map(gate_row).collect(),
@@ -188,6 +189,7 @@ impl<'a> Joins<'a> {
                 ("askedSeconds", self.idle(*asked_ns)),
             ],
             Element::SctpTags(tuple, tags) => self.tags_row(tuple, tags),
+            Element::PolicyFlow(tuple, flow) => self.policy_flow_row(tuple, flow),
             Element::Ranges(ranges) => vec![("v4", range(&ranges.v4)), ("v6", range(&ranges.v6))],
             Element::SourceRange(key) => self.source_range_row(key),
             plain => plain_row(plain),
@@ -249,6 +251,22 @@ impl<'a> Joins<'a> {
             ],
             other => plain_row(other),
         }
+    }
+
+    fn policy_flow_row(&self, tuple: &Tuple, flow: &PolicyFlow) -> Row {
+        vec![
+            ("protocol", json!(protocol_name(tuple.protocol))),
+            ("pod", json!(end(&tuple.source, tuple.source_port))),
+            ("podName", self.name(&tuple.source)),
+            ("peer", json!(end(&tuple.destination, tuple.destination_port))),
+            ("peerName", self.name(&tuple.destination)),
+            ("inbound", json!(flow.inbound != 0)),
+            ("answered", json!(flow.answered != 0)),
+            ("closing", json!((flow.pod_closing | flow.peer_closing) != 0)),
+            ("generation", json!(flow.generation)),
+            ("idleSeconds", self.idle(flow.last_seen_ns)),
+            ("timeoutSeconds", json!(flow.timeout_seconds(tuple))),
+        ]
     }
 
     fn inbound_row(&self, tuple: &Tuple, last_seen_ns: u64) -> Row {
@@ -379,6 +397,19 @@ fn plain_row(element: &Element) -> Row {
         Element::Sender(_, to) => {
             vec![("cookie", json!(to.cookie())), ("several", json!(to.is_several()))]
         }
+        Element::Policing(policing) => {
+            vec![("generation", json!(policing.generation)), ("links", json!(policing.links))]
+        }
+        Element::Policed(link, policed) => vec![
+            ("interfaceIndex", json!(link)),
+            ("ingressRules", json!(policed.ingress.is_some().then_some(policed.ingress.0))),
+            ("egressRules", json!(policed.egress.is_some().then_some(policed.egress.0))),
+        ],
+        Element::Peer(prefix, group) => {
+            let (address, bits) = prefix.to_parts();
+            vec![("peers", json!(format!("{}/{bits}", address.to_ip()))), ("group", json!(group.0))]
+        }
+        Element::Rule(key) => rule_row(key),
         Element::Counting(any) => vec![("hasSockets", json!(*any != 0))],
         Element::Beyond(has_flows) => vec![("hasFlows", json!(*has_flows != 0))],
         Element::Bytes(key, value) => vec![("key", json!(hex(key))), ("value", json!(hex(value)))],
@@ -405,10 +436,26 @@ fn plain_row(element: &Element) -> Row {
         | Element::Shortcut(..)
         | Element::Neighbour(..)
         | Element::SctpTags(..)
+        | Element::PolicyFlow(..)
         | Element::Ranges(_)
         | Element::ServiceCount(..)
         | Element::SourceRange(_) => Row::new(),
     }
+}
+
+fn rule_row(key: &RuleKey) -> Row {
+    let rule = key.rule;
+    let group = (rule.group != GroupId::EVERYBODY).then_some(rule.group.0);
+    let protocol = (key.bits() > RuleKey::OF_PEER).then(|| protocol_name(rule.protocol));
+    let first = rule.port.get();
+    let free_bits = RuleKey::ALL_BITS - key.bits().clamp(RuleKey::OF_PROTOCOL, RuleKey::ALL_BITS);
+    let last = u32::from(first) + (1 << free_bits) - 1;
+    vec![
+        ("rules", json!(rule.rules.0)),
+        ("group", json!(group)),
+        ("protocol", json!(protocol)),
+        ("ports", json!(protocol.is_some().then(|| format!("{first}-{last}")))),
+    ]
 }
 
 fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
@@ -446,6 +493,11 @@ fn references(element: &Element) -> (Option<ServiceId>, Option<BackendId>) {
         | Element::Shortcut(..)
         | Element::Neighbour(..)
         | Element::SctpTags(..)
+        | Element::Policing(_)
+        | Element::Policed(..)
+        | Element::Peer(..)
+        | Element::Rule(_)
+        | Element::PolicyFlow(..)
         | Element::Bytes(..) => (None, None),
     }
 }

@@ -18,11 +18,34 @@ pub enum Call {
     Masquerade = 3,
     /// A packet on its way into the node that may be an answer to such a one.
     Unmasquerade = 4,
+    /// A packet that enters the node and is of a policed pod, or for one.
+    Police = 5,
+    /// As above, once its addresses are those behind Services.
+    PoliceFinal = 6,
+    /// As above, of a policed pod: what is no whole packet with ports.
+    PoliceRest = 7,
+    /// A packet that leaves for a policed pod.
+    PoliceEntering = 8,
+    /// A packet of a policed pod that may be for a Service, which is found before the packet is judged.
+    Judged = 9,
+    /// A packet that leaves for a pod, and was judged.
+    TowardsClient = 10,
 }
 
 impl Call {
-    pub const ALL: [Self; 5] =
-        [Self::RelayEntering, Self::RelayLeaving, Self::Answer, Self::Masquerade, Self::Unmasquerade];
+    pub const ALL: [Self; 11] = [
+        Self::RelayEntering,
+        Self::RelayLeaving,
+        Self::Answer,
+        Self::Masquerade,
+        Self::Unmasquerade,
+        Self::Police,
+        Self::PoliceFinal,
+        Self::PoliceRest,
+        Self::PoliceEntering,
+        Self::Judged,
+        Self::TowardsClient,
+    ];
 
     /// The name of the program.
     pub const fn program(self) -> &'static str {
@@ -32,7 +55,18 @@ impl Call {
             Self::Answer => "answer",
             Self::Masquerade => "masquerade",
             Self::Unmasquerade => "unmasquerade",
+            Self::Police => "police",
+            Self::PoliceFinal => "police_final",
+            Self::PoliceRest => "police_rest",
+            Self::PoliceEntering => "police_entering",
+            Self::Judged => "judged",
+            Self::TowardsClient => "towards_client",
         }
+    }
+
+    /// Whether a packet that could not go on there must not pass.
+    pub const fn is_needed(self) -> bool {
+        self as u32 >= Self::Police as u32
     }
 }
 

@@ -192,7 +192,8 @@ pub struct FragmentKey {
     /// The Identification field: 16 bits in IPv4, 32 in IPv6.
     pub identification: u32,
     pub protocol: Protocol,
-    /// 1 where packets enter the node's stack, 0 where they leave it: one packet passes both, and is translated at one.
+    /// 1 where packets enter the node's stack, 0 where they leave it: one packet passes both, and is translated at one. 2 more
+    /// where a policy allowed the first fragment of what a pod sends, or of what enters it.
     entering: u8,
     zero: [u8; 2],
 }
@@ -209,8 +210,15 @@ impl FragmentKey {
         Self { source, destination, identification, protocol, entering: entering as u8, zero: [0; 2] }
     }
 
+    /// That the first fragment was allowed at a pod's edge, where it entered the pod or was sent by it. The addresses are those
+    /// behind Services.
+    #[inline(always)]
+    pub const fn judged(self, into_pod: bool) -> Self {
+        Self { entering: 2 + into_pod as u8, ..self }
+    }
+
     pub const fn is_entering(&self) -> bool {
-        self.entering != 0
+        self.entering & 1 != 0
     }
 }
 
@@ -227,6 +235,8 @@ pub struct Fragment {
 impl Fragment {
     const FORWARDED: u32 = 1;
     const HAIRPIN: u32 = 2;
+    /// With [`FragmentKey::judged`]: nothing but that the first one was allowed.
+    pub const JUDGED: Self = Self { source: Address::UNSPECIFIED, destination: Address::UNSPECIFIED, way: 0 };
 
     /// What the first fragment of `flow` became.
     #[inline(always)]

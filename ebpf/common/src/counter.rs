@@ -70,12 +70,19 @@ pub enum Counter {
     ForwardedEarly = 29,
     /// Dropped: the packet had to be sent on in one piece, and is larger than the way takes.
     DropTooBig = 30,
-    /// Dropped: a fragment for a Service came before the one that has the ports, or after that was forgotten.
+    /// Dropped: a fragment for a Service, or of an isolated pod, came before the one that has the ports, or after that was
+    /// forgotten.
     DropFragmentEarly = 31,
+    /// Dropped: a policy isolates the pod, and none allows what comes for it.
+    DropPolicyIngress = 32,
+    /// Dropped: a policy isolates the pod, and none allows what it sends.
+    DropPolicyEgress = 33,
+    /// Dropped: a connection of an isolated pod could not be noted, since the map is full, and its answers would be lost.
+    DropPolicyFull = 34,
 }
 
 impl Counter {
-    pub const COUNT: u32 = 32;
+    pub const COUNT: u32 = 35;
 
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::SocketConnect,
@@ -110,6 +117,9 @@ impl Counter {
         Self::ForwardedEarly,
         Self::DropTooBig,
         Self::DropFragmentEarly,
+        Self::DropPolicyIngress,
+        Self::DropPolicyEgress,
+        Self::DropPolicyFull,
     ];
 
     /// The counter's name in metrics and command output.
@@ -147,6 +157,9 @@ impl Counter {
             Self::ForwardedEarly => "forwarded_xdp",
             Self::DropTooBig => "drop_too_big",
             Self::DropFragmentEarly => "drop_fragment_early",
+            Self::DropPolicyIngress => "drop_policy_ingress",
+            Self::DropPolicyEgress => "drop_policy_egress",
+            Self::DropPolicyFull => "drop_policy_full",
         }
     }
 

@@ -106,6 +106,8 @@ pub struct LocalPod {
 impl LocalPod {
     /// In `has_flows`: a policy selects the pod. The agent writes it and takes it back.
     pub const POLICED: u32 = 2;
+    /// In `has_flows`: packets of the pod may have been translated.
+    pub const FLOWS: u32 = 1;
 
     pub const fn new(interface_index: u32, stations: [[u8; 6]; 2]) -> Self {
         Self { interface_index, stations, has_flows: 0 }

@@ -97,8 +97,8 @@ impl Rule {
 }
 
 impl RuleKey {
-    const OF_PEER: u32 = 64;
-    const OF_PROTOCOL: u32 = 80;
+    pub const OF_PEER: u32 = 64;
+    pub const OF_PROTOCOL: u32 = 80;
     /// Of a key that is looked up.
     pub const ALL_BITS: u32 = 96;
 
@@ -128,26 +128,67 @@ impl RuleKey {
 pub type PolicyFlowKey = Tuple;
 
 /// A connection that was allowed.
+///
+/// Each side writes its own bytes. The entry goes once both have confirmed the other's FIN, so that connections that come and
+/// go leave nothing behind.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PolicyFlow {
     /// CLOCK_MONOTONIC at the last packet of either direction, to the second.
     pub last_seen_ns: u64,
-    /// [`Policing::generation`] when it was last judged.
+    /// [`Policing::generation`] when it was last judged; 0, which that never is, for one that was there before.
     pub generation: u32,
     /// 1 where the peer began it: then the rules of ingress judge it, else those of egress.
     pub inbound: u8,
     /// 1 once the other direction was seen too.
     pub answered: u8,
-    /// 1 once either direction said FIN or RST.
-    pub closing: u8,
-    zero: u8,
+    /// What the pod said of the end: one of those below, or 0.
+    pub pod_closing: u8,
+    /// What its peer said.
+    pub peer_closing: u8,
+    /// The acknowledgment that confirms a side's FIN.
+    pub pod_end: u32,
+    pub peer_end: u32,
 }
 
 impl PolicyFlow {
+    pub const FIN: u8 = 1;
+    /// The other side has the FIN.
+    pub const CONFIRMED: u8 = 2;
+    pub const RESET: u8 = 3;
+
     #[inline(always)]
     pub const fn new(generation: u32, inbound: bool, now_ns: u64) -> Self {
-        Self { last_seen_ns: now_ns, generation, inbound: inbound as u8, answered: 0, closing: 0, zero: 0 }
+        Self {
+            last_seen_ns: now_ns,
+            generation,
+            inbound: inbound as u8,
+            answered: 0,
+            pod_closing: 0,
+            peer_closing: 0,
+            pod_end: 0,
+            peer_end: 0,
+        }
+    }
+
+    /// How long it may be silent until it is forgotten, as [`crate::timeout_seconds`] has it for what is translated. A reset is
+    /// forgotten sooner: who speaks on after one is not taken to have sent it. So is what a peer asked by datagrams: the next
+    /// one is judged by the same rules.
+    pub const fn timeout_seconds(&self, key: &PolicyFlowKey) -> u64 {
+        const NAME_SERVER_PORT: u16 = 53;
+        let (pod, peer) = (self.pod_closing, self.peer_closing);
+        match key.protocol {
+            Protocol::TCP if pod == Self::RESET || peer == Self::RESET => 10,
+            Protocol::TCP if pod != 0 && peer != 0 => 120,
+            Protocol::TCP if pod != 0 || peer != 0 => 300,
+            Protocol::TCP if self.answered != 0 || self.generation == 0 => 8000,
+            Protocol::TCP => 60,
+            Protocol::SCTP if pod != 0 || peer != 0 => 10,
+            Protocol::SCTP => 210,
+            _ if self.answered == 0 || self.inbound != 0 => 30,
+            _ if key.destination_port.get() == NAME_SERVER_PORT => 10,
+            _ => 180,
+        }
     }
 }
 
@@ -170,7 +211,8 @@ const _: () = {
     assert!(size_of::<RuleKey>() == 16 && offset_of!(RuleKey, rule) == 4);
     assert!(size_of::<Rule>() == 12 && offset_of!(Rule, group) == 4);
     assert!(offset_of!(Rule, protocol) == 8 && offset_of!(Rule, port) == 10);
-    assert!(size_of::<PolicyFlow>() == 16 && offset_of!(PolicyFlow, inbound) == 12);
+    assert!(size_of::<PolicyFlow>() == 24 && offset_of!(PolicyFlow, inbound) == 12);
+    assert!(offset_of!(PolicyFlow, pod_closing) == 14 && offset_of!(PolicyFlow, pod_end) == 16);
 };
 
 crate::pod!(RulesId, GroupId, Policed, Policing, Rule, RuleKey, PolicyFlow);

@@ -365,3 +365,23 @@ fn a_socket_of_the_first_layout_is_the_same_without_a_frontend() {
         (socket.netns_cookie, socket.address, socket.port, socket.backend_id)
     );
 }
+
+#[test]
+fn an_allowed_connection_is_remembered_for_as_long_as_its_state_asks() {
+    let key = |protocol, port| {
+        let [pod, peer] = [2, 3].map(|last| Address::from_v4([10, 244, 0, last]));
+        policy_flow_key(pod, Port::new(40000), peer, Port::new(port), protocol)
+    };
+    let flow = |inbound| PolicyFlow { answered: 1, ..PolicyFlow::new(1, inbound, 0) };
+    let (tcp, udp) = (key(Protocol::TCP, 80), key(Protocol::UDP, 80));
+    assert_eq!(PolicyFlow::new(1, false, 0).timeout_seconds(&tcp), 60);
+    assert_eq!(PolicyFlow::new(0, false, 0).timeout_seconds(&tcp), 8000, "one that was there before");
+    assert_eq!(flow(true).timeout_seconds(&tcp), 8000);
+    let half = PolicyFlow { pod_closing: PolicyFlow::FIN, ..flow(true) };
+    assert_eq!(half.timeout_seconds(&tcp), 300);
+    assert_eq!(PolicyFlow { peer_closing: PolicyFlow::FIN, ..half }.timeout_seconds(&tcp), 120);
+    assert_eq!(PolicyFlow { peer_closing: PolicyFlow::RESET, ..half }.timeout_seconds(&tcp), 10);
+    assert_eq!((flow(false).timeout_seconds(&udp), flow(true).timeout_seconds(&udp)), (180, 30));
+    assert_eq!(flow(false).timeout_seconds(&key(Protocol::UDP, 53)), 10);
+    assert_eq!(flow(false).timeout_seconds(&key(Protocol::SCTP, 80)), 210);
+}

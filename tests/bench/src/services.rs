@@ -4,8 +4,8 @@
 //! Everything is in network namespaces of this process, which no packet leaves. Where only packets are measured, the
 //! laboratory drives the crates of the agent itself; changes are measured with the real agent and our API server, which
 //! peers are fed by too. CPU time of an operation is that of client and server, with the kernel's work for packets
-//! in them, and of the kernel's softirq threads. Deliberately absent: NetworkPolicy, which is not there
-//! yet, and what programs take for a packet (`programs`).
+//! in them, and of the kernel's softirq threads. Deliberately absent: what programs take for a packet
+//! (`programs`).
 
 pub(crate) mod api;
 mod change;
@@ -76,6 +76,11 @@ pub(crate) struct Options {
 impl Options {
     pub(crate) fn has(&self, part: Part) -> bool {
         self.only.contains(&part)
+    }
+
+    /// Whether this is the smallest number of Services.
+    pub(crate) fn is_smallest(&self, services: u32) -> bool {
+        self.services.first() == Some(&services)
     }
 
     pub(crate) fn kube_proxy(&self) -> Option<&Path> {

@@ -75,13 +75,13 @@ fn config() -> MasqueradeConfig {
     }
 }
 
-struct Ground {
-    node: Node,
-    outside: NetNs,
+pub struct Ground {
+    pub node: Node,
+    pub outside: NetNs,
 }
 
 impl Ground {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with_mode(TcMode::of_kernel())
     }
 
@@ -393,12 +393,12 @@ fn who_outside_answers_a_socket_that_is_gone_is_told() {
 }
 
 /// A socket for echo messages, which the kernel gives an identifier as it gives others a port.
-struct Echo {
+pub struct Echo {
     socket: UdpSocket,
 }
 
 impl Echo {
-    fn new(host: &NetNs, address: &str, identifier: u16) -> Self {
+    pub fn new(host: &NetNs, address: &str, identifier: u16) -> Self {
         let bound = SocketAddr::new(ip(address), identifier);
         let socket = host.run(|| {
             let (family, protocol) = if bound.is_ipv4() {
@@ -421,11 +421,15 @@ impl Echo {
         Self { socket }
     }
 
-    /// Who answers an echo request to `address`.
-    fn ask(&self, address: &str) -> Option<IpAddr> {
+    pub fn request(&self, address: &str) {
         let to = SocketAddr::new(ip(address), 0);
         let request = if to.is_ipv4() { 8 } else { 128 };
         self.socket.send_to(&[request, 0, 0, 0, 0, 0, 0, 1, 42], to).expect("an echo request");
+    }
+
+    /// Who answers an echo request to `address`.
+    pub fn ask(&self, address: &str) -> Option<IpAddr> {
+        self.request(address);
         let mut answer = [0; 64];
         let (length, from) = self.socket.recv_from(&mut answer).ok()?;
         assert_eq!(answer[..length].last(), Some(&42));

@@ -227,6 +227,7 @@ fn maps_that_can_be_full_are_known_with_their_sizes_and_the_agents_numbers_are_t
         maps::COUNTING,
         maps::STREAMS_CONNECTED,
         maps::SENDERS,
+        maps::POLICING,
     ];
     let wanted: BTreeSet<&str> = maps::ALL.into_iter().filter(|map| !others.contains(map)).collect();
     assert_eq!(names, wanted, "arrays are always full");

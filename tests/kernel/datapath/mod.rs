@@ -10,6 +10,7 @@ mod masquerade;
 mod metrics;
 mod node;
 mod packets;
+mod policy;
 mod program_runs;
 mod refusal;
 mod routing;

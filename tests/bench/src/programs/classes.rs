@@ -61,7 +61,8 @@ pub(super) fn all(runs: &mut Runs) -> Result<()> {
         pieces(runs, of)?;
         dropped(runs, of)?;
     }
-    Ok(())
+    // Last, as from here on there are policies.
+    FAMILIES.iter().try_for_each(|of| policed(runs, of))
 }
 
 fn not_ours(runs: &mut Runs, of: &Family) -> Result<()> {
@@ -441,4 +442,45 @@ fn dropped(runs: &mut Runs, of: &Family) -> Result<()> {
     let name = "TCP, no endpoint: refused, most without an answer";
     let case = Case { name, verdicts: REFUSE, counted: &[Counter::DropNoBackend], ..case };
     runs.single(case, |_| refused.clone()).map(drop)
+}
+
+/// For a pod that is isolated, of one that is not, and the other way round.
+fn policed(runs: &mut Runs, of: &Family) -> Result<()> {
+    let (pod, uplink) = (runs.lab().pod, runs.lab().uplink);
+    runs.lab_mut().police(of)?;
+    let delivered: &[Counter] = &[Counter::Delivered];
+    let ends = |port| ((of.outside, port), (of.policed, 9000));
+    runs.once("uplink_ingress", uplink, &packet(Protocol::TCP, ends(KNOWN_PORT), SYN), REDIRECT)?;
+    let known = packet(Protocol::TCP, ends(KNOWN_PORT), ACK);
+    let case = Case {
+        program: "uplink_ingress",
+        name: "TCP, to an isolated pod, known",
+        of,
+        link: uplink,
+        verdicts: REDIRECT,
+        counted: delivered,
+        to: None,
+    };
+    runs.hopping(case, &known)?;
+    let case = Case { name: "TCP, to an isolated pod, new", ..case };
+    runs.single(case, |number| packet(Protocol::TCP, ends(FIRST_PORT + number), SYN))?;
+    let denied = packet(Protocol::TCP, ((of.outside, 40_000), (of.policed, 9001)), SYN);
+    let name = "TCP, to an isolated pod, denied";
+    let case = Case { name, verdicts: DROP, counted: &[Counter::DropPolicyIngress], ..case };
+    runs.repeated(case, &denied)?;
+    let answer = packet(Protocol::TCP, ((of.policed, 9000), (of.pod_beyond, KNOWN_PORT)), ACK);
+    let opens = packet(Protocol::TCP, ((of.pod_beyond, KNOWN_PORT), (of.policed, 9000)), SYN);
+    runs.once("uplink_ingress", uplink, &opens, REDIRECT)?;
+    let case = Case {
+        program: "pod_ingress",
+        name: "TCP, of an isolated pod to a pod elsewhere, known",
+        link: runs.lab().isolated,
+        counted: &[Counter::Routed],
+        verdicts: REDIRECT,
+        ..case
+    };
+    runs.hopping(case, &answer)?;
+    let free = packet(Protocol::TCP, ((of.client, 40_000), (of.pod, 9000)), ACK);
+    let name = "TCP, to a pod here, others are isolated";
+    runs.hopping(Case { name, link: pod, counted: delivered, ..case }, &free)
 }

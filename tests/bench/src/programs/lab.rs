@@ -19,8 +19,9 @@ use dataplane::{
     programs::{XdpMode, XdpSetting, XdpState},
 };
 use ebpf_common::{
-    Address, BackendId, Direction, Flow, FrontendKey, Port, Protocol, ServiceId, Tuple,
-    desired::{Clients, Endpoint, Service, SourceRange},
+    Address, BackendId, Direction, Flow, FrontendKey, GroupId, Policed, Port, Protocol, RuleKey, RulesId,
+    ServiceId, Tuple,
+    desired::{Clients, Endpoint, PolicyChanges, Service, SourceRange},
     maps,
 };
 use nix::mount::{MntFlags, umount2};
@@ -41,6 +42,8 @@ pub(super) struct Family {
     pub(super) pair: [&'static str; 2],
     /// Of pods: one that no Service knows, here and on another node.
     pub(super) pod: &'static str,
+    /// A pod that policies isolate, once there are some.
+    pub(super) policed: &'static str,
     pub(super) pod_beyond: &'static str,
     pub(super) node: &'static str,
     /// Of other machines: a neighbour, and one outside of the cluster.
@@ -62,6 +65,7 @@ pub(super) const FAMILIES: [Family; 2] = [
         server: "10.244.0.3",
         pair: ["10.244.0.4", "10.244.0.5"],
         pod: "10.244.0.77",
+        policed: "10.244.0.88",
         pod_beyond: "10.244.1.2",
         node: "10.89.0.11",
         beyond: "10.89.0.200",
@@ -78,6 +82,7 @@ pub(super) const FAMILIES: [Family; 2] = [
         server: "fd00:244::3",
         pair: ["fd00:244::4", "fd00:244::5"],
         pod: "fd00:244::77",
+        policed: "fd00:244::88",
         pod_beyond: "fd00:244:1::2",
         node: "fd00:89::11",
         beyond: "fd00:89::200",
@@ -102,6 +107,8 @@ pub(super) struct Lab {
     /// Interface indexes.
     pub(super) pod: u32,
     pub(super) uplink: u32,
+    /// Of the isolated pod.
+    pub(super) isolated: u32,
 }
 
 /// The other ends of the node's links.
@@ -113,10 +120,10 @@ pub(super) struct Wires {
 /// Makes the node's links, once for all numbers of Services.
 pub(super) fn wire() -> Result<Wires> {
     let (pods, beyond) = (NetNs::new()?, NetNs::new()?);
-    for (name, other) in [("pod", &pods), ("uplink", &beyond)] {
+    for (name, other) in [("pod", &pods), ("isolated", &pods), ("uplink", &beyond)] {
         let path = other.path();
-        ip(&format!("link add {name} address {MAC} type veth peer name eth0 netns {}", path.display()))?;
-        other.ip("link set eth0 up")?;
+        ip(&format!("link add {name} address {MAC} type veth peer name {name} netns {}", path.display()))?;
+        other.ip(&format!("link set {name} up"))?;
         ip(&format!("link set {name} up"))?;
     }
     for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
@@ -150,7 +157,7 @@ impl Lab {
         fill(&mut datapath, services)?;
         let flows = PinnedMap::open(&directory.join("maps"), maps::CONNTRACK).context("opening the flows")?;
         let mut links = Links::open().context("opening a netlink socket")?;
-        let [pod, uplink] = [links.index("pod")?, links.index("uplink")?];
+        let [pod, uplink, isolated] = [links.index("pod")?, links.index("uplink")?, links.index("isolated")?];
         let link = PodLink { host_index: pod, pod_mac: [2, 0xfe, 0, 0, 0, 1] };
         for of in &FAMILIES {
             let pods = [of.client, of.server, of.pair[0], of.pair[1], of.pod].map(address);
@@ -159,7 +166,23 @@ impl Lab {
         // Only then can a run be in the place of the link.
         let state = datapath.set_xdp(uplink, XdpSetting::In(XdpMode::Driver)).context("attaching XDP")?;
         ensure!(state == XdpState::In(XdpMode::Driver), "the uplink has no XDP: {state:?}");
-        Ok(Self { datapath, flows, directory, pod, uplink })
+        Ok(Self { datapath, flows, directory, pod, uplink, isolated })
+    }
+
+    /// Isolates a pod of the family: all may reach its TCP port 9000.
+    pub(super) fn police(&mut self, of: &Family) -> Result<()> {
+        const RULES: RulesId = RulesId(1);
+        let pod = address(of.policed);
+        let rule = RuleKey::ports(RULES, GroupId::EVERYBODY, Protocol::TCP, Port::new(9000), 16);
+        let policed = Policed { ingress: RULES, egress: RULES };
+        let changes = PolicyChanges {
+            rules: vec![(rule, true)],
+            pods: vec![(Address::from(pod), Some(policed))],
+            ..PolicyChanges::default()
+        };
+        self.datapath.change_policies(&changes).context("setting policies")?;
+        let link = PodLink { host_index: self.isolated, pod_mac: [2, 0xfe, 0, 0, 0, 2] };
+        self.datapath.add_pod(&[pod], &link).context("telling of an isolated pod")
     }
 
     /// Writes two flows, each of which leads to the other: a packet of them goes to and fro for ever.

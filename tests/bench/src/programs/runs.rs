@@ -83,6 +83,10 @@ impl Runs {
         &self.lab
     }
 
+    pub(super) fn lab_mut(&mut self) -> &mut Lab {
+        &mut self.lab
+    }
+
     pub(super) fn into_classes(self) -> Vec<Class> {
         self.classes
     }

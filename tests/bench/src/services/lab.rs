@@ -21,6 +21,7 @@ use dataplane::{
     node::NodeConfig,
     routes::{Routes, RoutesConfig, Target},
 };
+use ebpf_common::{Address, GroupId, Policed, Port, Prefix, Protocol, RuleKey, RulesId, desired::Policies};
 use nix::mount::{MntFlags, umount2};
 use proxy::{NodeView, Proxy};
 
@@ -116,6 +117,35 @@ impl Lab {
             first.get_or_insert(served);
         }
         first.context("there is a node")
+    }
+
+    /// What 100 policies say that select every pod that answers: each allows other peers and ports to it, one the client.
+    pub(crate) fn police(&mut self) -> Result<()> {
+        const RULES: RulesId = RulesId(1);
+        const POLICIES: u8 = 100;
+        const PEERS: u8 = 20;
+        let mut policies = Policies::default();
+        for policy in 0..POLICIES {
+            let group = GroupId(u32::from(policy) + 1);
+            for peer in 0..PEERS {
+                policies.peers.insert(Prefix::new(Address::from_v4([10, 245, policy, peer]), 32), group);
+            }
+            for protocol in [Protocol::TCP, Protocol::UDP] {
+                let port = Port::new(9000 + u16::from(policy));
+                policies.rules.insert(RuleKey::ports(RULES, group, protocol, port, 16));
+                policies.rules.insert(RuleKey::ports(RULES, GroupId(1), protocol, Port::new(POD_PORT), 16));
+            }
+        }
+        let client = Address::from(IpAddr::V4(pod_address(0, ENDPOINTS)));
+        policies.peers.insert(Prefix::new(client, 32), GroupId(1));
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            let policed = Policed { ingress: RULES, egress: RulesId::NONE };
+            let pods = (0..ENDPOINTS).map(|pod| Address::from(IpAddr::V4(pod_address(index, pod))));
+            let policies = Policies { pods: pods.map(|pod| (pod, policed)).collect(), ..policies.clone() };
+            let (datapath, _) = node.datapath.as_mut().context("the node serves")?;
+            datapath.set_policies(&policies)?;
+        }
+        Ok(())
     }
 
     /// Where the client asks: the pods themselves, or the Services that lead to them.

@@ -28,6 +28,8 @@ pub(crate) enum Subject {
     Seaway,
     /// A client whose sockets are not served: its packets are translated in tc.
     SeawayTc,
+    /// As Seaway, and 100 policies select the pods that answer.
+    SeawayPoliced,
     KubeProxy(ProxyMode),
 }
 
@@ -37,6 +39,7 @@ impl Subject {
             Self::Plain => "plain routing",
             Self::Seaway => "seaway",
             Self::SeawayTc => "seaway, tc only",
+            Self::SeawayPoliced => "seaway, 100 policies",
             Self::KubeProxy(ProxyMode::Nftables) => "kube-proxy nftables",
             Self::KubeProxy(ProxyMode::Iptables) => "kube-proxy iptables",
         }
@@ -62,6 +65,14 @@ pub(crate) fn measure(
     let mut subjects = vec![(Subject::Plain, 0), (Subject::Seaway, 1)];
     if options.tc {
         subjects.push((Subject::SeawayTc, 1));
+    }
+    // What policies cost does not depend on how many Services there are.
+    if options.is_smallest(services) {
+        let mut policed = Lab::new(ground, "policed", Owner::Laboratory)?;
+        policed.serve(ground, services).context("serving Services beside policies")?;
+        policed.police().context("setting policies")?;
+        subjects.push((Subject::SeawayPoliced, labs.len()));
+        labs.push(policed);
     }
     if let (Some(program), Some(api)) = (options.kube_proxy(), api) {
         for mode in ProxyMode::ALL {
@@ -110,13 +121,15 @@ fn rounds(
 }
 
 const fn is_served(subject: Subject) -> bool {
-    matches!(subject, Subject::Seaway)
+    matches!(subject, Subject::Seaway | Subject::SeawayPoliced)
 }
 
 fn targets(subject: Subject, services: u32, place: Place) -> Vec<SocketAddr> {
     match subject {
         Subject::Plain => objects::direct(services, place),
-        Subject::Seaway | Subject::SeawayTc | Subject::KubeProxy(_) => objects::measured(services, place),
+        Subject::Seaway | Subject::SeawayTc | Subject::SeawayPoliced | Subject::KubeProxy(_) => {
+            objects::measured(services, place)
+        }
     }
 }
 

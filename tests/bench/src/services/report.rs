@@ -16,6 +16,8 @@ use crate::report::{median, percentile, shown};
 
 /// Times plain routing, at every size.
 const CONNECTIONS_GOAL: f64 = 1.10;
+/// Time of an operation, beside plain routing's.
+const POLICED_GOAL: f64 = 1.05;
 const REQUESTS_GOAL: f64 = 1.12;
 const ACROSS_GOAL: f64 = 1.00;
 /// Times kube-proxy in nftables mode.
@@ -94,7 +96,9 @@ impl Report {
     #[expect(clippy::print_stdout, reason = "as above")]
     fn print_missing(&self, options: &Options) {
         if options.has(Part::Path) {
-            println!("\nWith 100 policies selecting the pod: there is no NetworkPolicy yet");
+            for line in self.policed_lines() {
+                println!("{line}");
+            }
         }
         if options.peer.is_none() && (options.has(Part::Path) || options.has(Part::Change)) {
             println!("kube-proxy was NOT measured in this run: --peer kube-proxy=PATH");
@@ -105,6 +109,22 @@ impl Report {
         for (line, failures, subject) in self.failures() {
             println!("{failures} operations FAILED: {}, {}", subject.name(), line_name(line));
         }
+    }
+
+    /// What 100 policies that select the pod cost beside plain routing.
+    fn policed_lines(&self) -> Vec<String> {
+        let lines = self.runs.iter().filter(|((_, place, _), _)| *place == Place::SameNode);
+        let shown_line = |(line, runs): (&Line, &Runs)| {
+            let of = |subject| median_of(runs, subject, Figure::Rate);
+            let ratio = of(Subject::Plain)? / of(Subject::SeawayPoliced)?;
+            let goal = Goal { text: format!("<= {POLICED_GOAL:.2}"), reached: ratio <= POLICED_GOAL };
+            let name = line_name(*line);
+            Some(format!(
+                "With 100 policies selecting the pod, {name}: {ratio:.2} of plain routing's time, {}",
+                goal.shown()
+            ))
+        };
+        lines.filter_map(shown_line).collect()
     }
 
     fn path_heading(&self, options: &Options) -> String {
