@@ -13,7 +13,7 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
 use ebpf_common::{
-    Call, Fragment, FragmentKey, LocalPod, Policed, PolicyFlow, PolicyFlowKey, Port, Protocol, Tuple, sctp,
+    Call, Flow, Fragment, FragmentKey, LocalPod, Policed, PolicyFlow, PolicyFlowKey, Port, Protocol, Tuple, sctp,
 };
 
 use crate::{
@@ -59,7 +59,8 @@ pub fn police(ctx: &TcContext) -> Result<Verdict, Error> {
     if !matches!(packet.part, Part::Whole) {
         return Ok(Verdict::Continue(Call::Judged));
     }
-    let mut answer = None;
+    // Not an option, whose lack leaves undefined what the verifier then finds copied.
+    let mut answer: *mut Flow = core::ptr::null_mut();
     let pod = maps::local_pod(&packet.tuple.destination);
     match pod {
         Some(pod) if pod.has_flows & LocalPod::FLOWS != 0 => {
@@ -69,7 +70,7 @@ pub fn police(ctx: &TcContext) -> Result<Verdict, Error> {
                 if flow.is_forward() || flow.turns_around() {
                     return Ok(Verdict::Continue(Call::Judged));
                 }
-                answer = Some(found);
+                answer = found;
             }
         }
         None if !maps::is_in_pod_ranges(&packet.tuple.destination) => {
@@ -79,10 +80,10 @@ pub fn police(ctx: &TcContext) -> Result<Verdict, Error> {
     }
     both_edges(ctx, packet, pod)?;
     let Some(pod) = pod else { return Ok(Verdict::Return(packet::route(ctx))) };
-    if let Some(found) = answer {
-        conntrack::touch(ctx, found, packet);
+    if !answer.is_null() {
+        conntrack::touch(ctx, answer, packet);
         // SAFETY: an element of the map, alive for this run of the program.
-        nat::translate(ctx, packet, unsafe { &*found }, false)?;
+        nat::translate(ctx, packet, unsafe { &*answer }, false)?;
     }
     Ok(Verdict::Return(nat::hand_over(ctx, packet.is_v4, pod)))
 }

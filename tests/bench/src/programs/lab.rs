@@ -21,7 +21,7 @@ use dataplane::{
 use ebpf_common::{
     Address, BackendId, Direction, Flow, FrontendKey, GroupId, Policed, Port, Protocol, RuleKey, RulesId,
     ServiceId, Tuple,
-    desired::{Clients, Endpoint, PolicyChanges, Service, SourceRange},
+    desired::{Clients, Endpoint, Policies, Service, SourceRange},
     maps,
 };
 use nix::mount::{MntFlags, umount2};
@@ -175,12 +175,12 @@ impl Lab {
         let pod = address(of.policed);
         let rule = RuleKey::ports(RULES, GroupId::EVERYBODY, Protocol::TCP, Port::new(9000), 16);
         let policed = Policed { ingress: RULES, egress: RULES };
-        let changes = PolicyChanges {
-            rules: vec![(rule, true)],
-            pods: vec![(Address::from(pod), Some(policed))],
-            ..PolicyChanges::default()
+        let policies = Policies {
+            rules: [rule].into(),
+            pods: [(Address::from(pod), policed)].into(),
+            ..Policies::default()
         };
-        self.datapath.change_policies(&changes).context("setting policies")?;
+        self.datapath.set_policies(&policies).context("setting policies")?;
         let link = PodLink { host_index: self.isolated, pod_mac: [2, 0xfe, 0, 0, 0, 2] };
         self.datapath.add_pod(&[pod], &link).context("telling of an isolated pod")
     }
