@@ -13,7 +13,8 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
 use ebpf_common::{
-    Call, Flow, Fragment, FragmentKey, LocalPod, Policed, PolicyFlow, PolicyFlowKey, Port, Protocol, Tuple, sctp,
+    Call, Flow, Fragment, FragmentKey, LocalPod, Policed, PolicyFlow, PolicyFlowKey, Port, Protocol, Tuple,
+    sctp,
 };
 
 use crate::{
