@@ -397,19 +397,9 @@ fn plain_row(element: &Element) -> Row {
         Element::Sender(_, to) => {
             vec![("cookie", json!(to.cookie())), ("several", json!(to.is_several()))]
         }
-        Element::Policing(policing) => {
-            vec![("generation", json!(policing.generation)), ("links", json!(policing.links))]
+        Element::Policing(_) | Element::Policed(..) | Element::Peer(..) | Element::Rule(_) => {
+            policy_row(element)
         }
-        Element::Policed(link, policed) => vec![
-            ("interfaceIndex", json!(link)),
-            ("ingressRules", json!(policed.ingress.is_some().then_some(policed.ingress.0))),
-            ("egressRules", json!(policed.egress.is_some().then_some(policed.egress.0))),
-        ],
-        Element::Peer(prefix, group) => {
-            let (address, bits) = prefix.to_parts();
-            vec![("peers", json!(format!("{}/{bits}", address.to_ip()))), ("group", json!(group.0))]
-        }
-        Element::Rule(key) => rule_row(key),
         Element::Counting(any) => vec![("hasSockets", json!(*any != 0))],
         Element::Beyond(has_flows) => vec![("hasFlows", json!(*has_flows != 0))],
         Element::Bytes(key, value) => vec![("key", json!(hex(key))), ("value", json!(hex(value)))],
@@ -440,6 +430,26 @@ fn plain_row(element: &Element) -> Row {
         | Element::Ranges(_)
         | Element::ServiceCount(..)
         | Element::SourceRange(_) => Row::new(),
+    }
+}
+
+/// What policies say.
+fn policy_row(element: &Element) -> Row {
+    match element {
+        Element::Policing(policing) => {
+            vec![("generation", json!(policing.generation)), ("links", json!(policing.links))]
+        }
+        Element::Policed(link, policed) => vec![
+            ("interfaceIndex", json!(link)),
+            ("ingressRules", json!(policed.ingress.is_some().then_some(policed.ingress.0))),
+            ("egressRules", json!(policed.egress.is_some().then_some(policed.egress.0))),
+        ],
+        Element::Peer(prefix, group) => {
+            let (address, bits) = prefix.to_parts();
+            vec![("peers", json!(format!("{}/{bits}", address.to_ip()))), ("group", json!(group.0))]
+        }
+        Element::Rule(key) => rule_row(key),
+        _ => Row::new(),
     }
 }
 
