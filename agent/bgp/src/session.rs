@@ -4,9 +4,14 @@
 //! Idle -> Connect | Active -> OpenSent -> OpenConfirm -> Established
 //! ```
 //!
-//! The driver opens, accepts, reads and closes sockets and names each with a `ConnectionId`. Collisions
-//! are resolved by BGP identifier (6.8); a peer that comes back while its old connection still looks alive
-//! replaces it where graceful restart was negotiated (RFC 4724 section 4.2).
+//! The driver opens, accepts, reads and closes sockets and names each with a `ConnectionId`. A peer that comes back
+//! while its old connection still looks alive replaces it where graceful restart was negotiated (RFC 4724 section 4.2).
+//!
+//! Where both sides connect at once, RFC 4271 section 6.8 lets each end the connection that the other keeps: one has heard
+//! the last KEEPALIVE, and keeps what is established, the other has not, and goes by identifiers. Here that cannot be. On a
+//! second connection nothing is said before the peer's OPEN (`DelayOpen`), and what is lost by then is closed without ours:
+//! on what we close the peer has never heard of us. The first connection stays once the peer's OPEN has come on it; before
+//! that, the one stays that the side with the higher identifier began.
 
 mod negotiation;
 
@@ -318,13 +323,13 @@ impl Session {
         if let Some(old) = abandoned {
             self.connections.retain(|c| c.id != old);
             self.outputs.push_back(Output::Close(old));
+            self.send_delayed_open();
         }
-        let open = wire::encode_open(&self.local_open());
-        self.output_send(id, open);
+        let is_first = self.connections.is_empty();
         self.connections.push(Connection {
             id,
             direction,
-            state: State::OpenSent,
+            state: State::Active,
             buffer: Vec::new(),
             hold_time: OPEN_HOLD_TIME,
             keepalive_time: OPEN_HOLD_TIME / 3,
@@ -334,6 +339,25 @@ impl Session {
             negotiated: None,
             established_at: None,
         });
+        if is_first {
+            self.send_open(id);
+        }
+    }
+
+    fn send_open(&mut self, id: ConnectionId) {
+        let Some(index) = self.index(id) else { return };
+        self.connections[index].state = State::OpenSent;
+        let open = wire::encode_open(&self.local_open());
+        self.output_send(id, open);
+    }
+
+    /// What is left alone need not wait any more.
+    fn send_delayed_open(&mut self) {
+        if let [only] = &self.connections[..]
+            && only.state == State::Active
+        {
+            self.send_open(only.id);
+        }
     }
 
     fn local_open(&self) -> Open {
@@ -380,7 +404,7 @@ impl Session {
             (_, Message::Notification(notification)) => {
                 self.end(id, DownReason::NotificationReceived(notification), now);
             }
-            (State::OpenSent, Message::Open(open)) => self.received_open(id, &open, now),
+            (State::Active | State::OpenSent, Message::Open(open)) => self.received_open(id, &open, now),
             (State::OpenConfirm, Message::Keepalive) => {
                 connection.restart_hold_timer(now);
                 self.establish(id, now);
@@ -422,6 +446,9 @@ impl Session {
             return;
         }
         let negotiated = negotiation::negotiate(&self.config, id, open);
+        if self.index(id).is_some_and(|index| self.connections[index].state == State::Active) {
+            self.send_open(id);
+        }
         let Some(index) = self.index(id) else { return };
         let connection = &mut self.connections[index];
         connection.hold_time = negotiated.hold_time;
@@ -434,39 +461,44 @@ impl Session {
         self.output_send(id, wire::encode_keepalive());
     }
 
-    /// Returns whether connection `id` survives (RFC 4271 section 6.8).
+    /// Returns whether connection `id`, on which the peer's OPEN has come, survives (RFC 4271 section 6.8).
     fn resolve_collision(&mut self, id: ConnectionId, open: &Open, now: Instant) -> bool {
         let Some(other) = self.connections.iter().find(|c| c.id != id) else { return true };
         let Some(this) = self.connections.iter().find(|c| c.id == id) else { return false };
-        let (other_id, other_state) = (other.id, other.state);
-        let settled = other.established_at.is_some_and(|at| now.duration_since(at) > COLLISION_WINDOW);
-        if settled {
-            let graceful = other.negotiated.as_ref().is_some_and(|n| n.graceful_restart.is_some());
-            if graceful {
+        let (other_id, other_direction) = (other.id, other.direction);
+        match other.state {
+            State::Established
+                if other.established_at.is_some_and(|at| now.duration_since(at) > COLLISION_WINDOW)
+                    && other.negotiated.as_ref().is_some_and(|n| n.graceful_restart.is_some()) =>
+            {
                 self.outputs.push_back(Output::Close(other_id));
                 self.end(other_id, DownReason::Replaced, now);
                 return true;
             }
-            self.fail(id, Notification::cease(cease::CONNECTION_COLLISION_RESOLUTION), now);
-            return false;
+            // The peer may hold it established.
+            State::Established | State::OpenConfirm => {
+                self.lose_collision(id);
+                return false;
+            }
+            // Nothing was said on it, and nothing will be unless this one ends.
+            State::Idle | State::Connect | State::Active => return true,
+            State::OpenSent => {}
         }
         // The connection that the speaker with the higher identifier initiated stays; by AS where equal.
         let local = (u32::from(self.config.router_id), self.config.local_asn);
         let remote = (u32::from(open.router_id), open.asn);
         let keep = if local < remote { Direction::Incoming } else { Direction::Outgoing };
-        let survives = this.direction == keep || other.direction == this.direction;
-        let loser = if survives { other_id } else { id };
-        let collision = Notification::cease(cease::CONNECTION_COLLISION_RESOLUTION);
-        if survives && other_state == State::Established {
-            self.output_send(loser, wire::encode_notification(&collision));
-            self.outputs.push_back(Output::Close(loser));
-            self.end(loser, DownReason::Replaced, now);
-        } else {
-            self.output_send(loser, wire::encode_notification(&collision));
-            self.outputs.push_back(Output::Close(loser));
-            self.connections.retain(|c| c.id != loser);
-        }
+        let survives = this.direction == keep || other_direction == this.direction;
+        self.lose_collision(if survives { other_id } else { id });
         survives
+    }
+
+    fn lose_collision(&mut self, id: ConnectionId) {
+        let collision = Notification::cease(cease::CONNECTION_COLLISION_RESOLUTION);
+        self.output_send(id, wire::encode_notification(&collision));
+        self.outputs.push_back(Output::Close(id));
+        self.connections.retain(|c| c.id != id);
+        self.send_delayed_open();
     }
 
     fn establish(&mut self, id: ConnectionId, now: Instant) {
@@ -478,6 +510,9 @@ impl Session {
         self.retry_deadline = None;
         let negotiated = connection.negotiated.clone().expect("OpenConfirm is entered after negotiation");
         self.outputs.push_back(Output::Established(Box::new(negotiated)));
+        let waiting: Vec<ConnectionId> =
+            self.connections.iter().filter(|c| c.state == State::Active).map(|c| c.id).collect();
+        waiting.into_iter().for_each(|id| self.lose_collision(id));
     }
 
     /// Sends a NOTIFICATION and ends the connection.
@@ -512,6 +547,7 @@ impl Session {
         } else {
             self.schedule_retry(now);
         }
+        self.send_delayed_open();
     }
 
     fn schedule_retry(&mut self, now: Instant) {

@@ -293,3 +293,230 @@ fn a_two_octet_speaker_sees_as_trans_and_the_wide_path_survives() {
     let wire::Message::Update(update) = wire::decode(message, &context).unwrap() else { panic!() };
     assert_eq!(update.attributes.as_path, attributes.as_path);
 }
+
+/// One end of a race for a session: connection A is the low side's, B the high side's.
+trait Side {
+    fn take(&mut self, event: Event);
+    /// What it sends, and where it closes.
+    fn told(&mut self) -> Vec<(ConnectionId, Option<Vec<u8>>)>;
+    fn has_session(&self) -> Option<ConnectionId>;
+    /// A session has ended.
+    fn has_lost(&self) -> bool;
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Connected(ConnectionId),
+    Accepted(ConnectionId),
+    Received(ConnectionId, Vec<u8>),
+    Closed(ConnectionId),
+}
+
+struct Ours {
+    session: Session,
+    now: Instant,
+    lost: bool,
+}
+
+impl Side for Ours {
+    fn take(&mut self, event: Event) {
+        let input = match &event {
+            Event::Connected(id) => Input::Connected(*id),
+            Event::Accepted(id) => Input::Accepted(*id),
+            Event::Received(id, octets) => Input::Received(*id, octets),
+            Event::Closed(id) => Input::Closed(*id),
+        };
+        self.session.handle(input, self.now);
+    }
+
+    fn told(&mut self) -> Vec<(ConnectionId, Option<Vec<u8>>)> {
+        let mut told = Vec::new();
+        for output in drain(&mut self.session) {
+            match output {
+                Output::Send(id, message) => told.push((id, Some(message.to_vec()))),
+                Output::Close(id) => told.push((id, None)),
+                Output::Down(down) => self.lost |= down.was_established,
+                _ => {}
+            }
+        }
+        told
+    }
+
+    fn has_session(&self) -> Option<ConnectionId> {
+        self.session.negotiated().map(|negotiated| negotiated.connection)
+    }
+
+    fn has_lost(&self) -> bool {
+        self.lost
+    }
+}
+
+/// As RFC 4271 section 6.8 has it to the letter, and BIRD and FRR do it: OPEN at once on each connection; what is established
+/// stays, and else what the side with the higher identifier began.
+struct Literal {
+    id: u8,
+    own: ConnectionId,
+    states: std::collections::BTreeMap<ConnectionId, State>,
+    told: Vec<(ConnectionId, Option<Vec<u8>>)>,
+    lost: bool,
+}
+
+impl Literal {
+    fn close(&mut self, id: ConnectionId) {
+        self.lost |= self.states.remove(&id) == Some(State::Established);
+        self.told.push((id, None));
+    }
+
+    fn refuse(&mut self, id: ConnectionId) {
+        let collision = Notification::cease(cease::CONNECTION_COLLISION_RESOLUTION);
+        self.told.push((id, Some(wire::encode_notification(&collision).to_vec())));
+        self.close(id);
+    }
+
+    fn opened(&mut self, id: ConnectionId) {
+        let other = self.states.iter().find(|(other, _)| **other != id).map(|(other, state)| (*other, *state));
+        // Of two, the high side's own one is the high side's.
+        let keeps_own = self.id == 2;
+        match other {
+            Some((_, State::Established)) => return self.refuse(id),
+            Some((other, State::OpenConfirm)) if (id == self.own) == keeps_own => self.refuse(other),
+            Some((_, State::OpenConfirm)) => return self.refuse(id),
+            Some(_) | None => {}
+        }
+        self.states.insert(id, State::OpenConfirm);
+        self.told.push((id, Some(wire::encode_keepalive().to_vec())));
+    }
+}
+
+impl Side for Literal {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Connected(id) | Event::Accepted(id) => {
+                self.states.insert(id, State::OpenSent);
+                self.told.push((id, Some(open_of(self.id))));
+            }
+            Event::Received(id, _) if !self.states.contains_key(&id) => {}
+            Event::Received(id, octets) => match octets[18] {
+                1 => self.opened(id),
+                4 if self.states[&id] == State::OpenConfirm => {
+                    self.states.insert(id, State::Established);
+                }
+                4 => {}
+                _ => self.close(id),
+            },
+            Event::Closed(id) => {
+                self.lost |= self.states.remove(&id) == Some(State::Established);
+            }
+        }
+    }
+
+    fn told(&mut self) -> Vec<(ConnectionId, Option<Vec<u8>>)> {
+        std::mem::take(&mut self.told)
+    }
+
+    fn has_session(&self) -> Option<ConnectionId> {
+        self.states.iter().find(|(_, state)| **state == State::Established).map(|(id, _)| *id)
+    }
+
+    fn has_lost(&self) -> bool {
+        self.lost
+    }
+}
+
+fn ours(id: u8) -> Box<dyn Side> {
+    let now = Instant::now();
+    let mut session = Session::new(config(id));
+    session.handle(Input::Start, now);
+    drain(&mut session);
+    Box::new(Ours { session, now, lost: false })
+}
+
+fn literal(id: u8) -> Box<dyn Side> {
+    let own = if id == 1 { A } else { B };
+    Box::new(Literal { id, own, states: Default::default(), told: Vec::new(), lost: false })
+}
+
+/// Runs a race in this order; what is on one connection stays in its order. Whether one session came of it, over one connection,
+/// and no other was lost on the way.
+fn race(mut sides: [Box<dyn Side>; 2], order: &[u8]) -> bool {
+    // By receiver and connection.
+    let mut queues: [[VecDeque<Event>; 2]; 2] = Default::default();
+    let at = |id: ConnectionId| usize::from(id == B);
+    for (receiver, id) in [(0, A), (1, A), (0, B), (1, B)] {
+        let began = receiver == at(id);
+        let event = if began { Event::Connected(id) } else { Event::Accepted(id) };
+        queues[receiver][at(id)].push_back(event);
+    }
+    let mut closed = [[false; 2]; 2];
+    let mut order = order.iter().map(|choice| usize::from(*choice));
+    loop {
+        let ready: Vec<(usize, usize)> = [(0, 0), (0, 1), (1, 0), (1, 1)]
+            .into_iter()
+            .filter(|(receiver, connection)| !queues[*receiver][*connection].is_empty())
+            .collect();
+        if ready.is_empty() {
+            break;
+        }
+        let (receiver, connection) = ready[order.next().unwrap_or(0) % ready.len()];
+        let event = queues[receiver][connection].pop_front().expect("it is ready");
+        if closed[receiver][connection] {
+            continue;
+        }
+        sides[receiver].take(event);
+        for (id, what) in sides[receiver].told() {
+            let event = match what {
+                Some(octets) => Event::Received(id, octets),
+                None => {
+                    closed[receiver][at(id)] = true;
+                    Event::Closed(id)
+                }
+            };
+            queues[1 - receiver][at(id)].push_back(event);
+        }
+    }
+    let [low, high] = &sides;
+    low.has_session().is_some()
+        && low.has_session() == high.has_session()
+        && !low.has_lost()
+        && !high.has_lost()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn in_every_order_one_session_comes_of_a_collision_and_none_is_lost(order in proptest::collection::vec(any::<u8>(), 40)) {
+        prop_assert!(race([ours(1), ours(2)], &order), "with ourselves");
+        prop_assert!(race([ours(1), literal(2)], &order), "with who goes by the letter, above us");
+        prop_assert!(race([literal(1), ours(2)], &order), "with who goes by the letter, below us");
+    }
+}
+
+#[test]
+fn two_sides_that_both_go_by_the_letter_may_end_both_connections() {
+    let mut random = 1u64;
+    let mut order = || -> Vec<u8> {
+        let next = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(40).collect()
+    };
+    assert!((0..2000).any(|_| !race([literal(1), literal(2)], &order())), "else the races test nothing");
+}
+
+#[test]
+fn a_second_connection_is_used_when_the_first_one_ends() {
+    let now = Instant::now();
+    let mut session = Session::new(config(1));
+    session.handle(Input::Start, now);
+    session.handle(Input::Accepted(A), now);
+    session.handle(Input::Connected(B), now);
+    let outputs = drain(&mut session);
+    assert!(!sent(&outputs, A).is_empty() && sent(&outputs, B).is_empty(), "{outputs:?}");
+    session.handle(Input::Closed(A), now);
+    assert_eq!(sent(&drain(&mut session), B), open_of(1));
+    session.handle(Input::Received(B, &open_of(2)), now);
+    session.handle(Input::Received(B, &wire::encode_keepalive()), now);
+    assert_eq!(session.state(), State::Established);
+}
