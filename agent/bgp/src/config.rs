@@ -29,8 +29,9 @@ pub struct SpeakerConfig {
 
 /// One peer. The default accepts any AS, connects, and exchanges everything unchanged.
 ///
-/// A change of `asn`, `local_asn`, `hold_time`, `keepalive_time`, `families`, `restart_time`, `long_lived_stale_time`,
-/// `add_path` or `extended_next_hop` needs a new session; a change of anything else takes effect on the one there is.
+/// A change of `asn`, `local_asn`, `families`, `add_path` or `extended_next_hop` needs a new session, and begins one. A change
+/// of `hold_time`, or of what the peer is told of `restart_time` and `long_lived_stale_time`, is for the next one; a change
+/// of anything else takes effect on the one there is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerConfig {
     /// `None` takes any AS number.
@@ -54,7 +55,8 @@ pub struct PeerConfig {
     /// Applied to what the peer is sent.
     pub export: Policy,
     pub next_hop: NextHopMode,
-    /// Our address on the way to it, announced as next hop in its family; the speaker's where `None`.
+    /// Our address on the way to it, announced as next hop in its family; the speaker's where `None`. A link-local one
+    /// comes with its link (`link_local`).
     pub local_address: Option<IpAddr>,
     /// How often our own AS may occur in an AS_PATH that the peer sends.
     pub allow_own_as: u8,

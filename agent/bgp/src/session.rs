@@ -63,6 +63,21 @@ pub struct Config {
     pub extended_next_hop: bool,
 }
 
+impl Config {
+    /// What a session that is up was not agreed on, or may do without: times, and who connects.
+    pub fn apart_from_times(&self) -> Config {
+        Config {
+            passive: false,
+            hold_time: Duration::ZERO,
+            keepalive_time: None,
+            connect_retry: Duration::ZERO,
+            restart_time: Duration::ZERO,
+            long_lived_stale_time: None,
+            ..self.clone()
+        }
+    }
+}
+
 /// The states of RFC 4271 section 8.2.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
@@ -246,6 +261,23 @@ impl Session {
         self.config.passive = passive;
         if !passive && self.started && self.connections.is_empty() && !self.connecting {
             self.retry_deadline.get_or_insert(now);
+        }
+    }
+
+    /// Takes the times of a configuration: for keepalives now, as nobody was told of theirs; what OPENs agree on, the hold
+    /// time and those of restarts, from the next session on.
+    pub fn set_times(&mut self, times: &Config, now: Instant) {
+        let passive = self.config.passive;
+        self.config = Config { passive, ..times.clone() };
+        for connection in &mut self.connections {
+            let Some(negotiated) = &mut connection.negotiated else { continue };
+            let keepalive_time = negotiation::keepalive_time(&self.config, negotiated.hold_time);
+            if connection.keepalive_time != keepalive_time {
+                (negotiated.keepalive_time, connection.keepalive_time) = (keepalive_time, keepalive_time);
+                // The next one comes no later than either time has it.
+                let at = connection.keepalive_deadline.map(|at| at.min(now + keepalive_time));
+                connection.keepalive_deadline = at;
+            }
         }
     }
 

@@ -74,15 +74,18 @@ fn offered_add_path(config: &Config) -> AddPathMode {
     AddPathMode { receive: config.add_path.receive, send: config.add_path.send_max > 1 }
 }
 
+pub(super) fn keepalive_time(config: &Config, hold_time: Duration) -> Duration {
+    let third = hold_time / 3;
+    config.keepalive_time.map_or(third, |time| time.max(Duration::from_secs(1)).min(third))
+}
+
 pub(super) fn negotiate(config: &Config, connection: ConnectionId, open: &Open) -> Negotiated {
     let has = |wanted: &Capability| open.capabilities.contains(wanted);
     let theirs = open.families();
     let families: Vec<Family> =
         config.families.iter().copied().filter(|family| theirs.contains(family)).collect();
     let hold_time = config.hold_time.min(Duration::from_secs(u64::from(open.hold_time)));
-    let third = hold_time / 3;
-    let keepalive_time =
-        config.keepalive_time.map_or(third, |time| time.max(Duration::from_secs(1)).min(third));
+    let keepalive_time = keepalive_time(config, hold_time);
     let message_length_max = if has(&Capability::ExtendedMessage) {
         wire::EXTENDED_MESSAGE_LENGTH_MAX
     } else {

@@ -374,7 +374,8 @@ impl Literal {
     }
 
     fn opened(&mut self, id: ConnectionId) {
-        let other = self.states.iter().find(|(other, _)| **other != id).map(|(other, state)| (*other, *state));
+        let other =
+            self.states.iter().find(|(other, _)| **other != id).map(|(other, state)| (*other, *state));
         // Of two, the high side's own one is the high side's.
         let keeps_own = self.id == 2;
         match other {
@@ -503,6 +504,32 @@ fn two_sides_that_both_go_by_the_letter_may_end_both_connections() {
         std::iter::repeat_with(next).take(40).collect()
     };
     assert!((0..2000).any(|_| !race([literal(1), literal(2)], &order())), "else the races test nothing");
+}
+
+#[test]
+fn other_times_are_for_keepalives_now_and_else_for_the_next_session() {
+    let now = Instant::now();
+    let mut session = Session::new(config(1));
+    established(&mut session, A, &open_of(2), now);
+    drain(&mut session);
+    let (hold_time, keepalive_time) = (Duration::from_secs(30), Some(Duration::from_secs(5)));
+    session.set_times(&Config { hold_time, keepalive_time, ..config(1) }, now);
+    assert_eq!(drain(&mut session), []);
+    let negotiated = session.negotiated().expect("a session");
+    assert_eq!(
+        (negotiated.hold_time, negotiated.keepalive_time),
+        (Duration::from_secs(90), Duration::from_secs(5))
+    );
+    let soon = now + Duration::from_secs(5);
+    session.handle(Input::Tick, soon);
+    assert_eq!(drain(&mut session), [Output::Send(A, wire::encode_keepalive())]);
+    session.handle(Input::Closed(A), soon);
+    drain(&mut session);
+    session.handle(Input::Accepted(B), soon);
+    session.handle(Input::Received(B, &open_of(2)), soon);
+    session.handle(Input::Received(B, &wire::encode_keepalive()), soon);
+    let negotiated = session.negotiated().expect("a session");
+    assert_eq!((negotiated.hold_time, negotiated.keepalive_time), (hold_time, Duration::from_secs(5)));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::wire::{self, Notification, Refresh};
 
 impl Speaker {
     /// Makes the configured peers equal `desired`; those gone are ended with Peer De-configured. A session is reset only
-    /// where what changed was agreed on in its OPENs.
+    /// where its OPENs would have to say of other routes; other times wait for the next one (as FRR has it; BIRD resets).
     pub fn set_peers(&mut self, desired: &BTreeMap<IpAddr, PeerConfig>, now: Instant) {
         let gone: Vec<IpAddr> = self
             .peers
@@ -41,7 +41,7 @@ impl Speaker {
         let was_dynamic = std::mem::replace(&mut peer.dynamic, false);
         let before = std::mem::replace(&mut peer.config, config.clone());
         let passive = wanted.passive;
-        if *peer.session.config() != (session::Config { passive: peer.session.config().passive, ..wanted }) {
+        if peer.session.config().apart_from_times() != wanted.apart_from_times() {
             if was_dynamic && peer.session.config().remote_asn == config.asn {
                 peer.session.set_passive(passive, now);
                 return self.timer_set(address);
@@ -49,6 +49,7 @@ impl Speaker {
             self.remove_peer(address, cease::OTHER_CONFIGURATION_CHANGE, now);
             return self.add_peer(address, config.clone(), false, now);
         }
+        peer.session.set_times(&wanted, now);
         peer.session.set_passive(passive, now);
         self.timer_set(address);
         let Some(peer) = self.peers.get_mut(&address) else { return };
@@ -83,7 +84,9 @@ impl Speaker {
         let own = || {
             let mut families = Vec::new();
             // Over IPv6, IPv4 needs no next hop of its own where it may be an IPv6 address.
-            let borrowed = config.extended_next_hop && address.is_ipv6() && self.config.next_hop_v6.is_some();
+            let own_v6 =
+                self.config.next_hop_v6.is_some() || config.local_address.is_some_and(|own| own.is_ipv6());
+            let borrowed = config.extended_next_hop && address.is_ipv6() && own_v6;
             families.extend((self.config.next_hop_v4.is_some() || borrowed).then_some(Family::Ipv4));
             families.extend(self.config.next_hop_v6.map(|_| Family::Ipv6));
             families

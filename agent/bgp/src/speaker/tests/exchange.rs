@@ -97,7 +97,7 @@ fn a_changed_import_policy_is_applied_to_what_the_peer_has_sent_before() {
 }
 
 #[test]
-fn a_changed_hold_time_begins_a_new_session_and_a_changed_limit_does_not() {
+fn changed_limits_and_times_leave_the_session_alone_and_other_families_begin_a_new_one() {
     let mut network = linked(&[64512, 65001], &[(0, 1, plain()), (1, 0, plain())]);
     network.advance(Duration::from_secs(1));
     let since = network.status(0, 1).established_at;
@@ -112,7 +112,13 @@ fn a_changed_hold_time_begins_a_new_session_and_a_changed_limit_does_not() {
         keepalive_time: Some(Duration::from_secs(2)),
         ..plain()
     };
-    network.set_links(0, &[(0, 1, timers)]);
+    network.set_links(0, &[(0, 1, timers.clone())]);
+    network.advance(Duration::from_secs(5));
+    let status = network.status(0, 1);
+    assert_eq!((status.established_at, status.hold_time), (since, Some(Duration::from_secs(90))));
+    assert_eq!(status.keepalive_time, Some(Duration::from_secs(2)), "nobody was told of that");
+    let families = Some(vec![Family::Ipv4, Family::Ipv6]);
+    network.set_links(0, &[(0, 1, PeerConfig { families, ..timers })]);
     network.advance(Duration::from_secs(5));
     let status = network.status(0, 1);
     assert_ne!(status.established_at, since);
