@@ -9,6 +9,7 @@
 
 pub mod best_path;
 pub mod config;
+pub mod link_local;
 pub mod policy;
 pub mod prefix;
 pub mod rib;

@@ -9,6 +9,7 @@ use super::group::{Change, Group, Route};
 use super::{Output, Peer, Speaker};
 use crate::best_path::{self, LOCAL_PREF_DEFAULT};
 use crate::config::NextHopMode;
+use crate::link_local::without_link;
 use crate::policy::{LocalKind, PeerType, Policy, RouteSource, Subject, Verdict};
 use crate::prefix::{Families, Family, Prefix};
 use crate::rib::{DestinationId, Learned, Path, Source};
@@ -426,7 +427,9 @@ impl Speaker {
             NextHopMode::SelfAddress => false,
             NextHopMode::Keep => true,
         };
-        if !kept || path.source == Source::Local {
+        // A link-local one means nothing to who is not on its link.
+        let is_elsewhere = without_link(attributes.next_hop).1.is_some();
+        if !kept || is_elsewhere || path.source == Source::Local {
             attributes.next_hop = own?;
         }
         let of_family = Family::of(attributes.next_hop) == family;

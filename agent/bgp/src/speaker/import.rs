@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Speaker;
+use crate::link_local::{lacks_link, with_link, without_link};
 use crate::policy::{PeerType, RouteSource, Subject, Verdict};
 use crate::prefix::{Families, Family, Prefix};
 use crate::rib::{Learned, Path, Rejected, Source};
 use crate::session;
 use crate::wire::attributes::community;
 use crate::wire::notification::{CEASE, cease};
+use crate::wire::update::Reach;
 use crate::wire::{Attributes, Notification, Update};
 
 impl Speaker {
@@ -27,7 +29,8 @@ impl Speaker {
             self.rib.remove(nlri.prefix, source, nlri.path_id);
         }
         for reach in update.reach {
-            let attributes = Attributes { next_hop: reach.next_hop, ..update.attributes.clone() };
+            let next_hop = next_hop_from(address, &reach);
+            let attributes = Attributes { next_hop, ..update.attributes.clone() };
             let received = self.rib.intern(attributes);
             let (attributes, rejected) = self.import_common(address, &received, external);
             let common = Arc::new(Learned { source, received, attributes, rejected, router_id, external });
@@ -137,7 +140,10 @@ impl Speaker {
         let own = self.config.next_hop_v4.map(IpAddr::V4) == Some(next_hop)
             || self.config.next_hop_v6.map(IpAddr::V6) == Some(next_hop)
             || peer.config.local_address == Some(next_hop);
-        let bad = next_hop.is_unspecified() || next_hop.is_multicast() || next_hop.is_loopback();
+        let bad = next_hop.is_unspecified()
+            || next_hop.is_multicast()
+            || next_hop.is_loopback()
+            || lacks_link(next_hop);
         (own || bad).then_some(Rejected::NextHop)
     }
 
@@ -181,4 +187,12 @@ impl Speaker {
             self.finish_reunion(now);
         }
     }
+}
+
+/// Where a peer wants packets sent to. One that is reached by its link-local address is on our link: that address of it leads
+/// there whatever else is said, and a global one may not (RFC 2545 section 3).
+fn next_hop_from(peer: IpAddr, reach: &Reach) -> IpAddr {
+    let Some(link) = without_link(peer).1 else { return reach.next_hop };
+    let next_hop = reach.link_local.map_or(reach.next_hop, IpAddr::V6);
+    with_link(next_hop, link)
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 mod exchange;
 mod explain;
+mod links;
 mod reflectors;
 mod restarts;
 

@@ -8,6 +8,7 @@ use super::attributes::{self as attr, Attributes, Fault};
 use super::notification::{Notification, UPDATE_MESSAGE_ERROR};
 use super::open::AS_TRANS;
 use super::{HEADER_LENGTH, Reader, finish};
+use crate::link_local::without_link;
 use crate::prefix::{Families, Family, Prefix};
 
 /// What was negotiated and changes how an UPDATE reads.
@@ -58,6 +59,8 @@ pub struct Update {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reach {
     pub next_hop: IpAddr,
+    /// The other one of a next hop of 32 octets (RFC 2545 section 3), as it is on the wire.
+    pub link_local: Option<Ipv6Addr>,
     pub prefixes: Vec<Nlri>,
 }
 
@@ -221,7 +224,11 @@ impl Parse {
         if !nlri.is_empty() {
             match self.next_hop {
                 Some(next_hop) => {
-                    self.update.reach.push(Reach { next_hop: next_hop.into(), prefixes: nlri });
+                    self.update.reach.push(Reach {
+                        next_hop: next_hop.into(),
+                        link_local: None,
+                        prefixes: nlri,
+                    });
                 }
                 None => {
                     self.update.fault(attr::NEXT_HOP, true, "missing well-known attribute");
@@ -271,14 +278,15 @@ fn decode_mp_reach(value: &[u8], context: &DecodeContext) -> Option<Option<Reach
     let next_hop = reader.take(usize::from(length))?;
     reader.u8()?;
     let Some(family) = Family::from_afi_safi(afi, safi) else { return Some(None) };
+    let link_local = next_hop.get(16..32).and_then(|octets| <[u8; 16]>::try_from(octets).ok());
+    let link_local = link_local.map(Ipv6Addr::from).filter(Ipv6Addr::is_unicast_link_local);
     let next_hop = match next_hop.len() {
         4 if family == Family::Ipv4 => IpAddr::from([next_hop[0], next_hop[1], next_hop[2], next_hop[3]]),
-        // With 32 octets the second address is link-local; the global one is used.
         16 | 32 => IpAddr::from(<[u8; 16]>::try_from(&next_hop[..16]).ok()?),
         _ => return None,
     };
     let prefixes = decode_prefixes(reader.take(reader.remaining())?, family, context)?;
-    Some(Some(Reach { next_hop, prefixes }))
+    Some(Some(Reach { next_hop, link_local, prefixes }))
 }
 
 fn decode_prefixes(octets: &[u8], family: Family, context: &DecodeContext) -> Option<Vec<Nlri>> {
@@ -322,7 +330,8 @@ fn encode_prefix(nlri: &Nlri, identified: bool, out: &mut Vec<u8>) {
 
 /// Writes `prefixes`, which share `attributes` and its next hop, into as few UPDATEs as fit.
 ///
-/// The prefixes must be of one family. IPv4 with an IPv6 next hop is written as RFC 8950 says.
+/// The prefixes must be of one family. IPv4 with an IPv6 next hop is written as RFC 8950 says, and a next hop that is
+/// link-local stands alone, as in draft-ietf-idr-linklocal-capability.
 pub fn encode_reach(attributes: &Attributes, prefixes: &[Nlri], context: &EncodeContext) -> Vec<Arc<[u8]>> {
     let Some(family) = prefixes.first().map(|nlri| nlri.prefix.family()) else { return Vec::new() };
     let classic = match attributes.next_hop {
@@ -353,16 +362,11 @@ pub fn encode_reach(attributes: &Attributes, prefixes: &[Nlri], context: &Encode
                 }
                 let mut value = family.afi().to_be_bytes().to_vec();
                 value.push(Family::SAFI);
-                match attributes.next_hop {
-                    IpAddr::V4(next_hop) => {
-                        value.push(16);
-                        value.extend_from_slice(&next_hop.to_ipv6_mapped().octets());
-                    }
-                    IpAddr::V6(next_hop) => {
-                        value.push(16);
-                        value.extend_from_slice(&next_hop.octets());
-                    }
-                }
+                value.push(16);
+                value.extend_from_slice(&match without_link(attributes.next_hop).0 {
+                    IpAddr::V4(next_hop) => next_hop.to_ipv6_mapped().octets(),
+                    IpAddr::V6(next_hop) => next_hop.octets(),
+                });
                 value.push(0);
                 value.extend_from_slice(&chunk);
                 let mut list = Vec::new();
