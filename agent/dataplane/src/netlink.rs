@@ -32,6 +32,8 @@ pub(crate) const DUMP: u16 = 0x300;
 pub(crate) const REPLACE: u16 = 0x100;
 pub(crate) const EXCLUSIVE: u16 = 0x200;
 pub(crate) const CREATE: u16 = 0x400;
+/// Marks an attribute that holds others.
+pub(crate) const NESTED: u16 = 0x8000;
 
 /// The kernel's refusal of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +74,13 @@ impl Message {
 
     pub(crate) fn attribute(mut self, kind: u16, value: &[u8]) -> Message {
         put_attribute(&mut self.octets, kind, value);
+        self
+    }
+
+    /// Attributes that are put together already.
+    pub(crate) fn attributes(mut self, attributes: &[u8]) -> Message {
+        self.octets.resize(self.octets.len().next_multiple_of(4), 0);
+        self.octets.extend_from_slice(attributes);
         self
     }
 

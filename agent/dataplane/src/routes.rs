@@ -2,9 +2,12 @@
 //!
 //! Ours is what carries protocol 180; nothing else is ever deleted, and a metric of our own keeps a replace from
 //! hitting somebody else's route. Gateways are nexthop objects where the kernel has them, so that the price of a
-//! route does not grow with the number of nodes. Nothing is removed before `allow_removal`: after a restart the
+//! route does not grow with the number of nodes. They may be of the other family: IPv4 over IPv6 next hops (RFC 8950). A
+//! link-local gateway carries the index of its link in octets 4 to 7, as `bgp::link_local` has it. Nothing is removed before `allow_removal`: after a restart the
 //! table stays as it was until the desired routes are complete. The kernel drops routes of a dead link without a
 //! word, so `resync` re-reads the table: on link events, on lost events, and periodically.
+
+mod nexthops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,7 +18,8 @@ use hashbrown::{HashMap, HashSet};
 use ipnetwork::IpNetwork;
 
 use crate::links;
-use crate::netlink::{self, CREATE, DUMP, EXCLUSIVE, Message, REPLACE, Received, Refusal, Socket};
+use crate::netlink::{self, CREATE, DUMP, Message, REPLACE, Received, Refusal, Socket};
+use nexthops::{Found, Nexthops, resolve, with_link, without_link};
 
 /// The route protocol number of everything installed here.
 pub const PROTOCOL: u8 = 180;
@@ -27,9 +31,7 @@ const RTM_DELLINK: u16 = 17;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
-const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
-const RTM_GETNEXTHOP: u16 = 106;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -38,10 +40,6 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_NH_ID: u16 = 30;
-const NHA_ID: u16 = 1;
-const NHA_GROUP: u16 = 2;
-const NHA_OIF: u16 = 5;
-const NHA_GATEWAY: u16 = 6;
 
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
@@ -55,9 +53,6 @@ const TYPE_UNICAST: u8 = 1;
 const TYPE_BLACKHOLE: u8 = 6;
 const TYPE_UNREACHABLE: u8 = 7;
 const NUD_FAILED_FLAGS: u32 = 0x1 | 0x10; // RTNH_F_DEAD | RTNH_F_LINKDOWN
-
-/// Nexthop objects of ours have ids from here on.
-const NEXTHOP_ID_BASE: u32 = 0x0b40_0000;
 
 /// Addresses of gateways; routes that have the same may share them.
 pub type Gateways = Arc<Vec<IpAddr>>;
@@ -89,10 +84,18 @@ impl std::fmt::Display for Target {
             Target::Unreachable => f.write_str("unreachable"),
             Target::Link(index) => write!(f, "interface {index}"),
             Target::Via(gateways) => {
-                let gateways: Vec<String> = gateways.iter().map(IpAddr::to_string).collect();
+                let gateways: Vec<String> = gateways.iter().map(|gateway| gateway_text(*gateway)).collect();
                 write!(f, "via {}", gateways.join(", "))
             }
         }
+    }
+}
+
+/// A link-local one with the index of its link.
+fn gateway_text(gateway: IpAddr) -> String {
+    match without_link(gateway) {
+        (address, Some(link)) => format!("{address}%{link}"),
+        (address, None) => address.to_string(),
     }
 }
 
@@ -103,13 +106,6 @@ pub struct Applied {
     pub removed: usize,
     /// Destinations the kernel refused, with its words; they are tried again at the next `resync`.
     pub failed: Vec<(IpNetwork, String)>,
-}
-
-/// A gateway resolved to a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Resolved {
-    gateway: IpAddr,
-    interface: u32,
 }
 
 #[derive(Debug)]
@@ -123,13 +119,7 @@ pub struct Routes {
     /// A gateway may have lost its last route.
     may_have_unused: bool,
     withdrawn: BTreeSet<IpNetwork>,
-    /// Ids of objects, by gateway.
-    nexthops: BTreeMap<IpAddr, u32>,
-    groups: BTreeMap<Vec<IpAddr>, u32>,
-    /// Objects of ours that no map entry stands for, left by an earlier run.
-    orphans: BTreeSet<u32>,
-    objects_supported: bool,
-    next_id: u32,
+    nexthops: Nexthops,
     removal_allowed: bool,
 }
 
@@ -149,11 +139,7 @@ impl Routes {
             dirty: Vec::new(),
             may_have_unused: true,
             withdrawn: BTreeSet::new(),
-            nexthops: BTreeMap::new(),
-            groups: BTreeMap::new(),
-            orphans: BTreeSet::new(),
-            objects_supported: true,
-            next_id: NEXTHOP_ID_BASE,
+            nexthops: Nexthops::default(),
             removal_allowed: false,
         };
         routes.resync()?;
@@ -198,18 +184,22 @@ impl Routes {
     /// Re-reads the kernel's table and marks every difference for `apply`; returns what was changed behind our back.
     pub fn resync(&mut self) -> io::Result<Vec<IpNetwork>> {
         let before = std::mem::take(&mut self.actual);
-        self.read_nexthops()?;
-        let gateways: BTreeMap<u32, IpAddr> =
-            self.nexthops.iter().map(|(gateway, id)| (*id, *gateway)).collect();
-        let groups: BTreeMap<u32, &Vec<IpAddr>> = self.groups.iter().map(|(list, id)| (*id, list)).collect();
+        self.nexthops.read(&mut self.socket)?;
+        let found = self.nexthops.found();
         let mut actual = HashMap::new();
+        let mut groups = Vec::new();
         for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
             let header = [family, 0, 0, 0, 0, PROTOCOL, 0, 0, 0, 0, 0, 0];
             for message in self.socket.query(Message::new(RTM_GETROUTE, DUMP, &header))? {
-                if let Some((destination, target)) = parse_route(&message, &gateways, &groups) {
+                if let Some(Route { destination, target, group }) = parse_route(&message, &found) {
+                    groups.extend(group.map(|group| (destination, group)));
                     actual.insert(destination, target);
                 }
             }
+        }
+        drop(found);
+        for (destination, group) in groups {
+            self.nexthops.set_group(destination, Some(group));
         }
         self.actual = actual;
         self.may_have_unused = true;
@@ -232,37 +222,38 @@ impl Routes {
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.sort_unstable();
         dirty.dedup();
+        self.change_groups(&dirty, &mut applied);
         for destination in dirty {
             let desired = self.desired.get(&destination).cloned();
             if self.actual.get(&destination) == desired.as_ref() {
                 continue;
             }
-            let message = match &desired {
+            let (message, group) = match &desired {
                 Some(target) => match self.new_route(destination, target) {
-                    Ok(message) => message,
+                    Ok(made) => made,
                     Err(error) => {
                         applied.failed.push((destination, error.to_string()));
                         continue;
                     }
                 },
-                None if self.removal_allowed || self.withdrawn.contains(&destination) => {
-                    self.delete_route(destination)
-                }
+                None if self.is_to_go(&destination) => (self.delete_route(destination), None),
                 None => continue,
             };
             messages.push(message);
-            changes.push((destination, desired));
+            changes.push((destination, desired, group));
         }
         let results = self.socket.execute(&mut messages)?;
-        for ((destination, target), refusal) in changes.into_iter().zip(results) {
+        for ((destination, target, group), refusal) in changes.into_iter().zip(results) {
             match (target, refusal) {
                 (Some(target), None) => {
                     applied.installed += 1;
+                    self.nexthops.set_group(destination, group);
                     self.may_have_unused |= self.actual.insert(destination, target).is_some();
                 }
                 (None, refusal) if refusal.as_ref().is_none_or(|r| r.errno == libc::ESRCH) => {
                     applied.removed += 1;
                     self.withdrawn.remove(&destination);
+                    self.nexthops.set_group(destination, None);
                     self.may_have_unused |= self.actual.remove(&destination).is_some();
                 }
                 (_, refusal) => {
@@ -277,7 +268,55 @@ impl Routes {
         Ok(applied)
     }
 
-    fn new_route(&mut self, destination: IpNetwork, target: &Target) -> io::Result<Message> {
+    fn is_to_go(&self, destination: &IpNetwork) -> bool {
+        self.removal_allowed || self.withdrawn.contains(destination)
+    }
+
+    /// A group whose routes all change to the same gateways, or go, becomes a group of these: the flows over gateways that
+    /// stay keep their way. Where that cannot be done the routes change one by one, as all others do.
+    fn change_groups(&mut self, dirty: &[IpNetwork], applied: &mut Applied) {
+        #[derive(Default)]
+        struct Wish {
+            routes: Vec<IpNetwork>,
+            leaving: usize,
+            gateways: Option<Gateways>,
+            differs: bool,
+        }
+        let mut wishes: BTreeMap<u32, Wish> = BTreeMap::new();
+        for destination in dirty {
+            let Some(group) = self.nexthops.group_of(destination) else { continue };
+            let desired = self.desired.get(destination);
+            if self.actual.get(destination) == desired {
+                continue;
+            }
+            let wish = wishes.entry(group).or_default();
+            match desired {
+                Some(Target::Via(gateways)) => {
+                    wish.differs |= wish.gateways.as_ref().is_some_and(|others| others != gateways);
+                    wish.gateways.get_or_insert_with(|| gateways.clone());
+                    wish.routes.push(*destination);
+                }
+                None if !self.is_to_go(destination) => {}
+                Some(_) | None => wish.leaving += 1,
+            }
+        }
+        for (group, Wish { routes, leaving, gateways, differs }) in wishes {
+            let Some(gateways) = gateways.filter(|_| !differs) else { continue };
+            if routes.len() + leaving < self.nexthops.routes_of(group)
+                || self.nexthops.change(&mut self.socket, group, &gateways).is_err()
+            {
+                continue;
+            }
+            self.may_have_unused = true;
+            applied.installed += routes.len();
+            for destination in routes {
+                self.actual.insert(destination, Target::Via(gateways.clone()));
+            }
+        }
+    }
+
+    /// The message, and the group that the route leads to, if it is one.
+    fn new_route(&mut self, destination: IpNetwork, target: &Target) -> io::Result<(Message, Option<u32>)> {
         let (scope, kind) = match target {
             Target::Blackhole => (SCOPE_UNIVERSE, TYPE_BLACKHOLE),
             Target::Unreachable => (SCOPE_UNIVERSE, TYPE_UNREACHABLE),
@@ -288,35 +327,38 @@ impl Routes {
         let message = Message::new(RTM_NEWROUTE, CREATE | REPLACE, &header)
             .address(RTA_DST, destination.network())
             .u32(RTA_PRIORITY, METRIC);
-        let message = match target {
-            Target::Blackhole | Target::Unreachable => return Ok(message),
-            Target::Link(interface) => message.u32(RTA_OIF, *interface),
-            Target::Via(gateways) => self.via(message, gateways)?,
+        let (message, group) = match target {
+            Target::Blackhole | Target::Unreachable => return Ok((message, None)),
+            Target::Link(interface) => (message.u32(RTA_OIF, *interface), None),
+            Target::Via(gateways) if self.nexthops.are_supported() => {
+                let (id, is_group) = self.nexthops.id(&mut self.socket, gateways)?;
+                (message.u32(RTA_NH_ID, id), is_group.then_some(id))
+            }
+            Target::Via(gateways) => (self.via(message, destination, gateways)?, None),
         };
         let source = if destination.is_ipv4() { self.config.source_v4 } else { self.config.source_v6 };
-        Ok(match source {
+        let message = match source {
             Some(source) => message.address(RTA_PREFSRC, source),
             None => message,
-        })
+        };
+        Ok((message, group))
     }
 
-    fn via(&mut self, message: Message, gateways: &[IpAddr]) -> io::Result<Message> {
-        if self.objects_supported {
-            return Ok(message.u32(RTA_NH_ID, self.nexthop_id(gateways)?));
-        }
+    /// Without objects.
+    fn via(&mut self, message: Message, destination: IpNetwork, gateways: &[IpAddr]) -> io::Result<Message> {
         if let [gateway] = gateways {
-            let resolved = self.resolve(*gateway)?;
-            return Ok(message.address(RTA_GATEWAY, resolved.gateway).u32(RTA_OIF, resolved.interface));
+            let resolved = resolve(&mut self.socket, *gateway)?;
+            let mut attributes = Vec::new();
+            nexthops::put_gateway(&mut attributes, destination, resolved.gateway);
+            return Ok(message.attributes(&attributes).u32(RTA_OIF, resolved.interface));
         }
         let mut list = Vec::new();
         for gateway in gateways {
-            let resolved = self.resolve(*gateway)?;
+            let resolved = resolve(&mut self.socket, *gateway)?;
+            // struct rtnexthop: length, flags, hops, interface.
             let mut hop = vec![0, 0, 0, 0];
             hop.extend_from_slice(&resolved.interface.to_ne_bytes());
-            match resolved.gateway {
-                IpAddr::V4(v4) => netlink::put_attribute(&mut hop, RTA_GATEWAY, &v4.octets()),
-                IpAddr::V6(v6) => netlink::put_attribute(&mut hop, RTA_GATEWAY, &v6.octets()),
-            }
+            nexthops::put_gateway(&mut hop, destination, resolved.gateway);
             let length = hop.len() as u16;
             hop[..2].copy_from_slice(&length.to_ne_bytes());
             list.extend(hop);
@@ -332,143 +374,17 @@ impl Routes {
             .u32(RTA_PRIORITY, METRIC)
     }
 
-    fn nexthop_id(&mut self, gateways: &[IpAddr]) -> io::Result<u32> {
-        let mut ids = Vec::new();
-        for gateway in gateways {
-            ids.push(match self.nexthops.get(gateway) {
-                Some(id) => *id,
-                None => {
-                    let resolved = self.resolve(*gateway)?;
-                    let id = self.allocate_id();
-                    self.socket.request(nexthop_message(id, &resolved))?;
-                    self.nexthops.insert(*gateway, id);
-                    id
-                }
-            });
-        }
-        if let [id] = ids[..] {
-            return Ok(id);
-        }
-        if let Some(id) = self.groups.get(gateways) {
-            return Ok(*id);
-        }
-        let id = self.allocate_id();
-        // struct nexthop_grp: id, weight - 1, three octets reserved.
-        let members: Vec<u8> = ids.iter().flat_map(|id| [id.to_ne_bytes(), [0; 4]].concat()).collect();
-        let header = [libc::AF_UNSPEC as u8, 0, PROTOCOL, 0, 0, 0, 0, 0];
-        let message = Message::new(RTM_NEWNEXTHOP, CREATE | EXCLUSIVE, &header)
-            .u32(NHA_ID, id)
-            .attribute(NHA_GROUP, &members);
-        self.socket.request(message)?;
-        self.groups.insert(gateways.to_vec(), id);
-        Ok(id)
-    }
-
-    fn allocate_id(&mut self) -> u32 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    /// The link a gateway is reached on; through another gateway where it is not a neighbour.
-    fn resolve(&mut self, gateway: IpAddr) -> io::Result<Resolved> {
-        let network = IpNetwork::from(gateway);
-        let header = [family_of(gateway), network.prefix(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        let message = Message::new(RTM_GETROUTE, 0, &header).address(RTA_DST, gateway);
-        let answers = self.socket.query(message)?;
-        let body = answers.first().map_or(&[][..], |answer| &answer.body);
-        let mut resolved = Resolved { gateway, interface: 0 };
-        for (kind, value) in netlink::attributes(body.get(12..).unwrap_or_default()) {
-            match kind {
-                RTA_OIF => resolved.interface = netlink::read_u32(value).unwrap_or(0),
-                RTA_GATEWAY => resolved.gateway = netlink::read_address(value).unwrap_or(gateway),
-                _ => {}
-            }
-        }
-        let unicast = body.get(7) == Some(&TYPE_UNICAST);
-        if resolved.interface == 0 || !unicast {
-            return Err(io::Error::other(format!("next hop {gateway} is not reachable")));
-        }
-        Ok(resolved)
-    }
-
-    /// Reads nexthop objects of ours; those that stand for a gateway as it resolves now are used again.
-    fn read_nexthops(&mut self) -> io::Result<()> {
-        let header = [0; 8];
-        let answers = match self.socket.query(Message::new(RTM_GETNEXTHOP, DUMP, &header)) {
-            Ok(answers) => answers,
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                self.objects_supported = false;
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let mut nexthops = BTreeMap::new();
-        let mut members_by_group = BTreeMap::new();
-        self.orphans.clear();
-        for answer in &answers {
-            let Some(object) = parse_nexthop(answer) else { continue };
-            self.next_id = self.next_id.max(object.id);
-            if !object.members.is_empty() {
-                members_by_group.insert(object.id, object.members);
-                continue;
-            }
-            let Some(resolved) = object.resolved else { continue };
-            let known = self.nexthops.iter().find(|(_, id)| **id == object.id);
-            let gateway = known.map_or(resolved.gateway, |(gateway, _)| *gateway);
-            if self.resolve(gateway).is_ok_and(|now| now == resolved) {
-                nexthops.insert(gateway, object.id);
-            } else {
-                self.orphans.insert(object.id);
-            }
-        }
-        self.nexthops = nexthops;
-        self.groups.clear();
-        let gateways: BTreeMap<u32, IpAddr> =
-            self.nexthops.iter().map(|(gateway, id)| (*id, *gateway)).collect();
-        for (id, members) in members_by_group {
-            let known: Option<Vec<IpAddr>> = members.iter().map(|m| gateways.get(m).copied()).collect();
-            match known {
-                Some(list) if list.len() > 1 => {
-                    self.groups.insert(list, id);
-                }
-                Some(_) | None => {
-                    self.orphans.insert(id);
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn remove_unused_nexthops(&mut self) -> io::Result<()> {
-        let mut used: HashSet<&Vec<IpAddr>> = HashSet::new();
+        let mut used: HashSet<IpAddr> = HashSet::new();
         let mut last = None;
         for target in self.actual.values().chain(self.desired.values()) {
             if let Target::Via(gateways) = target
                 && !last.replace(gateways).is_some_and(|last| Arc::ptr_eq(last, gateways))
             {
-                used.insert(gateways);
+                used.extend(gateways.iter().copied());
             }
         }
-        let gateways: BTreeSet<IpAddr> = used.iter().flat_map(|list| list.iter().copied()).collect();
-        let mut ids: Vec<u32> = Vec::new();
-        self.groups.retain(|list, id| {
-            used.contains(list) || {
-                ids.push(*id);
-                false
-            }
-        });
-        self.nexthops.retain(|gateway, id| {
-            gateways.contains(gateway) || {
-                ids.push(*id);
-                false
-            }
-        });
-        ids.extend(std::mem::take(&mut self.orphans));
-        let header = [0; 8];
-        let mut messages: Vec<Message> =
-            ids.iter().map(|id| Message::new(RTM_DELNEXTHOP, 0, &header).u32(NHA_ID, *id)).collect();
-        // A refusal means that it is gone already, with its link or its last member.
-        self.socket.execute(&mut messages).map(|_| ())
+        self.nexthops.remove_unused(&mut self.socket, used)
     }
 }
 
@@ -533,19 +449,13 @@ fn route_header(destination: IpNetwork, scope: u8, kind: u8) -> [u8; 12] {
     [family, destination.prefix(), 0, 0, TABLE_MAIN, PROTOCOL, scope, kind, 0, 0, 0, 0]
 }
 
-fn nexthop_message(id: u32, resolved: &Resolved) -> Message {
-    let header = [family_of(resolved.gateway), 0, PROTOCOL, 0, 0, 0, 0, 0];
-    Message::new(RTM_NEWNEXTHOP, CREATE | EXCLUSIVE, &header)
-        .u32(NHA_ID, id)
-        .u32(NHA_OIF, resolved.interface)
-        .address(NHA_GATEWAY, resolved.gateway)
+struct Route {
+    destination: IpNetwork,
+    target: Target,
+    group: Option<u32>,
 }
 
-fn parse_route(
-    message: &Received,
-    gateways: &BTreeMap<u32, IpAddr>,
-    groups: &BTreeMap<u32, &Vec<IpAddr>>,
-) -> Option<(IpNetwork, Target)> {
+fn parse_route(message: &Received, found: &BTreeMap<u32, Found<'_>>) -> Option<Route> {
     let header = message.body.get(..12)?;
     let (family, length, table, protocol, kind) = (header[0], header[1], header[4], header[5], header[7]);
     if message.kind != RTM_NEWROUTE || protocol != PROTOCOL || table != TABLE_MAIN {
@@ -557,34 +467,37 @@ fn parse_route(
         match kind {
             RTA_DST => destination = netlink::read_address(value),
             RTA_OIF => interface = netlink::read_u32(value)?,
-            RTA_GATEWAY => gateway = netlink::read_address(value),
             RTA_NH_ID => id = netlink::read_u32(value),
             RTA_PRIORITY => metric = netlink::read_u32(value)?,
             RTA_MULTIPATH => multipath = parse_multipath(value),
-            _ => {}
+            _ => gateway = nexthops::gateway_of(kind, value).or(gateway),
         }
     }
     if metric != METRIC {
         return None;
     }
     let unspecified: IpAddr = if family == libc::AF_INET as u8 { [0; 4].into() } else { [0u8; 16].into() };
-    let network = IpNetwork::new(destination.unwrap_or(unspecified), length).ok()?;
+    let destination = IpNetwork::new(destination.unwrap_or(unspecified), length).ok()?;
     let dead = read_flags(header) & NUD_FAILED_FLAGS != 0;
+    let mut group = None;
     let target = match (kind, id, gateway) {
         (TYPE_BLACKHOLE, _, _) => Target::Blackhole,
         (TYPE_UNREACHABLE, _, _) => Target::Unreachable,
         // An object that is not known any more, or a dead one: it differs from whatever is desired.
         _ if dead => Target::Via(Gateways::default()),
-        (_, Some(id), _) => match (gateways.get(&id), groups.get(&id)) {
-            (Some(gateway), _) => Target::Via(vec![*gateway].into()),
-            (None, Some(list)) => Target::Via((*list).clone().into()),
-            (None, None) => Target::Via(Gateways::default()),
+        (_, Some(id), _) => match found.get(&id) {
+            Some(Found::Gateway(gateway)) => Target::Via(vec![*gateway].into()),
+            Some(Found::Group(members)) => {
+                group = Some(id);
+                Target::Via(members.to_vec().into())
+            }
+            None => Target::Via(Gateways::default()),
         },
-        (_, None, Some(gateway)) => Target::Via(vec![gateway].into()),
+        (_, None, Some(gateway)) => Target::Via(vec![with_link(gateway, interface)].into()),
         (_, None, None) if !multipath.is_empty() => Target::Via(multipath.into()),
         (_, None, None) => Target::Link(interface),
     };
-    Some((network, target))
+    Some(Route { destination, target, group })
 }
 
 fn read_flags(header: &[u8]) -> u32 {
@@ -597,35 +510,11 @@ fn parse_multipath(octets: &[u8]) -> Vec<IpAddr> {
     while let Some(header) = rest.get(..8) {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let Some(hop) = rest.get(8..length) else { break };
-        let gateway = netlink::attributes(hop).find(|(kind, _)| *kind == RTA_GATEWAY);
-        gateways.extend(gateway.and_then(|(_, value)| netlink::read_address(value)));
+        let interface = netlink::read_u32(&header[4..]).unwrap_or(0);
+        let gateway = netlink::attributes(hop).find_map(|(kind, value)| nexthops::gateway_of(kind, value));
+        gateways.extend(gateway.map(|gateway| with_link(gateway, interface)));
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     gateways.sort_unstable();
     gateways
-}
-
-struct NexthopObject {
-    id: u32,
-    resolved: Option<Resolved>,
-    members: Vec<u32>,
-}
-
-fn parse_nexthop(message: &Received) -> Option<NexthopObject> {
-    let header = message.body.get(..8)?;
-    if message.kind != RTM_NEWNEXTHOP || header[2] != PROTOCOL {
-        return None;
-    }
-    let (mut id, mut interface, mut gateway, mut members) = (None, None, None, Vec::new());
-    for (kind, value) in netlink::attributes(&message.body[8..]) {
-        match kind {
-            NHA_ID => id = netlink::read_u32(value),
-            NHA_OIF => interface = netlink::read_u32(value),
-            NHA_GATEWAY => gateway = netlink::read_address(value),
-            NHA_GROUP => members = value.chunks_exact(8).filter_map(netlink::read_u32).collect(),
-            _ => {}
-        }
-    }
-    let resolved = gateway.zip(interface).map(|(gateway, interface)| Resolved { gateway, interface });
-    Some(NexthopObject { id: id?, resolved, members })
 }

@@ -15,6 +15,7 @@ mod interop;
 mod layers;
 mod links;
 mod messages;
+mod next_hops;
 pub mod peers;
 mod plugin;
 mod policies;
