@@ -51,6 +51,8 @@ pub struct Message {
     pub to: String,
     /// The connection was opened by who sent this.
     pub from_initiator: bool,
+    /// A number of the connection.
+    pub connection: u32,
     pub kind: u8,
     /// Octets, header included.
     pub length: usize,
@@ -223,12 +225,13 @@ fn dropped(socket: &OwnedFd) -> u32 {
     counts[1]
 }
 
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "ip.src",
     "ip.dst",
     "ipv6.src",
     "ipv6.dst",
     "tcp.dstport",
+    "tcp.stream",
     "bgp.type",
     "bgp.length",
     "bgp.notify.minor_error_cease",
@@ -258,7 +261,8 @@ impl Traffic {
     /// One packet, in which several messages may end.
     fn take(&mut self, line: &str) {
         let fields: Vec<&str> = line.splitn(FIELDS.len(), '|').collect();
-        let [v4, to_v4, v6, to_v6, port, kinds, lengths, ceases, malformed, severities, why] = fields[..]
+        let [v4, to_v4, v6, to_v6, port, stream, kinds, lengths, ceases, malformed, severities, why] =
+            fields[..]
         else {
             panic!("tshark says {line:?}")
         };
@@ -282,6 +286,7 @@ impl Traffic {
                 from: from.clone(),
                 to: to.clone(),
                 from_initiator: port == "179",
+                connection: stream.parse().unwrap_or_default(),
                 kind,
                 length: length as usize,
                 ends_collision: kind == NOTIFICATION && ceases.next() == Some(7),
