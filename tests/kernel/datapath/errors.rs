@@ -338,24 +338,14 @@ pub fn path_mtu(socket: &UdpSocket) -> i32 {
 
 #[test]
 fn a_client_learns_the_path_mtu_to_the_service_from_a_router_that_knows_only_the_backend() {
-    const SIZE: usize = 1400;
     let mut node = Node::new();
-    node.namespace.ip("route replace 10.244.1.0/24 via 10.89.0.12 mtu lock 1300");
-    node.namespace.ip("-6 route replace fd00:244:1::/64 via fd00:89::12 mtu lock 1300");
+    node.narrow(Some(1300));
     for family in &FAMILIES {
         let (server, bound) = udp(&node.beyond, family.elsewhere);
         let (listener, _) = listen(&node.beyond, family.elsewhere);
         node.serve(both(family.frontend, &to(&[bound])));
         let client = connected(&node.pods[0], family.any, family.frontend);
-        assert_eq!(path_mtu(&client), 1500);
-        client.send(&[7; SIZE]).expect("a datagram");
-        eventually("the path's MTU is known", || (path_mtu(&client) == 1300).then_some(()));
-        // The socket is told once; then what is larger than the path goes in fragments.
-        eventually("a datagram is sent", || match client.send(&[7; SIZE]) {
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => None,
-            sent => Some(sent.expect("a datagram")),
-        });
-        assert_eq!(receive(&server).expect("the datagram at the backend"), SIZE);
+        learns(&client, &server, family.frontend);
         // TCP lives by it too.
         talk(&node.pods[0], family.frontend, &listener);
     }
@@ -363,16 +353,22 @@ fn a_client_learns_the_path_mtu_to_the_service_from_a_router_that_knows_only_the
 }
 
 /// What a client learns by the size of what it sends: its path's MTU, and that smaller pieces arrive.
-fn learns(client: &UdpSocket, server: &UdpSocket, what: &str) {
+pub fn learns(client: &UdpSocket, server: &UdpSocket, what: &str) {
     const SIZE: usize = 1400;
     assert_eq!(path_mtu(client), 1500, "{what}");
     client.send(&[7; SIZE]).expect("a datagram");
     eventually("the path's MTU is known", || (path_mtu(client) == 1300).then_some(()));
-    eventually("a datagram is sent", || match client.send(&[7; SIZE]) {
+    // What is larger than the path goes in fragments then.
+    send_when_told(client, &[7; SIZE]);
+    assert_eq!(receive(server).expect("the datagram"), SIZE, "{what}");
+}
+
+/// Sends by a socket that tells once that it sent too much before.
+pub fn send_when_told(client: &UdpSocket, payload: &[u8]) {
+    eventually("a datagram is sent", || match client.send(payload) {
         Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => None,
         sent => Some(sent.expect("a datagram")),
     });
-    assert_eq!(receive(server).expect("the datagram"), SIZE, "{what}");
 }
 
 #[test]
@@ -386,14 +382,12 @@ fn who_is_beyond_the_node_learns_from_it_how_large_packets_may_be_that_are_sent_
         // What fits says where the backend sees the client.
         client.send(b"small").expect("a datagram");
         let (_, seen) = server.recv_from(&mut [0; 8]).expect("the datagram");
-        node.namespace.ip("route replace 10.244.1.0/24 via 10.89.0.12 mtu lock 1300");
-        node.namespace.ip("-6 route replace fd00:244:1::/64 via fd00:89::12 mtu lock 1300");
+        node.narrow(Some(1300));
         learns(&client, &server, family.frontend);
         // Segments of one large packet are judged one by one.
         talk(&node.beyond, family.frontend, &listener);
         // The same for the answers.
-        node.namespace.ip("route replace 10.244.1.0/24 via 10.89.0.12");
-        node.namespace.ip("-6 route replace fd00:244:1::/64 via fd00:89::12");
+        node.narrow(None);
         node.namespace.ip("route replace 10.89.0.12/32 dev uplink mtu lock 1300");
         node.namespace.ip("-6 route replace fd00:89::12/128 dev uplink mtu lock 1300");
         node.beyond.run(|| server.connect(seen)).expect("connecting");
@@ -412,7 +406,7 @@ fn a_datagram_that_routers_may_fragment_is_sent_on_whole() {
     let family = &FAMILIES[0];
     let (server, bound) = udp(&node.beyond, family.elsewhere);
     node.serve(both(family.frontend, &to(&[bound])));
-    node.namespace.ip("route replace 10.244.1.0/24 via 10.89.0.12 mtu lock 1300");
+    node.narrow(Some(1300));
     let client = connected(&node.beyond, family.any, family.frontend);
     let never: libc::c_int = libc::IP_PMTUDISC_DONT;
     // SAFETY: the option is an int, which is there.

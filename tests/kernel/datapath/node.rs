@@ -147,6 +147,13 @@ impl Node {
         });
     }
 
+    /// To pods of the other node only packets of `mtu` octets pass, or all that the link takes.
+    pub fn narrow(&self, mtu: Option<u32>) {
+        let lock = mtu.map_or(String::new(), |mtu| format!(" mtu lock {mtu}"));
+        self.namespace.ip(&format!("route replace 10.244.1.0/24 via 10.89.0.12{lock}"));
+        self.namespace.ip(&format!("-6 route replace fd00:244:1::/64 via fd00:89::12{lock}"));
+    }
+
     fn join_beyond(&self) {
         self.namespace
             .ip(&format!("link add uplink type veth peer name uplink netns {}", self.beyond.path()));

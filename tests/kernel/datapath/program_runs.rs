@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{Program, TestRun, TestRunOptions};
 use dataplane::{datapath::Datapath, node::NodeConfig};
 use ebpf_common::{Address, Counter, Protocol, checksum};
 
@@ -32,15 +32,33 @@ pub fn datapath(directory: &BpfDir) -> Datapath {
 }
 
 pub fn run(datapath: &mut Datapath, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
+    run_at(datapath, program, None, packet)
+}
+
+/// The same for a packet that came by a link of the calling thread's namespace, for a program of tc or XDP.
+pub fn run_at(datapath: &mut Datapath, program: &str, link: Option<u32>, packet: &[u8]) -> (u32, Vec<u8>) {
     let mut programs = datapath.programs_mut();
-    let program: &mut SchedClassifier =
-        programs.ebpf_mut().program_mut(program).expect("the program").try_into().expect("a classifier");
+    let program = programs.ebpf_mut().program_mut(program).expect("the program");
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex; struct __sk_buff has that in its eleventh word.
+    let words = link.map(|link| match program {
+        Program::Xdp(_) => vec![0, packet.len() as u32, 0, link],
+        _ => [vec![0; 10], vec![link]].concat(),
+    });
+    let context: Option<Vec<u8>> = words.map(|words| words.into_iter().flat_map(u32::to_ne_bytes).collect());
     let mut out = vec![0; packet.len() + 64];
-    let options =
-        TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
-    let result = program.test_run(options).expect("a run");
-    let length = result.data_size_out as usize;
-    out.truncate(length);
+    let options = TestRunOptions {
+        data_in: Some(packet),
+        data_out: Some(&mut out),
+        ctx_in: context.as_deref(),
+        ..TestRunOptions::default()
+    };
+    let result = match program {
+        Program::Xdp(program) => program.test_run(options),
+        Program::SchedClassifier(program) => program.test_run(options),
+        other => panic!("{other:?} takes no packets"),
+    };
+    let result = result.expect("a run");
+    out.truncate(result.data_size_out as usize);
     (result.return_value, out)
 }
 

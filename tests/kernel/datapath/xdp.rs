@@ -12,7 +12,7 @@ use ebpf_common::{Counter, FORWARD_PORTS, FrontendKey, Protocol, desired::Servic
 
 use super::{
     chain, count,
-    errors::path_mtu,
+    errors::{learns, path_mtu, send_when_told},
     key,
     node::{Node, to},
     node_port, open,
@@ -292,7 +292,6 @@ fn far(node: &Node, mtu: u32) -> NetNs {
 
 #[test]
 fn a_client_is_told_that_its_packet_is_too_big_for_a_link_behind_the_node() {
-    const SIZE: usize = 1400;
     let (mut node, _card) = node();
     switch_on(&node, XdpMode::Driver);
     let far = far(&node, 1300);
@@ -302,7 +301,6 @@ fn a_client_is_told_that_its_packet_is_too_big_for_a_link_behind_the_node() {
         node.serve(all(family, &to(&[bound])));
         let (client, _) = udp(&node.beyond, family.any);
         node.beyond.run(|| client.connect(family.balanced)).expect("connecting");
-        assert_eq!(path_mtu(&client), 1500);
         // The flow is known, so that its packets are sent on early.
         let before = early(&node);
         eventually("a datagram is sent on early", || {
@@ -310,14 +308,7 @@ fn a_client_is_told_that_its_packet_is_too_big_for_a_link_behind_the_node() {
             assert_eq!(receive(&server).expect("the datagram at the backend"), 5);
             (early(&node) > before).then_some(())
         });
-        client.send(&[7; SIZE]).expect("a datagram");
-        eventually("the path's MTU is known", || (path_mtu(&client) == 1300).then_some(()));
-        // The socket is told once; then what is larger than the path goes in fragments.
-        eventually("a datagram is sent", || match client.send(&[7; SIZE]) {
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => None,
-            sent => Some(sent.expect("a datagram")),
-        });
-        assert_eq!(receive(&server).expect("the datagram at the backend"), SIZE);
+        learns(&client, &server, family.balanced);
         // TCP lives by it too.
         talk(&node.beyond, family.node_port, &listener);
     }
@@ -329,7 +320,7 @@ fn a_client_is_told_that_its_packet_is_too_big_for_a_link_behind_the_node() {
 fn what_is_too_big_for_the_nodes_own_route_is_left_to_tc() {
     let (mut node, _card) = node();
     switch_on(&node, XdpMode::Driver);
-    node.namespace.ip("route replace 10.244.1.0/24 via 10.89.0.12 mtu lock 1300");
+    node.narrow(Some(1300));
     let family = &FAMILIES[0];
     let (_, bound) = udp(&node.beyond, family.elsewhere);
     node.serve(all(family, &to(&[bound])));
@@ -340,11 +331,7 @@ fn what_is_too_big_for_the_nodes_own_route_is_left_to_tc() {
     eventually("tc has told the route's MTU", || (path_mtu(&flow.client) == 1300).then_some(()));
     let too_big = count(&node.datapath, Counter::DropTooBig);
     assert_eq!((early(&node), too_big, drops(&node)), (before, 1, 1));
-    // The socket is told once.
-    eventually("a datagram is sent", || match flow.client.send(b"small again") {
-        Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => None,
-        sent => Some(sent.expect("a datagram")),
-    });
+    send_when_told(&flow.client, b"small again");
     assert_eq!(receive(&flow.server).expect("the datagram at the backend"), 11);
     assert_eq!((early(&node), drops(&node)), (before + 1, 1));
 }

@@ -1,7 +1,6 @@
 //! Single packets in the place of the uplink, through tc's program and XDP's: what is sent on is exact, what is not is left as
 //! it came, and nothing old is used for long.
 
-use aya::programs::{Program, TestRun, TestRunOptions};
 use dataplane::{
     flows::{FlowEntry, now_ns},
     programs::XdpMode,
@@ -15,7 +14,7 @@ use crate::{
         errors::{error, quote},
         node::{Node, to},
         packets::drops,
-        program_runs::{REDIRECT, frame},
+        program_runs::{REDIRECT, frame, run_at},
     },
     netns::eventually,
 };
@@ -34,32 +33,8 @@ const TICK_NS: u64 = 10_000_000;
 
 fn run(node: &mut Node, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
     let uplink = node.namespace.interface_index("uplink");
-    let mut out = vec![0; packet.len() + 64];
     let datapath = &mut node.datapath;
-    let result = node.namespace.run(|| {
-        let mut programs = datapath.programs_mut();
-        let program = programs.ebpf_mut().program_mut(program).expect("the program");
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex; struct __sk_buff has that in its eleventh word.
-        let words = match program {
-            Program::Xdp(_) => vec![0, packet.len() as u32, 0, uplink],
-            _ => [vec![0; 10], vec![uplink]].concat(),
-        };
-        let context: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::default()
-        };
-        match program {
-            Program::Xdp(program) => program.test_run(options),
-            Program::SchedClassifier(program) => program.test_run(options),
-            other => panic!("{other:?} takes no packets"),
-        }
-        .expect("a run")
-    });
-    out.truncate(result.data_size_out as usize);
-    (result.return_value, out)
+    node.namespace.run(|| run_at(datapath, program, Some(uplink), packet))
 }
 
 fn xdp(node: &mut Node, packet: &[u8]) -> (u32, Vec<u8>) {
