@@ -137,6 +137,12 @@ impl Cgroup {
         fs::write(path.join("cgroup.type"), "threaded").expect("a threaded cgroup");
         Self { path }
     }
+
+    /// Below the tree's root, as an agent is told its pods' cgroup whose parent this one is.
+    pub fn as_parent_of_pods(&self) -> String {
+        let path = self.path.strip_prefix(tree()).expect("it is in the tree");
+        format!("/{}/pods", path.display())
+    }
 }
 
 impl Drop for Cgroup {
@@ -144,6 +150,9 @@ impl Drop for Cgroup {
         // Threads that ended leave it a moment later. No panic here: the test may be in one already.
         let deadline = Instant::now() + DEADLINE;
         while let Err(error) = fs::remove_dir(&self.path) {
+            if error.raw_os_error() == Some(libc::ENOENT) {
+                return;
+            }
             if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline {
                 eprintln!("{} stays behind: {error}", self.path.display());
                 return;
@@ -154,6 +163,12 @@ impl Drop for Cgroup {
 }
 
 fn own_cgroup() -> PathBuf {
+    let own = fs::read_to_string("/proc/self/cgroup").expect("the process's cgroups");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("the process's v2 cgroup");
+    tree().join(own.trim_start_matches('/'))
+}
+
+fn tree() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("the mounts");
     let tree = mounts
         .lines()
@@ -161,9 +176,7 @@ fn own_cgroup() -> PathBuf {
         .find(|fields| fields[2] == "cgroup2")
         .map(|fields| fields[1].to_owned())
         .expect("the kernel tier needs a cgroup v2 tree, also where v1 controllers are in use");
-    let own = fs::read_to_string("/proc/self/cgroup").expect("the process's cgroups");
-    let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("the process's v2 cgroup");
-    Path::new(&tree).join(own.trim_start_matches('/'))
+    tree.into()
 }
 
 /// A folder for pinned objects, on the BPF file system.

@@ -3,7 +3,7 @@
 //!
 //! `SEAWAY_CONTINUITY_SECONDS` says how long each disturbance lasts.
 
-mod load;
+pub mod load;
 
 use std::{
     env, fs,

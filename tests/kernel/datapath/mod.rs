@@ -1,7 +1,7 @@
 //! The datapath's programs and maps.
 
 mod balancing;
-mod continuity;
+pub mod continuity;
 mod delivery;
 mod drops;
 mod errors;

@@ -35,15 +35,25 @@ fn resource(kind: &str) -> ApiResource {
 pub struct Switch {
     netns: NetNs,
     range: &'static str,
+    range_v6: Option<&'static str>,
 }
 
 impl Switch {
     /// `range`: the first three numbers of its hosts' addresses.
     pub fn new(range: &'static str) -> Switch {
+        Switch::of(range, None)
+    }
+
+    /// Of both families; `range_v6`: the first half of its hosts' IPv6 addresses.
+    pub fn dual_stack(range: &'static str, range_v6: &'static str) -> Switch {
+        Switch::of(range, Some(range_v6))
+    }
+
+    fn of(range: &'static str, range_v6: Option<&'static str>) -> Switch {
         let netns = NetNs::new();
         netns.ip("link add sw0 type bridge");
         netns.ip("link set sw0 up");
-        Switch { netns, range }
+        Switch { netns, range, range_v6 }
     }
 
     /// Another host, at this number.
@@ -56,12 +66,30 @@ impl Switch {
     pub fn attach(&self, host: &NetNs, number: u8, link: &str) {
         self.netns.ip(&format!("link add p{number} type veth peer name {link} netns {}", host.path()));
         self.netns.ip(&format!("link set p{number} master sw0 up"));
-        host.ip(&format!("address add {}/24 dev {link}", self.address(number)));
+        self.add_address(host, number, link);
         host.ip(&format!("link set {link} up"));
+    }
+
+    /// Another address of each family for a host.
+    pub fn add_address(&self, host: &NetNs, number: u8, link: &str) {
+        host.ip(&format!("address add {}/24 dev {link}", self.address(number)));
+        if let Some(address) = self.address_v6(number) {
+            host.ip(&format!("address add {address}/64 dev {link} nodad"));
+        }
     }
 
     pub fn address(&self, number: u8) -> String {
         format!("{}.{number}", self.range)
+    }
+
+    pub fn address_v6(&self, number: u8) -> Option<String> {
+        self.range_v6.map(|range| format!("{range}::{number}"))
+    }
+
+    /// Of all families, as a flag takes them.
+    fn addresses(&self, number: u8) -> String {
+        let all = [Some(self.address(number)), self.address_v6(number)];
+        all.into_iter().flatten().collect::<Vec<_>>().join(",")
     }
 
     /// Nothing passes any more, and no link goes down by that: as where a switch between fails.
@@ -74,12 +102,13 @@ impl Switch {
     }
 }
 
-/// Makes a Node of this name, which is this object otherwise.
-pub fn register(server: &Server, name: &str, address: &str, object: &Value) {
+/// Makes a Node of this name and these addresses, with commas between them, which is this object otherwise.
+pub fn register(server: &Server, name: &str, addresses: &str, object: &Value) {
     let mut object = object.clone();
     object["metadata"]["name"] = json!(name);
     server.create(Api::<ApiNode>::all, object);
-    let addresses = json!([{ "type": "InternalIP", "address": address }]);
+    let addresses = addresses.split(',').map(|address| json!({ "type": "InternalIP", "address": address }));
+    let addresses: Vec<Value> = addresses.collect();
     server.patch(Api::<ApiNode>::all, name, json!({ "status": { "addresses": addresses } }));
 }
 
@@ -96,6 +125,13 @@ impl Node {
     /// A node of the control plane, once its agent has a block.
     pub fn join(server: &Server, switch: &Switch, number: u8, arguments: &[&str], object: &Value) -> Node {
         let mut node = Node::begin(server, switch, number, arguments, object);
+        node.await_joined();
+        node
+    }
+
+    /// Its agent answers, and has a block where it is to have any.
+    pub fn await_joined(&mut self) {
+        let node = self;
         eventually("the agent's socket answers", || {
             assert!(node.agent.is_running(), "the agent has ended:\n{}", node.agent.log());
             node.agent.get("/healthz").map(|_| ())
@@ -103,17 +139,28 @@ impl Node {
         if !node.arguments.iter().any(|argument| argument == "--router-only") {
             eventually("the node has a block", || node.has_block().then_some(()));
         }
-        node
     }
 
     /// A node of the control plane whose agent starts.
     pub fn begin(server: &Server, switch: &Switch, number: u8, arguments: &[&str], object: &Value) -> Node {
+        Node::begin_on(switch.host(number), server, switch, number, arguments, object)
+    }
+
+    /// The same on this host.
+    pub fn begin_on(
+        host: NetNs,
+        server: &Server,
+        switch: &Switch,
+        number: u8,
+        arguments: &[&str],
+        object: &Value,
+    ) -> Node {
         let (name, address) = (format!("node-{number}"), switch.address(number));
-        register(server, &name, &address, object);
+        let addresses = switch.addresses(number);
+        register(server, &name, &addresses, object);
         let folder = Agent::folder();
         server.kubeconfig(&name, &folder.path().join("kubeconfig"));
-        let host = switch.host(number);
-        let mut agent = Agent::prepared((&name, &address), folder, &[]);
+        let mut agent = Agent::prepared((&name, &addresses), folder, &[]);
         agent.spawn(&host, arguments);
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         Node { name, address, host, agent, arguments }

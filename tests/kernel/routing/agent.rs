@@ -33,6 +33,7 @@ pub fn plugin() -> PathBuf {
 /// An agent: node-a at 192.0.2.1, which owns block 10.244.0.64/26, where nothing else is said.
 pub struct Agent {
     name: String,
+    /// Of each family, with a comma between them.
     address: String,
     pub folder: TempDir,
     bpf: BpfDir,
@@ -108,14 +109,16 @@ impl Agent {
         });
     }
 
-    /// Starts the process again, and waits for nothing.
+    /// Starts the process again, and waits for nothing. It has no DNS unless `extra` says its address, and serves the sockets
+    /// of a cgroup of its own unless that says another.
     pub fn spawn(&mut self, host: &NetNs, extra: &[&str]) {
         let path = self.folder.path();
         let cgroup = format!("/seaway-test-{}-{}/kubepods", std::process::id(), crate::netns::unique());
         let mut command = Command::new(binary("seaway-agent"));
         command
-            .args(["--node-name", &self.name, "--node-ip", &self.address, "--no-kubelet", "--no-dns"])
-            .args(["--cgroup-parent", &cgroup])
+            .args(["--node-name", &self.name, "--node-ip", &self.address, "--no-kubelet"])
+            .args(["--no-dns"].iter().filter(|_| !extra.contains(&"--cluster-dns")))
+            .args(["--cgroup-parent", &cgroup].iter().filter(|_| !extra.contains(&"--cgroup-parent")))
             .arg("--kubeconfig")
             .arg(path.join("kubeconfig"))
             .arg("--state-dir")

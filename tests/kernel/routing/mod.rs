@@ -19,6 +19,7 @@ mod next_hops;
 pub mod peers;
 mod plugin;
 mod policies;
+pub mod plugin;
 mod pools;
 mod reach;
 mod restarts;
