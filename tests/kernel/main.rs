@@ -2,6 +2,7 @@
 
 mod datapath;
 mod failures;
+mod matrix;
 mod netns;
 mod routing;
 mod store;

@@ -17,7 +17,6 @@ mod links;
 mod messages;
 mod next_hops;
 pub mod peers;
-mod plugin;
 mod policies;
 pub mod plugin;
 mod pools;
