@@ -5,7 +5,7 @@ mod lasting;
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
 };
 

@@ -93,6 +93,8 @@ fn the_first_policy_of_a_pod_leaves_it_the_answers_to_what_it_asked_and_its_peer
     let (pod, near) = (node.pods[1].again(), node.pods[0].again());
     let mut pairs = Vec::new();
     let mut datagrams = Vec::new();
+    // Who listens where a connection ends, began it not.
+    let mut listeners = Vec::new();
     for of in &FAMILIES {
         let [may, may_not] = [8080, 8081].map(|port| listen(&pod, &at(of.pod, port)).0);
         let (listener, _) = listen(&near, &at(of.near, 8080));
@@ -106,6 +108,7 @@ fn the_first_policy_of_a_pod_leaves_it_the_answers_to_what_it_asked_and_its_peer
             open(&pod, &at(of.near, 8080), &listener),
             open(&pod, &at(of.service, 80), &listener),
         ]);
+        listeners.extend([may, may_not, listener]);
         let (server, _) = udp(&near, &at(of.near, 5300));
         let (client, _) = udp(&pod, of.any);
         pod.run(|| client.connect(at(of.near, 5300))).expect("connecting");
