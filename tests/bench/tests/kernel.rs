@@ -28,8 +28,8 @@ fn the_bench_of_services_loses_no_request_and_leaves_no_cgroup() {
     let text = std::fs::read_to_string(&figures).expect("the figures");
     let figures: Value = serde_json::from_str(&text).expect("JSON");
     let runs = figures["runs"].as_array().expect("runs");
-    // Plain routing, served sockets and tc only; four operations; two places.
-    assert_eq!(runs.len(), 3 * 4 * 2, "{runs:?}");
+    // Plain routing, served sockets, the same beside policies, and tc only; four operations; two places.
+    assert_eq!(runs.len(), 4 * 4 * 2, "{runs:?}");
     for run in runs {
         let outcome = &run["runs"][0];
         assert!(outcome["operations"].as_u64() > Some(0), "{run}");
