@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use dataplane::services::Names;
 use dataplane::view::Element;
 use ebpf_common::{
-    Address, Backend, BackendId, Call, Counter, Flow, Frontend, FrontendKey, GroupId, LocalPod, Origin,
-    PolicyFlow, Port, Range, RuleKey, ServiceId, Shortcut, SourceRangeKey, Tuple,
+    Address, Backend, BackendId, Call, Counter, Flow, Frontend, FrontendKey, GroupId, LocalPod, Masquerade,
+    Origin, PolicyFlow, Port, Range, RuleKey, ServiceId, Shortcut, SourceRangeKey, Tuple,
     balancing::{PIECE_PLACES, PIECES, PLACES, Piece, PieceKey},
     sctp,
 };
@@ -385,11 +385,7 @@ fn plain_row(element: &Element) -> Row {
                 ("programId", json!(program)),
             ]
         }
-        Element::Masquerade(masquerade) => vec![
-            ("podsV4", range(&masquerade.pods.v4)),
-            ("podsV6", range(&masquerade.pods.v6)),
-            ("ports", json!(format!("{}-{}", masquerade.first_port, masquerade.last_port))),
-        ],
+        Element::Masquerade(masquerade) => masquerade_row(masquerade),
         Element::Unmasqueraded(prefix) => {
             let (address, bits) = prefix.to_parts();
             vec![("destinations", json!(format!("{}/{bits}", address.to_ip())))]
@@ -431,6 +427,14 @@ fn plain_row(element: &Element) -> Row {
         | Element::ServiceCount(..)
         | Element::SourceRange(_) => Row::new(),
     }
+}
+
+fn masquerade_row(masquerade: &Masquerade) -> Row {
+    vec![
+        ("podsV4", range(&masquerade.pods.v4)),
+        ("podsV6", range(&masquerade.pods.v6)),
+        ("ports", json!(format!("{}-{}", masquerade.first_port, masquerade.last_port))),
+    ]
 }
 
 /// What policies say.
