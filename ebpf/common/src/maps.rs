@@ -153,8 +153,8 @@ pub const POLICED_MAX: u32 = PODS_MAX;
 pub const PEERS_MAX: u32 = 1 << 18;
 /// An empty trie costs nothing.
 pub const RULES_MAX: u32 = 1 << 18;
-/// Connections of policed pods.
-pub const POLICY_FLOWS_MAX: u32 = 1 << 16;
+/// Connections of policed pods that are open, or were closed without a word.
+pub const POLICY_FLOWS_MAX: u32 = 1 << 15;
 /// Pieces of tables, 481 of them and 67 kB for each.
 pub const TABLES_MAX: u32 = 1 << 14;
 /// A hundred milliseconds of what 16 CPUs may tell.
