@@ -49,8 +49,6 @@ pub struct Capture {
 pub struct Message {
     pub from: String,
     pub to: String,
-    /// The connection was opened by who sent this.
-    pub from_initiator: bool,
     /// A number of the connection.
     pub connection: u32,
     pub kind: u8,
@@ -225,12 +223,11 @@ fn dropped(socket: &OwnedFd) -> u32 {
     counts[1]
 }
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 11] = [
     "ip.src",
     "ip.dst",
     "ipv6.src",
     "ipv6.dst",
-    "tcp.dstport",
     "tcp.stream",
     "bgp.type",
     "bgp.length",
@@ -261,8 +258,7 @@ impl Traffic {
     /// One packet, in which several messages may end.
     fn take(&mut self, line: &str) {
         let fields: Vec<&str> = line.splitn(FIELDS.len(), '|').collect();
-        let [v4, to_v4, v6, to_v6, port, stream, kinds, lengths, ceases, malformed, severities, why] =
-            fields[..]
+        let [v4, to_v4, v6, to_v6, stream, kinds, lengths, ceases, malformed, severities, why] = fields[..]
         else {
             panic!("tshark says {line:?}")
         };
@@ -285,7 +281,6 @@ impl Traffic {
             self.messages.push(Message {
                 from: from.clone(),
                 to: to.clone(),
-                from_initiator: port == "179",
                 connection: stream.parse().unwrap_or_default(),
                 kind,
                 length: length as usize,
