@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dataplane::routes::{Applied, Gateways, Routes, RoutesConfig, Target};
 use ipnetwork::IpNetwork;
@@ -189,15 +189,11 @@ fn flows_over_gateways_that_stay_keep_their_way_when_another_goes_and_comes_back
         lead(&mut routes, &all);
         assert!(star.ways(&listeners) == after, "no busy flow moves to the one that is back");
         lead(&mut routes, &all[..1]);
-        // They are used in later ticks than the one in which they moved: none of the kernel's is longer than 10 ms.
-        let moved_at = Instant::now();
-        while moved_at.elapsed() < Duration::from_millis(30) {
-            assert_eq!(over(&star.ways(&listeners), 0), usize::from(FLOWS));
-        }
         assert_eq!(over(&star.ways(&listeners), 0), usize::from(FLOWS));
+        // Where there is one way the kernel chooses none, and so does not see which shares are used.
         lead(&mut routes, &all[..2]);
         let last = star.ways(&listeners);
-        assert_eq!(over(&last, 0), usize::from(FLOWS), "one that remained alone keeps what is busy");
+        assert!((0..2).all(|number| over(&last, number) > 40), "both share the load again: {last:?}");
         for destination in destinations {
             routes.set(destination, None);
         }

@@ -2,6 +2,7 @@
 //!
 //! A group is resilient where the kernel has that (5.12): a flow stays at its gateway while that is there, whatever
 //! becomes of the others. So a group is changed in place where all its routes change alike, and one gateway may remain of it.
+//! While it is one, the kernel does not note which flows use it, and shares all of them out with the next that comes.
 //! An IPv4 route may lead to an IPv6 gateway (RFC 8950), and the gateways of a group may be of both families.
 
 use std::collections::{BTreeMap, BTreeSet};
