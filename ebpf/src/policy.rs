@@ -194,11 +194,11 @@ fn judge(ctx: &TcContext, packet: &Packet, link: u32, entering: bool) -> Result<
         }
         // What goes on in the middle of a connection says nothing about who began it.
         verdict::FREE if begins || !has_beginning(key.protocol) => {
-            if maps::is_node_address(&key.destination) || note(&key, generation, entering) {
-                Ok(())
-            } else {
-                Err(Error::PolicyFull)
+            // Allowed it is in any case; only its answers may find no leave where there is no room.
+            if !maps::is_node_address(&key.destination) {
+                note(&key, generation, entering);
             }
+            Ok(())
         }
         verdict::DENIED if !(entering && is_of_own_making(packet, &key)) => denied(entering),
         _ => Ok(()),
